@@ -1,0 +1,1 @@
+"""From a torch graph to Numba kernels; see ARCHITECTURE.md."""

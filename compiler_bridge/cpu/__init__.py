@@ -1,0 +1,1 @@
+"""CPU kernels in Python: the SIMD vocabulary, the mathematics library and what is written in them."""

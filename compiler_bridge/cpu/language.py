@@ -1,0 +1,56 @@
+"""What kernels import: the vocabulary, and the decorators that make a function a kernel or a helper.
+
+With PYNN_INTERPRET=1 the same names are the numpy versions and the decorators leave plain Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from compiler_bridge import settings
+from compiler_bridge.cpu.simd_types import NATIVE_LANES
+
+if settings.INTERPRET:
+    from compiler_bridge.cpu import simd_python as _words
+    from compiler_bridge.cpu.simd_python import *  # noqa: F403
+else:
+    from compiler_bridge.cpu import simd as _words
+    from compiler_bridge.cpu.simd import *  # noqa: F403
+
+KERNEL_SIGNATURE = "void(CPointer(int64), int64, int64, int64)"
+FASTMATH = {"contract"}
+"""a * b + c may be fused; nothing is reassociated, NaN and signed zeros are kept."""
+
+
+def kernel(function: Callable[..., None]) -> Any:
+    """A function (tab, begin, end, thread) as a C callback with `.address`; see ARCHITECTURE.md."""
+    if settings.INTERPRET:
+        return _words.quiet(function)  # type: ignore[attr-defined]
+    from numba import cfunc
+
+    return cfunc(KERNEL_SIGNATURE, error_model="numpy", fastmath=FASTMATH, nopython=True)(function)
+
+
+def helper(function: Callable[..., Any]) -> Any:
+    """A function that kernels call, inlined into them."""
+    if settings.INTERPRET:
+        return _words.quiet(function)  # type: ignore[attr-defined]
+    from numba import njit
+
+    return njit(error_model="numpy", fastmath=FASTMATH, forceinline=True, no_cpython_wrapper=True,
+                no_cfunc_wrapper=True, cache=True)(function)
+
+
+def outlined_helper(function: Callable[..., Any]) -> Any:
+    """A function that kernels call; LLVM decides whether to inline it."""
+    if settings.INTERPRET:
+        return _words.quiet(function)  # type: ignore[attr-defined]
+    from numba import njit
+
+    return njit(error_model="numpy", fastmath=FASTMATH, no_cpython_wrapper=True, no_cfunc_wrapper=True,
+                cache=True)(function)
+
+
+__all__ = [*_words.VOCABULARY, "FASTMATH", "KERNEL_SIGNATURE", "NATIVE_LANES", "helper", "kernel",
+           "outlined_helper"]  # fmt: skip

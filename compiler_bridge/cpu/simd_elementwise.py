@@ -1,0 +1,294 @@
+"""Elementwise words of the kernel language, for scalars and vectors: fma, minimum, where, cast ..."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from compiler_bridge.cpu.simd_memory import count_mask, decode, encode
+from compiler_bridge.cpu.simd_types import (
+    COMPUTE_TYPES,
+    HELD_IN,
+    STORAGE,
+    Vec,
+    call_intrinsic,
+    common_type,
+    constant,
+    convert,
+    element_of,
+    fail,
+    is_scalar,
+    is_signed,
+    literal_dtype,
+    literal_lanes,
+    llvm_scalar,
+    llvm_type,
+    mangled,
+    with_element,
+)
+from compiler_bridge.cpu.simd_types import splat as splat_value
+
+# A flag that means nothing on a multiplication, so that Numba's fastmath pass leaves it alone.
+_NEVER_CONTRACT = ("arcp",)
+
+
+# ---- making vectors ---------------------------------------------------------------------------------
+
+
+@intrinsic(prefer_literal=True)
+def splat(typingctx, scalar, lanes):  # type: ignore[no-untyped-def]
+    """The scalar in every lane."""
+    width = literal_lanes(lanes)
+    if not is_scalar(scalar):
+        fail(f"splat takes a scalar; got {scalar}")
+    element = types.unliteral(scalar)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return splat_value(builder, args[0], width)
+
+    return Vec(element, width)(element, lanes), generate
+
+
+@intrinsic(prefer_literal=True)
+def iota(typingctx, lanes, dtype):  # type: ignore[no-untyped-def]
+    """0, 1, 2, ... in a vector of `dtype`."""
+    result = Vec(COMPUTE_TYPES[literal_dtype(dtype, COMPUTE_TYPES)], literal_lanes(lanes))
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        form = llvm_type(result)
+        return ir.Constant(form, [ir.Constant(form.element, lane) for lane in range(result.lanes)])
+
+    return result(lanes, dtype), generate
+
+
+@intrinsic(prefer_literal=True)
+def lane_mask(typingctx, count, lanes):  # type: ignore[no-untyped-def]
+    """Mask of the first `count` lanes."""
+    width = literal_lanes(lanes)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return count_mask(builder, args[0], width)
+
+    return Vec(types.boolean, width)(types.intp, lanes), generate
+
+
+# ---- one LLVM intrinsic each ------------------------------------------------------------------------
+
+
+def _require_float(numba_type: Any, name: str) -> None:
+    if not isinstance(element_of(numba_type), types.Float):
+        fail(f"{name} takes floats; got {numba_type}")
+
+
+def _unary_float(name: str, llvm_name: str, meaning: str) -> Any:
+    def typing(typingctx, x):  # type: ignore[no-untyped-def]
+        form = common_type(typingctx, x)
+        _require_float(form, name)
+
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            llvm = llvm_type(form)
+            return call_intrinsic(builder, f"{llvm_name}.{mangled(llvm)}", llvm, list(args))
+
+        return form(form), generate
+
+    typing.__name__ = typing.__qualname__ = name
+    typing.__doc__ = meaning
+    return intrinsic(typing)
+
+
+sqrt = _unary_float("sqrt", "llvm.sqrt", "The square root, correctly rounded.")
+floor = _unary_float("floor", "llvm.floor", "The largest whole number not above x.")
+ceil = _unary_float("ceil", "llvm.ceil", "The smallest whole number not below x.")
+trunc = _unary_float("trunc", "llvm.trunc", "x without its fraction.")
+rint = _unary_float("rint", "llvm.rint", "The nearest whole number, ties to even.")
+
+
+@intrinsic
+def fabs(typingctx, x):  # type: ignore[no-untyped-def]
+    """|x|, for floats and signed integers."""
+    form = common_type(typingctx, x)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        llvm = llvm_type(form)
+        if isinstance(element_of(form), types.Float):
+            return call_intrinsic(builder, f"llvm.fabs.{mangled(llvm)}", llvm, list(args))
+        negative = builder.icmp_signed("<", args[0], constant(llvm, 0))
+        return builder.select(negative, builder.sub(constant(llvm, 0), args[0]), args[0])
+
+    return form(form), generate
+
+
+@intrinsic
+def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+    """a * b + c, rounded once."""
+    form = common_type(typingctx, a, b, c)
+    _require_float(form, "fma")
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        llvm = llvm_type(form)
+        return call_intrinsic(builder, f"llvm.fma.{mangled(llvm)}", llvm, list(args))
+
+    return form(form, form, form), generate
+
+
+@intrinsic
+def product(typingctx, a, b):  # type: ignore[no-untyped-def]
+    """a * b, rounded: never fused into a following addition (for error-free transformations)."""
+    form = common_type(typingctx, a, b)
+    _require_float(form, "product")
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.fmul(*args, flags=_NEVER_CONTRACT)
+
+    return form(form, form), generate
+
+
+@intrinsic
+def horner(typingctx, x, coefficients):  # type: ignore[no-untyped-def]
+    """c[0] + x (c[1] + x (c[2] + ...)) by fma, for a tuple of constants, in the dtype of x."""
+    form = common_type(typingctx, x)
+    _require_float(form, "horner")
+    if not isinstance(coefficients, types.UniTuple):
+        fail(f"horner takes a tuple of floats; got {coefficients}")
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        llvm = llvm_type(form)
+        terms = [
+            context.cast(builder, builder.extract_value(args[1], k), coefficients.dtype, form)
+            for k in range(coefficients.count)
+        ]
+        total = terms.pop()
+        while terms:
+            total = call_intrinsic(builder, f"llvm.fma.{mangled(llvm)}", llvm, [total, args[0], terms.pop()])
+        return total
+
+    return form(form, coefficients), generate
+
+
+@intrinsic
+def copysign(typingctx, magnitude, sign):  # type: ignore[no-untyped-def]
+    """|magnitude| with the sign bit of `sign`."""
+    form = common_type(typingctx, magnitude, sign)
+    _require_float(form, "copysign")
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        llvm = llvm_type(form)
+        return call_intrinsic(builder, f"llvm.copysign.{mangled(llvm)}", llvm, list(args))
+
+    return form(form, form), generate
+
+
+def build_extreme(builder: Any, element: Any, a: Any, b: Any, largest: bool) -> Any:
+    """maximum or minimum of LLVM values, NaN if either is NaN.
+
+    The inner select is one x86 instruction that yields `a` when either is NaN; the outer one vanishes
+    when `b` is a constant.
+    """
+    sign = ">" if largest else "<"
+    if not isinstance(element, types.Float):
+        better = builder.icmp_signed(sign, b, a) if is_signed(element) else builder.icmp_unsigned(sign, b, a)
+        return builder.select(better, b, a)
+    chosen = builder.select(builder.fcmp_ordered(sign, b, a), b, a)
+    return builder.select(builder.fcmp_unordered("uno", b, b), b, chosen)
+
+
+@intrinsic
+def maximum(typingctx, a, b):  # type: ignore[no-untyped-def]
+    """The larger; NaN if either is NaN."""
+    form = common_type(typingctx, a, b)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return build_extreme(builder, element_of(form), *args, True)
+
+    return form(form, form), generate
+
+
+@intrinsic
+def minimum(typingctx, a, b):  # type: ignore[no-untyped-def]
+    """The smaller; NaN if either is NaN."""
+    form = common_type(typingctx, a, b)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return build_extreme(builder, element_of(form), *args, False)
+
+    return form(form, form), generate
+
+
+@intrinsic
+def where(typingctx, condition, a, b):  # type: ignore[no-untyped-def]
+    """a where the condition holds, else b, lane by lane; both are evaluated."""
+    form = common_type(typingctx, a, b)
+    if isinstance(condition, Vec):
+        if condition.element != types.boolean:
+            fail(f"where takes a mask; got {condition}")
+        if isinstance(form, Vec) and form.lanes != condition.lanes:
+            fail(f"where: {condition} chooses between values of type {form}")
+        form = form if isinstance(form, Vec) else Vec(form, condition.lanes)
+        test = condition
+    else:
+        test = types.boolean
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(*args)
+
+    return form(test, form, form), generate
+
+
+# ---- conversions ------------------------------------------------------------------------------------
+
+
+@intrinsic(prefer_literal=True)
+def cast(typingctx, x, dtype):  # type: ignore[no-untyped-def]
+    """x converted to `dtype`; float -> int truncates.
+
+    A storage-only dtype rounds (bfloat16, float16) or wraps (int8 ...) to what that dtype can hold, in
+    the wider type it is held in.
+    """
+    name = literal_dtype(dtype, STORAGE)
+    source = element_of(x)
+    form = with_element(types.unliteral(x), source)
+    target = COMPUTE_TYPES[HELD_IN.get(name, name)]
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value = convert(builder, args[0], source, target)
+        return decode(builder, encode(builder, value, name), name) if name in HELD_IN else value
+
+    return with_element(form, target)(form, dtype), generate
+
+
+@intrinsic(prefer_literal=True)
+def bitcast(typingctx, x, dtype):  # type: ignore[no-untyped-def]
+    """The same bits read as `dtype`, which must be as wide."""
+    target = COMPUTE_TYPES[literal_dtype(dtype, COMPUTE_TYPES)]
+    form = types.unliteral(x)
+    if target == types.boolean or element_of(form).bitwidth != target.bitwidth:
+        fail(f"bitcast needs two types of equal width; got {form} and {target}")
+    result = with_element(form, target)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], llvm_type(result))
+
+    return result(form, dtype), generate
+
+
+@intrinsic
+def mulhi_u32(typingctx, a, b):  # type: ignore[no-untyped-def]
+    """The upper 32 bits of the 64-bit product of two uint32."""
+    form = common_type(typingctx, a, b)
+    form = with_element(form, types.uint32)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        narrow = llvm_type(form)
+        wide = llvm_type(with_element(form, types.uint64))
+        whole = builder.mul(builder.zext(args[0], wide), builder.zext(args[1], wide))
+        return builder.trunc(builder.lshr(whole, constant(wide, 32)), narrow)
+
+    return form(form, form), generate
+
+
+def scalar_llvm(numba_type: Any) -> Any:
+    """LLVM type of one element."""
+    return llvm_scalar(element_of(numba_type))
