@@ -22,7 +22,7 @@ BufferKind = Literal["input", "output", "arena", "thread_scratch", "constant", "
 
 
 class CompiledKernel(Protocol):
-    """A kernel of a library (GEMM, attention): machine code `kernel(tab, begin, end, thread)` at an address."""
+    """A library kernel (GEMM, attention): machine code `kernel(tab, begin, end, thread)` at an address."""
 
     @property
     def address(self) -> int: ...
@@ -276,7 +276,8 @@ def describe_step(step: Step) -> str:
 
 def describe_argument(argument: Argument) -> str:
     if isinstance(argument, PointerArgument):
-        return argument.buffer_name + (f" + {argument.element_offset}" if argument.element_offset != 0 else "")
+        offset = f" + {argument.element_offset}" if argument.element_offset != 0 else ""
+        return argument.buffer_name + offset
     if isinstance(argument, WorkspaceArgument):
         return f"workspace + {argument.byte_offset}"
     return str(argument.value)
