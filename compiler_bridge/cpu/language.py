@@ -27,9 +27,9 @@ def kernel(function: Callable[..., None]) -> Any:
     """A function (tab, begin, end, thread) as a C callback with `.address`; see ARCHITECTURE.md."""
     if settings.INTERPRET:
         return _words.quiet(function)  # type: ignore[attr-defined]
-    from numba import cfunc
+    from compiler_bridge.cpu.kernels import Kernel
 
-    return cfunc(KERNEL_SIGNATURE, error_model="numpy", fastmath=FASTMATH, nopython=True)(function)
+    return Kernel(function)  # compiled through the disk cache when its address is read
 
 
 def helper(function: Callable[..., Any]) -> Any:

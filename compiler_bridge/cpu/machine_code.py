@@ -17,12 +17,15 @@ from typing import Any
 import llvmlite.binding as llvm
 
 NUMBERS_OF_A_KERNEL = 3
+FASTMATH = {"contract"}  # as for the helpers of language.py
 
 _engines: list[Any] = []  # owners of loaded machine code; never freed, so that addresses stay valid
 _loading = threading.Lock()
 
 
-def compile_to_object(function: Callable[..., None], symbol: str, numbers: int = NUMBERS_OF_A_KERNEL) -> bytes:
+def compile_to_object(
+    function: Callable[..., None], symbol: str, numbers: int = NUMBERS_OF_A_KERNEL
+) -> bytes:
     """Compile `function(tab, *numbers)` into an ELF (or Mach-O) object that exports it as `symbol`.
 
     Numba's own C wrapper reports exceptions through Python and needs the GIL; kernels raise nothing, so the
@@ -31,11 +34,13 @@ def compile_to_object(function: Callable[..., None], symbol: str, numbers: int =
     from llvmlite import ir
     from numba.core import compiler, types
     from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.options import FastMathOptions
     from numba.core.registry import cpu_target
 
     arguments = (types.CPointer(types.int64), *[types.int64] * numbers)
     flags = compiler.Flags()
     flags.error_model = "numpy"
+    flags.fastmath = FastMathOptions(FASTMATH)
     flags.no_cpython_wrapper = True
     flags.no_cfunc_wrapper = True
     with global_compiler_lock:
