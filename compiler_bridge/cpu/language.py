@@ -38,8 +38,14 @@ def helper(function: Callable[..., Any]) -> Any:
         return _words.quiet(function)  # type: ignore[attr-defined]
     from numba import njit
 
-    return njit(error_model="numpy", fastmath=FASTMATH, forceinline=True, no_cpython_wrapper=True,
-                no_cfunc_wrapper=True, cache=True)(function)
+    return njit(
+        error_model="numpy",
+        fastmath=FASTMATH,
+        forceinline=True,
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+        cache=True,
+    )(function)
 
 
 def outlined_helper(function: Callable[..., Any]) -> Any:
@@ -48,8 +54,9 @@ def outlined_helper(function: Callable[..., Any]) -> Any:
         return _words.quiet(function)  # type: ignore[attr-defined]
     from numba import njit
 
-    return njit(error_model="numpy", fastmath=FASTMATH, no_cpython_wrapper=True, no_cfunc_wrapper=True,
-                cache=True)(function)
+    return njit(
+        error_model="numpy", fastmath=FASTMATH, no_cpython_wrapper=True, no_cfunc_wrapper=True, cache=True
+    )(function)
 
 
 __all__ = [*_words.VOCABULARY, "FASTMATH", "KERNEL_SIGNATURE", "NATIVE_LANES", "helper", "kernel",

@@ -5,60 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from compiler_bridge.cpu import simd_operators as _operators  # noqa: F401  (registers the operators)
-from compiler_bridge.cpu.simd_elementwise import (
-    bitcast,
-    cast,
-    ceil,
-    copysign,
-    fabs,
-    floor,
-    fma,
-    horner,
-    iota,
-    lane_mask,
-    maximum,
-    minimum,
-    mulhi_u32,
-    product,
-    rint,
-    splat,
-    sqrt,
-    trunc,
-    where,
-)
-from compiler_bridge.cpu.simd_lanes import (
-    concat_vectors,
-    extract,
-    high_half,
-    insert,
-    low_half,
-    reduce_add,
-    reduce_all,
-    reduce_any,
-    reduce_max,
-    reduce_min,
-    reduce_mul,
-    transpose,
-    transpose8,
-)
-from compiler_bridge.cpu.simd_memory import (
-    address_of,
-    broadcast_load,
-    gather,
-    load,
-    load_if,
-    load_masked,
-    load_strided,
-    offset_pointer,
-    pointer,
-    pointer_at,
-    prefetch,
-    scatter,
-    store,
-    store_masked,
-    store_stream,
-    store_strided,
-)
 
 f32, f64 = np.float32, np.float64
 i32, i64, u32, u64 = np.int32, np.int64, np.uint32, np.uint64

@@ -28,8 +28,9 @@ def half(builder: Any, value: Any, upper: bool) -> Any:
     """The lower or upper half of an LLVM vector."""
     count = value.type.count // 2
     start = count if upper else 0
-    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined),
-                                  lane_indices(range(start, start + count)))
+    return builder.shuffle_vector(
+        value, ir.Constant(value.type, ir.Undefined), lane_indices(range(start, start + count))
+    )
 
 
 def _reduction(name: str, accepts: Any, combine: Any, meaning: str) -> Any:
@@ -69,10 +70,18 @@ def _is_bool(element: Any) -> bool:
 
 reduce_add = _reduction("reduce_add", _is_number, _add, "The sum of the lanes.")
 reduce_mul = _reduction("reduce_mul", _is_number, _multiply, "The product of the lanes.")
-reduce_max = _reduction("reduce_max", _is_number, lambda builder, element, a, b: build_extreme(builder, element, a, b, True),
-                        "The largest lane; NaN if any is NaN.")
-reduce_min = _reduction("reduce_min", _is_number, lambda builder, element, a, b: build_extreme(builder, element, a, b, False),
-                        "The smallest lane; NaN if any is NaN.")
+reduce_max = _reduction(
+    "reduce_max",
+    _is_number,
+    lambda builder, element, a, b: build_extreme(builder, element, a, b, True),
+    "The largest lane; NaN if any is NaN.",
+)
+reduce_min = _reduction(
+    "reduce_min",
+    _is_number,
+    lambda builder, element, a, b: build_extreme(builder, element, a, b, False),
+    "The smallest lane; NaN if any is NaN.",
+)
 
 
 def _mask_test(name: str, every: bool, meaning: str) -> Any:
@@ -177,7 +186,9 @@ def build_transpose(builder: Any, rows: Any) -> Any:
 @intrinsic
 def transpose(typingctx, rows):  # type: ignore[no-untyped-def]
     """A tuple of n vectors of n lanes -> the tuple of the matrix's columns."""
-    if not (isinstance(rows, types.UniTuple) and isinstance(rows.dtype, Vec) and rows.dtype.lanes == rows.count):
+    if not (
+        isinstance(rows, types.UniTuple) and isinstance(rows.dtype, Vec) and rows.dtype.lanes == rows.count
+    ):
         fail(f"transpose takes a tuple of n vectors of n lanes; got {rows}")
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -190,7 +201,10 @@ def transpose(typingctx, rows):  # type: ignore[no-untyped-def]
 @intrinsic
 def transpose8(typingctx, v0, v1, v2, v3, v4, v5, v6, v7):  # type: ignore[no-untyped-def]
     """Eight vectors of 8 lanes -> the tuple of the matrix's columns."""
-    if any(vector != v0 for vector in (v1, v2, v3, v4, v5, v6, v7)) or _check_vector(v0, "transpose8").lanes != 8:
+    if (
+        any(vector != v0 for vector in (v1, v2, v3, v4, v5, v6, v7))
+        or _check_vector(v0, "transpose8").lanes != 8
+    ):
         fail("transpose8 takes eight vectors of one type with 8 lanes")
     result = types.UniTuple(v0, 8)
 

@@ -67,7 +67,9 @@ def decode(builder: Any, raw: Any, dtype: str) -> Any:
         wide = builder.zext(raw, _shaped(_I32, form))
         return builder.bitcast(builder.shl(wide, constant(wide.type, 16)), _shaped(ir.FloatType(), form))
     if dtype == "float16":
-        return builder.fpext(builder.bitcast(raw, _shaped(ir.HalfType(), form)), _shaped(ir.FloatType(), form))
+        return builder.fpext(
+            builder.bitcast(raw, _shaped(ir.HalfType(), form)), _shaped(ir.FloatType(), form)
+        )
     if dtype in ("int8", "int16"):
         return builder.sext(raw, _shaped(_I32, form))
     if dtype in ("uint8", "uint16"):
@@ -122,8 +124,12 @@ def count_mask(builder: Any, count: Any, lanes: int) -> Any:
     """Mask of the first `count` lanes; any int64 count."""
     limit = ir.Constant(INDEX, lanes)
     clamped = builder.select(builder.icmp_signed("<", count, limit), count, limit)
-    narrow = builder.trunc(builder.select(builder.icmp_signed("<", clamped, ir.Constant(INDEX, 0)),
-                                          ir.Constant(INDEX, 0), clamped), _I32)
+    narrow = builder.trunc(
+        builder.select(
+            builder.icmp_signed("<", clamped, ir.Constant(INDEX, 0)), ir.Constant(INDEX, 0), clamped
+        ),
+        _I32,
+    )
     numbers = ir.Constant(ir.VectorType(_I32, lanes), [ir.Constant(_I32, lane) for lane in range(lanes)])
     return builder.icmp_signed("<", numbers, splat(builder, narrow, lanes))
 
@@ -236,7 +242,9 @@ def load(typingctx, pointer, index, lanes=None, count=None):  # type: ignore[no-
         address = _vector_address(builder, args[0], args[1], raw)
         if count is None:
             return decode(builder, builder.load(address, align=ITEM_BYTES[dtype]), dtype)
-        return decode(builder, _masked_load(builder, address, count_mask(builder, args[3], width), raw, dtype), dtype)
+        return decode(
+            builder, _masked_load(builder, address, count_mask(builder, args[3], width), raw, dtype), dtype
+        )
 
     return result(pointer, where, lanes, _optional(count, types.intp)), generate
 

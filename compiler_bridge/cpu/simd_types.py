@@ -177,7 +177,9 @@ def constant(llvm: Any, value: Any) -> Any:
 def lane_indices(lanes: Any) -> Any:
     """Constant `<n x i32>` used by shuffles."""
     indices = list(lanes)
-    return ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), [ir.Constant(ir.IntType(32), i) for i in indices])
+    return ir.Constant(
+        ir.VectorType(ir.IntType(32), len(indices)), [ir.Constant(ir.IntType(32), i) for i in indices]
+    )
 
 
 def splat(builder: Any, scalar: Any, lanes: int) -> Any:
@@ -204,7 +206,9 @@ def mangled(llvm: Any) -> str:
 def call_intrinsic(builder: Any, name: str, result: Any, arguments: Any, fastmath: Any = ()) -> Any:
     """Call the LLVM intrinsic with this full name."""
     form = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, form, name), arguments, fastmath=fastmath)
+    return builder.call(
+        cgutils.get_or_insert_function(builder.module, form, name), arguments, fastmath=fastmath
+    )
 
 
 def is_signed(element: Any) -> bool:
@@ -216,7 +220,11 @@ def convert(builder: Any, value: Any, source: Any, target: Any) -> Any:
     if source == target:
         return value
     shape = value.type
-    to = ir.VectorType(llvm_scalar(target), shape.count) if isinstance(shape, ir.VectorType) else llvm_scalar(target)
+    to = (
+        ir.VectorType(llvm_scalar(target), shape.count)
+        if isinstance(shape, ir.VectorType)
+        else llvm_scalar(target)
+    )
     if target == types.boolean:
         zero = constant(shape, 0.0 if isinstance(source, types.Float) else 0)
         if isinstance(source, types.Float):
@@ -261,7 +269,11 @@ def _literal_constant(numba_type: Any, element: Any) -> Any:
 def _cast_scalar_to_vector(context: Any, builder: Any, source: Any, target: Vec, value: Any) -> Any:
     if isinstance(source, types.Literal):
         scalar = _literal_constant(source, target.element)
-    elif isinstance(value, ir.Constant) and isinstance(source, types.Float) and isinstance(target.element, types.Float):
+    elif (
+        isinstance(value, ir.Constant)
+        and isinstance(source, types.Float)
+        and isinstance(target.element, types.Float)
+    ):
         number = value.constant
         if target.element.bitwidth == 32:
             number = _round_to_float32(number)
