@@ -1,0 +1,183 @@
+"""The table that ties ATen operations to their definitions, and the decorators that fill it.
+
+    DEFINITIONS[torch.ops.aten.gelu.default] is gelu_forward
+
+A *definition* is a function with exactly the signature of an ATen overload, written from elementary
+operations (pointwise arithmetic, reductions, views and indexing, gather and scatter, creation, casts, random
+draws, one contraction). It has no data-dependent control flow and no autograd.Function inside, so the same
+text runs eagerly, under a tracer with fake tensors and symbolic sizes, and as a decomposition that the
+compiler lowers. Forward and backward operations both have one.
+
+A *public function* (what `pynn.functional` exports) is a definition with its gradient attached
+(`differentiable`), that shows itself as torch's own operation under a tracer (`traced_as`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+DEFINITIONS: dict[OpOverload, Callable[..., Any]] = {}
+
+PUBLIC: dict[str, Callable[..., Any]] = {}
+"""The public functions by name: every one decorated with `traced_as`."""
+
+NARROW_DTYPES = (torch.float16, torch.bfloat16)
+
+
+def defines(*overloads: OpOverload) -> Callable:
+    """Enter the decorated function in DEFINITIONS as the meaning of these ATen overloads."""
+
+    def enter(definition: Callable) -> Callable:
+        for overload in overloads:
+            if overload in DEFINITIONS:
+                raise ValueError(f"{overload} already has a definition: {DEFINITIONS[overload].__qualname__}")
+            DEFINITIONS[overload] = definition
+        return definition
+
+    return enter
+
+
+def traced_as(torch_function: Callable) -> Callable:
+    """Under a tracer (torch.compile, torch.export) call torch's own function, else the definition.
+
+    The graph then holds the ATen operation that Inductor, ONNX export and this project's own compiler know.
+    The decorated function keeps its name, signature and documentation; `__wrapped__` is the definition and
+    `torch_function` the function of torch.nn.functional that it replaces.
+    """
+
+    def decorate(definition: Callable) -> Callable:
+        @functools.wraps(definition)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return torch_function(*args, **kwargs)
+            return definition(*args, **kwargs)
+
+        function.torch_function = torch_function  # type: ignore[attr-defined]
+        PUBLIC[definition.__name__] = function
+        return function
+
+    return decorate
+
+
+def computes_in_float32(definition: Callable) -> Callable:
+    """Cast 16-bit tensor arguments to float32, and the float32 results back, rounding once.
+
+    If any floating-point argument is wider than 16 bits, the results stay as wide as computed.
+    """
+
+    @functools.wraps(definition)
+    def computed(*args: Any, **kwargs: Any) -> Any:
+        dtypes = {x.dtype for x in args if isinstance(x, Tensor) and x.is_floating_point()}
+        if dtypes.isdisjoint(NARROW_DTYPES):
+            return definition(*args, **kwargs)
+        result = definition(*[widen(x) if isinstance(x, Tensor) else x for x in args], **kwargs)
+        if len(dtypes) > 1:
+            return result
+        (narrow,) = dtypes
+        if isinstance(result, tuple):
+            return tuple(_narrow(x, narrow) for x in result)
+        return _narrow(result, narrow)
+
+    return computed
+
+
+def widen(x: Tensor) -> Tensor:
+    """float16 and bfloat16 to float32; anything else unchanged."""
+    return x.to(torch.float32) if x.dtype in NARROW_DTYPES else x
+
+
+def _narrow(x: Any, dtype: torch.dtype) -> Any:
+    return x.to(dtype) if isinstance(x, Tensor) and x.dtype == torch.float32 else x
+
+
+class Function(torch.autograd.Function):
+    """An autograd.Function for positional arguments only, with its vmap rule generated.
+
+    torch's own `apply` inspects the signature of `forward` on every call, which costs several times the rest.
+    """
+
+    generate_vmap_rule = True
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)
+
+
+def differentiable(definition: Callable, *backwards: Callable) -> Callable:
+    """Give a pointwise definition its gradient formulas, one per leading tensor argument.
+
+        definition(x1, ..., xn, *constants) -> y               all of one shape
+        backwards[i](grad, x1, ..., xn, *constants) -> d y / d xi * grad
+
+    Autograd then keeps the inputs only (as C++ does) and takes the value at a kink that C++ takes. The
+    formulas are made of differentiable operations, so double backward works; the Jacobian of a pointwise
+    function is diagonal, so they serve forward-mode AD as well.
+    """
+    count = len(backwards)
+
+    class Pointwise(Function):
+        @staticmethod
+        def forward(*inputs: Any) -> Tensor:
+            return definition(*inputs)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+            ctx.save_for_backward(*inputs[:count])
+            ctx.save_for_forward(*inputs[:count])
+            ctx.constants = inputs[count:]
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple:
+            tensors = ctx.saved_tensors
+            gradients = [
+                formula(grad, *tensors, *ctx.constants) if needed else None
+                for formula, needed in zip(backwards, ctx.needs_input_grad, strict=False)
+            ]
+            return (*gradients, *[None] * len(ctx.constants))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Tensor:
+            tensors = ctx.saved_tensors
+            terms = [
+                formula(tangent, *tensors, *ctx.constants)
+                for formula, tangent in zip(backwards, tangents, strict=False)
+                if tangent is not None
+            ]
+            return functools.reduce(torch.add, terms)
+
+    Pointwise.__name__ = Pointwise.__qualname__ = definition.__name__
+    return Pointwise.apply
+
+
+def apply_in_place(function: Callable, input: Tensor, *constants: Any) -> Tensor:
+    """input <- function(input, *constants); returns input.
+
+    Where a gradient will be asked for, the function sees (and saves) a copy, because the values that its
+    backward needs are about to be overwritten.
+    """
+    keeps_values = torch.is_grad_enabled() and input.requires_grad
+    return input.copy_(function(input.clone() if keeps_values else input, *constants))
+
+
+def require_floating_point(name: str, input: Tensor) -> None:
+    """Raise what a CPU kernel of ATen raises when it has no such dtype."""
+    if not input.is_floating_point():
+        raise NotImplementedError(f'"{name}" not implemented for \'{_DTYPE_NAMES.get(input.dtype, input.dtype)}\'')
+
+
+_DTYPE_NAMES = {
+    torch.bool: "Bool",
+    torch.uint8: "Byte",
+    torch.int8: "Char",
+    torch.int16: "Short",
+    torch.int32: "Int",
+    torch.int64: "Long",
+    torch.complex64: "ComplexFloat",
+    torch.complex128: "ComplexDouble",
+}

@@ -1,0 +1,348 @@
+"""Piecewise linear activations: the definitions with ATen's signatures, then the public functions.
+
+Every one is a comparison and a choice. Values at the kinks, and what NaN gives, are those of
+aten/src/ATen/native/cpu/Activation.cpp.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pynn.definitions import (
+    apply_in_place,
+    computes_in_float32,
+    defines,
+    differentiable,
+    require_floating_point,
+    traced_as,
+)
+
+aten = torch.ops.aten
+
+
+# ---- definitions -----------------------------------------------------------------------------------------
+
+
+@defines(aten.relu.default)
+def relu_forward(x: Tensor) -> Tensor:
+    """max(x, 0); NaN stays NaN."""
+    return torch.where(x <= 0, 0, x)
+
+
+@defines(aten.threshold.default)
+def threshold_forward(x: Tensor, threshold: float, value: float) -> Tensor:
+    """x above the threshold, else value; NaN stays NaN."""
+    return torch.where(x <= threshold, value, x)
+
+
+@defines(aten.threshold_backward.default)
+def threshold_backward(grad: Tensor, x: Tensor, threshold: float) -> Tensor:
+    """0 where x <= threshold, else grad."""
+    return torch.where(x <= threshold, 0, grad)
+
+
+@defines(aten.leaky_relu.default)
+@computes_in_float32
+def leaky_relu_forward(x: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """x where x > 0, else negative_slope * x."""
+    return torch.where(x > 0, x, x * negative_slope)
+
+
+@defines(aten.leaky_relu_backward.default)
+@computes_in_float32
+def leaky_relu_backward(
+    grad: Tensor, x: Tensor, negative_slope: float, self_is_result: bool = False
+) -> Tensor:
+    """grad where x > 0, else negative_slope * grad (x may be the result: a positive slope keeps the sign)."""
+    return torch.where(x > 0, grad, grad * negative_slope)
+
+
+@defines(aten.hardtanh.default)
+def hardtanh_forward(x: Tensor, min_val: float = -1, max_val: float = 1) -> Tensor:
+    """min(max(x, min_val), max_val); NaN stays NaN."""
+    return torch.where(x < min_val, min_val, torch.where(x > max_val, max_val, x))
+
+
+@defines(aten.hardtanh_backward.default)
+def hardtanh_backward(grad: Tensor, x: Tensor, min_val: float, max_val: float) -> Tensor:
+    """0 at and outside the bounds, else grad."""
+    return torch.where((x <= min_val) | (x >= max_val), 0, grad)
+
+
+@defines(aten.hardsigmoid.default)
+@computes_in_float32
+def hardsigmoid_forward(x: Tensor) -> Tensor:
+    """min(max(x + 3, 0), 6) / 6."""
+    return hardtanh_forward(x + 3, 0, 6) / 6
+
+
+@defines(aten.hardsigmoid_backward.default)
+@computes_in_float32
+def hardsigmoid_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """grad / 6 strictly between -3 and 3, else 0 (NaN too)."""
+    return torch.where((x > -3) & (x < 3), grad / 6, 0)
+
+
+@defines(aten.hardswish.default)
+@computes_in_float32
+def hardswish_forward(x: Tensor) -> Tensor:
+    """x * min(max(x + 3, 0), 6) / 6."""
+    return x * hardtanh_forward(x + 3, 0, 6) / 6
+
+
+@defines(aten.hardswish_backward.default)
+@computes_in_float32
+def hardswish_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """0 up to -3, grad * (x / 3 + 1/2) below 3, grad from there on."""
+    return torch.where(x <= -3, 0, torch.where(x < 3, grad * (x / 3 + 0.5), grad))
+
+
+@defines(aten.hardshrink.default)
+def hardshrink_forward(x: Tensor, lambd: float = 0.5) -> Tensor:
+    """0 where |x| <= lambd, else x."""
+    return torch.where((x >= -lambd) & (x <= lambd), 0, x)
+
+
+@defines(aten.softshrink.default)
+@computes_in_float32
+def softshrink_forward(x: Tensor, lambd: float = 0.5) -> Tensor:
+    """x moved towards 0 by lambd, and 0 where |x| <= lambd (as x * 0, so that NaN stays NaN)."""
+    return torch.where(x > lambd, x - lambd, torch.where(x < -lambd, x + lambd, x * 0))
+
+
+@defines(aten.hardshrink_backward.default, aten.softshrink_backward.default)
+def shrink_backward(grad: Tensor, x: Tensor, lambd: float) -> Tensor:
+    """0 where |x| <= lambd, else grad."""
+    return torch.where((x >= -lambd) & (x <= lambd), 0, grad)
+
+
+@defines(aten._prelu_kernel.default)
+@computes_in_float32
+def prelu_forward(x: Tensor, weight: Tensor) -> Tensor:
+    """x where x > 0, else weight * x."""
+    return torch.where(x > 0, x, weight * x)
+
+
+def prelu_backward_input(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """grad where x > 0, else weight * grad."""
+    return torch.where(x > 0, grad, weight * grad)
+
+
+def prelu_backward_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """0 where x > 0, else x * grad: not yet summed over the elements that share a weight."""
+    return torch.where(x > 0, 0, x * grad)
+
+
+@defines(aten._prelu_kernel_backward.default)
+@computes_in_float32
+def prelu_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return prelu_backward_input(grad, x, weight), prelu_backward_weight(grad, x, weight)
+
+
+@defines(aten.rrelu_with_noise_functional.default)
+def rrelu_with_noise_functional(
+    x: Tensor,
+    noise: Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Leaky ReLU whose slope is drawn from [lower, upper), and the slopes (1 where x > 0).
+
+    Differs from ATen's CPU kernel in the random numbers: that draws for the elements <= 0 only, which no
+    traced program can (eager `rrelu` does).
+    """
+    if not training:
+        return leaky_relu_forward(x, (lower + upper) / 2), noise
+    draws = torch.rand_like(x) * (upper - lower) + lower
+    slopes = torch.where(x <= 0, draws, 1)
+    return x * slopes, slopes
+
+
+@defines(aten.rrelu_with_noise_backward.default)
+@computes_in_float32
+def rrelu_with_noise_backward(
+    grad: Tensor, x: Tensor, noise: Tensor, lower: float, upper: float, training: bool, self_is_result: bool
+) -> Tensor:
+    """grad * noise when training (with an interval wide enough to matter), else that of leaky ReLU."""
+    if training and upper - lower > 1e-6:
+        return grad * noise
+    return leaky_relu_backward(grad, x, (lower + upper) / 2, self_is_result)
+
+
+# ---- public functions ------------------------------------------------------------------------------------
+
+_relu = differentiable(relu_forward, lambda grad, x: threshold_backward(grad, x, 0))
+_threshold = differentiable(threshold_forward, lambda grad, x, threshold, _: threshold_backward(grad, x, threshold))
+_leaky_relu = differentiable(leaky_relu_forward, leaky_relu_backward)
+_hardtanh = differentiable(hardtanh_forward, hardtanh_backward)
+_hardsigmoid = differentiable(hardsigmoid_forward, hardsigmoid_backward)
+_hardswish = differentiable(hardswish_forward, hardswish_backward)
+_hardshrink = differentiable(hardshrink_forward, shrink_backward)
+_softshrink = differentiable(softshrink_forward, shrink_backward)
+_prelu = differentiable(
+    prelu_forward, computes_in_float32(prelu_backward_input), computes_in_float32(prelu_backward_weight)
+)
+
+
+@traced_as(F.relu)
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """out = max(input, 0); the gradient at 0 is 0, NaN stays NaN."""
+    if input.dtype == torch.bool:
+        raise RuntimeError("Boolean inputs not supported for relu")
+    return apply_in_place(_relu, input) if inplace else _relu(input)
+
+
+@traced_as(F.relu_)
+def relu_(input: Tensor) -> Tensor:
+    """In-place version of `relu`."""
+    return relu.__wrapped__(input, inplace=True)
+
+
+@traced_as(F.threshold)
+def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
+    """out = input where input > threshold, else value."""
+    return apply_in_place(_threshold, input, threshold, value) if inplace else _threshold(input, threshold, value)
+
+
+@traced_as(F.threshold_)
+def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
+    """In-place version of `threshold`."""
+    return apply_in_place(_threshold, input, threshold, value)
+
+
+@traced_as(F.leaky_relu)
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    """out = input where input > 0, else negative_slope * input."""
+    require_floating_point("leaky_relu_cpu", input)
+    if inplace:
+        return apply_in_place(_leaky_relu, input, negative_slope)
+    return _leaky_relu(input, negative_slope)
+
+
+@traced_as(F.leaky_relu_)
+def leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """In-place version of `leaky_relu`."""
+    return leaky_relu.__wrapped__(input, negative_slope, inplace=True)
+
+
+@traced_as(F.hardtanh)
+def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
+    """out = min(max(input, min_val), max_val); the gradient at the bounds is 0.
+
+    Raises:  ValueError when min_val > max_val
+    """
+    if min_val > max_val:
+        raise ValueError("min_val cannot be greater than max_val")
+    if input.dtype == torch.bool:
+        raise RuntimeError("Bool inputs not supported for hardtanh")
+    if not input.is_floating_point():
+        min_val, max_val = int(min_val), int(max_val)
+        if not input.is_signed() and min_val < 0:
+            raise RuntimeError("cannot do hardtanh on an unsigned type with negative limits")
+    if inplace:
+        return apply_in_place(_hardtanh, input, min_val, max_val)
+    return _hardtanh(input, min_val, max_val)
+
+
+@traced_as(F.hardtanh_)
+def hardtanh_(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    """In-place version of `hardtanh`."""
+    return hardtanh.__wrapped__(input, min_val, max_val, inplace=True)
+
+
+@traced_as(F.relu6)
+def relu6(input: Tensor, inplace: bool = False) -> Tensor:
+    """out = min(max(input, 0), 6)."""
+    return hardtanh.__wrapped__(input, 0.0, 6.0, inplace)
+
+
+@traced_as(F.hardsigmoid)
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """out = min(max(input + 3, 0), 6) / 6."""
+    require_floating_point("hardsigmoid_cpu", input)
+    return apply_in_place(_hardsigmoid, input) if inplace else _hardsigmoid(input)
+
+
+@traced_as(F.hardswish)
+def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
+    """out = input * min(max(input + 3, 0), 6) / 6.
+
+    Source:  Howard et al., Searching for MobileNetV3, 2019
+    """
+    require_floating_point("hardswish_cpu", input)
+    return apply_in_place(_hardswish, input) if inplace else _hardswish(input)
+
+
+@traced_as(F.hardshrink)
+def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+    """out = 0 where |input| <= lambd, else input."""
+    require_floating_point("hardshrink_cpu", input)
+    return _hardshrink(input, lambd)
+
+
+@traced_as(F.softshrink)
+def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+    """out = input - lambd above lambd, input + lambd below -lambd, 0 between.
+
+    Raises:  RuntimeError when lambd < 0
+    """
+    require_floating_point("softshrink_check", input)
+    if lambd < 0:
+        raise RuntimeError(f"lambda must be greater or equal to 0, but found to be {lambd}.")
+    return _softshrink(input, lambd)
+
+
+@traced_as(F.prelu)
+def prelu(input: Tensor, weight: Tensor) -> Tensor:
+    """out = input where input > 0, else weight * input.
+
+    Shape:   input: [batch, channels, *] or any   weight: [channels], or one element
+    Raises:  RuntimeError when the weights are neither one nor as many as the channels
+    """
+    if input.dtype != weight.dtype:
+        raise RuntimeError(f"prelu: Type promoting not supported. Got {input.dtype} and {weight.dtype}")
+    if weight.dim() > 1:
+        raise RuntimeError(f"prelu: Expected `weight` to be a scalar or 1D tensor, but got: ndim = {weight.dim()}")
+    if weight.numel() != 1:
+        if input.dim() == 0:
+            raise RuntimeError("Not allow zero-dim input tensor.")
+        channels = input.size(1) if input.dim() > 1 else 1
+        if channels != weight.numel():
+            raise RuntimeError(
+                "Mismatch of parameter numbers and input channel size. Found parameter numbers = "
+                f"{weight.numel()} and channel size = {channels}."
+            )
+    sizes = [1] * input.dim()
+    if input.dim() > 1:
+        sizes[1] = -1
+    return _prelu(input, weight.reshape(sizes).expand(input.shape))
+
+
+@traced_as(F.rrelu)
+def rrelu(
+    input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
+) -> Tensor:
+    """out = input where input > 0, else slope * input, with slope ~ uniform [lower, upper) per element.
+
+    Outside training the slope is the middle of the interval. Draws in the order of ATen's CPU kernel: one
+    float64 for each element <= 0, so equal seeds give equal results.
+    Source:  Xu et al., Empirical evaluation of rectified activations in convolutional network, 2015
+    """
+    require_floating_point("leaky_relu_cpu" if not training else "rrelu_with_noise_out_cpu", input)
+    if lower > upper:
+        raise RuntimeError(f"Lower bound should be less than or equal to the upper bound. Got {lower}, {upper}")
+    if not training:
+        return leaky_relu.__wrapped__(input, (lower + upper) / 2, inplace)
+    is_negative = (input <= 0).detach()
+    draws = torch.empty(int(is_negative.sum()), dtype=torch.float64, device=input.device).uniform_(lower, upper)
+    slopes = torch.ones_like(input, memory_format=torch.contiguous_format)
+    slopes.masked_scatter_(is_negative, draws.to(input.dtype))
+    return input.mul_(slopes) if inplace else input * slopes
+
+
+@traced_as(F.rrelu_)
+def rrelu_(input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Tensor:
+    """In-place version of `rrelu`."""
+    return rrelu.__wrapped__(input, lower, upper, training, inplace=True)
