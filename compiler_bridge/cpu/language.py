@@ -59,5 +59,5 @@ def outlined_helper(function: Callable[..., Any]) -> Any:
     )(function)
 
 
-__all__ = [*_words.VOCABULARY, "FASTMATH", "KERNEL_SIGNATURE", "NATIVE_LANES", "helper", "kernel",
+__all__ = [*_words.__all__, "FASTMATH", "KERNEL_SIGNATURE", "NATIVE_LANES", "helper", "kernel",
            "outlined_helper"]  # fmt: skip
