@@ -1,0 +1,396 @@
+"""Activations made of exp, tanh and erf: the definitions with ATen's signatures, then the public functions.
+
+Formulas are those of aten/src/ATen/native/cpu/Activation.cpp; where a term could overflow its argument is
+clamped where that no longer changes the result, so that derivatives of any order stay finite.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pynn.definitions import (
+    Function,
+    apply_in_place,
+    computes_in_float32,
+    defines,
+    differentiable,
+    require_floating_point,
+    traced_as,
+)
+
+aten = torch.ops.aten
+
+SELU_ALPHA = 1.6732632423543772848170429916717
+SELU_SCALE = 1.0507009873554804934193349852946
+
+
+# ---- definitions -----------------------------------------------------------------------------------------
+
+
+@defines(aten.sigmoid_backward.default)
+@computes_in_float32
+def sigmoid_backward(grad: Tensor, output: Tensor) -> Tensor:
+    """grad * output * (1 - output)."""
+    return grad * output * (1 - output)
+
+
+@defines(aten.tanh_backward.default)
+@computes_in_float32
+def tanh_backward(grad: Tensor, output: Tensor) -> Tensor:
+    """grad * (1 - output^2)."""
+    return grad * (1 - output * output)
+
+
+@defines(aten.silu.default)
+@computes_in_float32
+def silu_forward(x: Tensor) -> Tensor:
+    """x * sigmoid(x)."""
+    return x * torch.sigmoid(x)
+
+
+@defines(aten.silu_backward.default)
+@computes_in_float32
+def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """grad * s * (1 + x * (1 - s)), s = sigmoid(x)."""
+    s = torch.sigmoid(x)
+    return grad * (s * (1 + x * (1 - s)))
+
+
+def tanh_of_softplus(x: Tensor) -> Tensor:
+    """tanh(log(1 + exp(x))): above 20 it is 1 in float64, so exp need not go further."""
+    return torch.tanh(torch.log1p(torch.exp(torch.clamp(x, max=20))))
+
+
+@defines(aten.mish.default)
+@computes_in_float32
+def mish_forward(x: Tensor) -> Tensor:
+    """x * tanh(softplus(x))."""
+    return x * tanh_of_softplus(x)
+
+
+@defines(aten.mish_backward.default)
+@computes_in_float32
+def mish_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """grad * (t + x * sigmoid(x) * (1 - t^2)), t = tanh(softplus(x))."""
+    t = tanh_of_softplus(x)
+    return grad * (t + x * torch.sigmoid(x) * (1 - t * t))
+
+
+@defines(aten.gelu.default)
+@computes_in_float32
+def gelu_forward(x: Tensor, *, approximate: str = "none") -> Tensor:
+    """x * P(N <= x) for a standard normal N, or its approximation by tanh."""
+    if approximate == "tanh":
+        return 0.5 * x * (1 + torch.tanh(_gelu_tanh_argument(x)))
+    return 0.5 * x * (1 + torch.erf(x * math.sqrt(0.5)))
+
+
+@defines(aten.gelu_backward.default)
+@computes_in_float32
+def gelu_backward(grad: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
+    """grad * (P(N <= x) + x * density(x)), or the derivative of the approximation."""
+    if approximate == "tanh":
+        t = torch.tanh(_gelu_tanh_argument(x))
+        slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
+        return grad * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope)
+    probability = 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
+    density = torch.exp(-0.5 * x * x) * math.sqrt(0.5 / math.pi)
+    return grad * (probability + x * density)
+
+
+def _gelu_tanh_argument(x: Tensor) -> Tensor:
+    return math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
+
+
+@defines(aten.elu.default)
+@computes_in_float32
+def elu_forward(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+    """scale * x where x > 0, else scale * alpha * (exp(input_scale * x) - 1)."""
+    return torch.where(x <= 0, torch.expm1(x * input_scale) * (alpha * scale), x * scale)
+
+
+@defines(aten.elu_backward.default)
+@computes_in_float32
+def elu_backward(
+    grad: Tensor, alpha: float, scale: float, input_scale: float, is_result: bool, x: Tensor
+) -> Tensor:
+    """The derivative from the input, or (is_result) from the output: there alpha * exp = output + alpha.
+
+    Raises:  RuntimeError for a negative alpha with is_result, where the output no longer tells the sign
+    """
+    if is_result:
+        if alpha < 0:
+            raise RuntimeError(
+                "In-place elu backward calculation is triggered with a negative slope which is not supported. "
+                "This is caused by calling in-place forward function with a negative slope, "
+                "please call out-of-place version instead."
+            )
+        below = (x + alpha * scale) * input_scale
+    else:
+        # clamped so that the branch not taken cannot be infinite
+        below = torch.exp(torch.clamp(x, max=0) * input_scale) * (alpha * scale * input_scale)
+    return torch.where(x <= 0, grad * below, grad * scale)
+
+
+@defines(aten.celu.default)
+def celu_forward(x: Tensor, alpha: float = 1) -> Tensor:
+    """ELU with exp(x / alpha), whose derivative is continuous for every alpha."""
+    return elu_forward(x, alpha, 1, 1 / alpha)
+
+
+@defines(aten.selu.default)
+def selu_forward(x: Tensor) -> Tensor:
+    """ELU with the constants that keep mean 0 and variance 1."""
+    return elu_forward(x, SELU_ALPHA, SELU_SCALE)
+
+
+@defines(aten.glu.default)
+@computes_in_float32
+def glu_forward(x: Tensor, dim: int = -1) -> Tensor:
+    """value * sigmoid(gate), the two halves of x along dim."""
+    value, gate = _halves(x, dim)
+    return value * torch.sigmoid(gate)
+
+
+@defines(aten.glu_backward.default)
+@computes_in_float32
+def glu_backward(grad: Tensor, x: Tensor, dim: int) -> Tensor:
+    """[grad * s, grad * value * s * (1 - s)], s = sigmoid(gate)."""
+    value, gate = _halves(x, dim)
+    s = torch.sigmoid(gate)
+    return torch.cat([grad * s, grad * value * s * (1 - s)], dim)
+
+
+def _halves(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    half = x.size(dim) // 2
+    return x.narrow(dim, 0, half), x.narrow(dim, half, half)
+
+
+@defines(aten.log_sigmoid_forward.default)
+@computes_in_float32
+def log_sigmoid_forward(x: Tensor) -> tuple[Tensor, Tensor]:
+    """min(x, 0) - log(1 + exp(-|x|)), and the exp(-|x|) that ATen's backward reuses."""
+    decay = torch.exp(-x.abs())
+    return torch.clamp(x, max=0) - torch.log1p(decay), decay
+
+
+@defines(aten.log_sigmoid_backward.default)
+@computes_in_float32
+def log_sigmoid_backward(grad: Tensor, x: Tensor, buffer: Tensor | None = None) -> Tensor:
+    """grad * sigmoid(-x); the buffer of the forward isn't needed."""
+    return grad * torch.sigmoid(-x)
+
+
+@defines(aten.softplus.default)
+@computes_in_float32
+def softplus_forward(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    """log(1 + exp(beta * x)) / beta; x itself where beta * x > threshold."""
+    scaled = x * beta
+    return torch.where(scaled > threshold, x, torch.log1p(torch.exp(scaled)) / beta)
+
+
+@defines(aten.softplus_backward.default)
+@computes_in_float32
+def softplus_backward(grad: Tensor, x: Tensor, beta: float, threshold: float) -> Tensor:
+    """grad * sigmoid(beta * x); grad where beta * x > threshold."""
+    scaled = x * beta
+    return torch.where(scaled > threshold, grad, grad * torch.sigmoid(scaled))
+
+
+# ---- public functions ------------------------------------------------------------------------------------
+
+
+def _gelu_with(approximate: str):
+    return differentiable(
+        lambda x: gelu_forward(x, approximate=approximate),
+        lambda grad, x: gelu_backward(grad, x, approximate=approximate),
+    )
+
+
+_silu = differentiable(silu_forward, silu_backward)
+_mish = differentiable(mish_forward, mish_backward)
+_gelu = {approximate: _gelu_with(approximate) for approximate in ("none", "tanh")}
+_elu = differentiable(
+    elu_forward,
+    lambda grad, x, alpha, scale, input_scale: elu_backward(grad, alpha, scale, input_scale, False, x),
+)
+_log_sigmoid = differentiable(lambda x: log_sigmoid_forward(x)[0], log_sigmoid_backward)
+_softplus = differentiable(softplus_forward, softplus_backward)
+
+
+@traced_as(F.sigmoid)
+def sigmoid(input: Tensor) -> Tensor:
+    """out = 1 / (1 + exp(-input)): an elementary operation of this project."""
+    return torch.sigmoid(input)
+
+
+@traced_as(F.tanh)
+def tanh(input: Tensor) -> Tensor:
+    """out = (exp(input) - exp(-input)) / (exp(input) + exp(-input)): an elementary operation."""
+    return torch.tanh(input)
+
+
+@traced_as(F.silu)
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
+    """out = input * sigmoid(input), also called swish.
+
+    Source:  Elfwing et al., Sigmoid-weighted linear units, 2017
+    """
+    if input.is_complex():
+        return input.mul_(torch.sigmoid(input)) if inplace else input * torch.sigmoid(input)
+    require_floating_point("silu_cpu", input)
+    return apply_in_place(_silu, input) if inplace else _silu(input)
+
+
+@traced_as(F.mish)
+def mish(input: Tensor, inplace: bool = False) -> Tensor:
+    """out = input * tanh(softplus(input)).
+
+    Source:  Misra, Mish: A self regularized non-monotonic neural activation function, 2019
+    """
+    require_floating_point("mish_cpu", input)
+    return apply_in_place(_mish, input) if inplace else _mish(input)
+
+
+@traced_as(F.gelu)
+def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
+    """out = input * P(N <= input) for a standard normal N.
+
+        none:  0.5 * x * (1 + erf(x / sqrt(2)))
+        tanh:  0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))
+
+    Raises:  RuntimeError for another approximate
+    Source:  Hendrycks and Gimpel, Gaussian error linear units, 2016
+    """
+    require_floating_point("GeluKernelImpl", input)
+    if approximate not in _gelu:
+        raise RuntimeError("approximate argument must be either none or tanh.")
+    return _gelu[approximate](input)
+
+
+@traced_as(F.elu)
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """out = input where input > 0, else alpha * (exp(input) - 1).
+
+    Source:  Clevert et al., Fast and accurate deep network learning by exponential linear units, 2015
+    """
+    return _scaled_elu(input, inplace, alpha, 1, 1)
+
+
+@traced_as(F.elu_)
+def elu_(input: Tensor, alpha: float = 1.0) -> Tensor:
+    """In-place version of `elu`."""
+    return _scaled_elu(input, True, alpha, 1, 1)
+
+
+@traced_as(F.celu)
+def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """out = max(input, 0) + min(0, alpha * (exp(input / alpha) - 1)).
+
+    Raises:  RuntimeError when alpha is 0
+    Source:  Barron, Continuously differentiable exponential linear units, 2017
+    """
+    if alpha == 0:
+        raise RuntimeError("ZeroDivisionError: alpha cannot be 0 for CELU")
+    return _scaled_elu(input, inplace, alpha, 1, 1 / alpha)
+
+
+@traced_as(F.celu_)
+def celu_(input: Tensor, alpha: float = 1.0) -> Tensor:
+    """In-place version of `celu`."""
+    return celu.__wrapped__(input, alpha, inplace=True)
+
+
+@traced_as(F.selu)
+def selu(input: Tensor, inplace: bool = False) -> Tensor:
+    """out = scale * (max(input, 0) + min(0, alpha * (exp(input) - 1))), alpha = 1.6733, scale = 1.0507.
+
+    Source:  Klambauer et al., Self-normalizing neural networks, 2017
+    """
+    return _scaled_elu(input, inplace, SELU_ALPHA, SELU_SCALE, 1)
+
+
+@traced_as(F.selu_)
+def selu_(input: Tensor) -> Tensor:
+    """In-place version of `selu`."""
+    return _scaled_elu(input, True, SELU_ALPHA, SELU_SCALE, 1)
+
+
+def _scaled_elu(input: Tensor, inplace: bool, alpha: float, scale: float, input_scale: float) -> Tensor:
+    require_floating_point("elu_cpu", input)
+    if inplace:
+        return apply_in_place(_elu, input, alpha, scale, input_scale)
+    return _elu(input, alpha, scale, input_scale)
+
+
+@traced_as(F.glu)
+def glu(input: Tensor, dim: int = -1) -> Tensor:
+    """out = value * sigmoid(gate), where value and gate are the halves of input along dim.
+
+    Shape:   input: [*, 2 * size, *]   returns: [*, size, *]
+    Raises:  RuntimeError for a scalar, or a size along dim that is odd
+    Source:  Dauphin et al., Language modeling with gated convolutional networks, 2016
+    """
+    if input.dim() == 0:
+        raise RuntimeError("glu does not support scalars because halving size must be even")
+    if input.size(dim) % 2 != 0:
+        raise RuntimeError(
+            f"Halving dimension must be even, but dimension {dim % input.dim()} is size {input.size(dim)}"
+        )
+    require_floating_point("glu_cpu", input)
+    return _Glu.apply(input, dim)
+
+
+class _Glu(Function):
+    """glu_forward with glu_backward: keeps only the input."""
+
+    @staticmethod
+    def forward(input: Tensor, dim: int) -> Tensor:
+        return glu_forward(input, dim)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        input, ctx.dim = inputs
+        ctx.save_for_backward(input)
+        ctx.save_for_forward(input)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return glu_backward(grad, *ctx.saved_tensors, ctx.dim), None
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, _) -> Tensor:
+        """d(value * s) = dvalue * s + value * s * (1 - s) * dgate."""
+        (input,) = ctx.saved_tensors
+        value, gate = _halves(input, ctx.dim)
+        value_tangent, gate_tangent = _halves(tangent, ctx.dim)
+        s = torch.sigmoid(gate)
+        return value_tangent * s + value * s * (1 - s) * gate_tangent
+
+
+@traced_as(F.logsigmoid)
+def logsigmoid(input: Tensor) -> Tensor:
+    """out = log(1 / (1 + exp(-input))) = min(input, 0) - log(1 + exp(-|input|))."""
+    require_floating_point("log_sigmoid_cpu", input)
+    return _log_sigmoid(input)
+
+
+@traced_as(F.softplus)
+def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """out = log(1 + exp(beta * input)) / beta; input itself where beta * input > threshold."""
+    require_floating_point("softplus_cpu", input)
+    return _softplus(input, beta, threshold)
+
+
+@traced_as(F.softsign)
+def softsign(input: Tensor) -> Tensor:
+    """out = input / (1 + |input|)."""
+    return input / (input.abs() + 1)
+
+
+@traced_as(F.tanhshrink)
+def tanhshrink(input: Tensor) -> Tensor:
+    """out = input - tanh(input)."""
+    return input - input.tanh()

@@ -1,0 +1,463 @@
+"""Activation layers. The mathematics is in _rectifiers, _smooth_activations and _softmax, by kind."""
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from pynn.modules import _rectifiers as rectifiers
+from pynn.modules import _smooth_activations as smooth
+from pynn.modules._softmax import log_softmax, softmax, softmin
+
+__all__ = [
+    "Threshold",
+    "ReLU",
+    "RReLU",
+    "Hardtanh",
+    "ReLU6",
+    "Sigmoid",
+    "Hardsigmoid",
+    "Tanh",
+    "SiLU",
+    "Mish",
+    "Hardswish",
+    "ELU",
+    "CELU",
+    "SELU",
+    "GLU",
+    "GELU",
+    "Hardshrink",
+    "LeakyReLU",
+    "LogSigmoid",
+    "Softplus",
+    "Softshrink",
+    "PReLU",
+    "Softsign",
+    "Tanhshrink",
+    "Softmin",
+    "Softmax",
+    "Softmax2d",
+    "LogSoftmax",
+]
+
+
+def _inplace_suffix(inplace: bool) -> str:
+    return ", inplace=True" if inplace else ""
+
+
+class Threshold(torch.nn.Threshold):
+    """out = x where x > threshold, else value."""
+
+    __constants__ = ["threshold", "value", "inplace"]
+
+    def __init__(self, threshold: float, value: float, inplace: bool = False) -> None:
+        Module.__init__(self)
+        self.threshold = threshold
+        self.value = value
+        self.inplace = inplace
+
+    def forward(self, input: Tensor) -> Tensor:
+        return rectifiers.threshold(input, self.threshold, self.value, self.inplace)
+
+    def extra_repr(self) -> str:
+        return f"threshold={self.threshold}, value={self.value}{_inplace_suffix(self.inplace)}"
+
+
+class ReLU(torch.nn.ReLU):
+    """out = max(x, 0)."""
+
+    __constants__ = ["inplace"]
+
+    def __init__(self, inplace: bool = False) -> None:
+        Module.__init__(self)
+        self.inplace = inplace
+
+    def forward(self, input: Tensor) -> Tensor:
+        return rectifiers.relu(input, self.inplace)
+
+    def extra_repr(self) -> str:
+        return "inplace=True" if self.inplace else ""
+
+
+class RReLU(torch.nn.RReLU):
+    """out = x where x > 0, else slope * x; slope ~ uniform [lower, upper) in training, their middle otherwise."""
+
+    __constants__ = ["lower", "upper", "inplace"]
+
+    def __init__(self, lower: float = 1.0 / 8, upper: float = 1.0 / 3, inplace: bool = False) -> None:
+        Module.__init__(self)
+        self.lower = lower
+        self.upper = upper
+        self.inplace = inplace
+
+    def forward(self, input: Tensor) -> Tensor:
+        return rectifiers.rrelu(input, self.lower, self.upper, self.training, self.inplace)
+
+    def extra_repr(self) -> str:
+        return f"lower={self.lower}, upper={self.upper}{_inplace_suffix(self.inplace)}"
+
+
+class Hardtanh(torch.nn.Hardtanh):
+    """out = min(max(x, min_val), max_val).
+
+    Raises:  AssertionError unless min_val < max_val
+    """
+
+    __constants__ = ["min_val", "max_val", "inplace"]
+
+    def __init__(
+        self,
+        min_val: float = -1.0,
+        max_val: float = 1.0,
+        inplace: bool = False,
+        min_value: float | None = None,
+        max_value: float | None = None,
+    ) -> None:
+        Module.__init__(self)
+        if min_value is not None:
+            _warn_renamed("min_value", "min_val")
+            min_val = min_value
+        if max_value is not None:
+            _warn_renamed("max_value", "max_val")
+            max_val = max_value
+        self.min_val = min_val
+        self.max_val = max_val
+        self.inplace = inplace
+        if self.max_val <= self.min_val:
+            raise AssertionError(f"max_val ({self.max_val}) must be greater than min_val ({self.min_val})")
+
+    def forward(self, input: Tensor) -> Tensor:
+        return rectifiers.hardtanh(input, self.min_val, self.max_val, self.inplace)
+
+    def extra_repr(self) -> str:
+        return f"min_val={self.min_val}, max_val={self.max_val}{_inplace_suffix(self.inplace)}"
+
+
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(
+        f"keyword argument `{old}` is deprecated and renamed to `{new}`", FutureWarning, stacklevel=3
+    )
+
+
+class ReLU6(Hardtanh, torch.nn.ReLU6):
+    """out = min(max(x, 0), 6)."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        Hardtanh.__init__(self, 0.0, 6.0, inplace)
+
+    def extra_repr(self) -> str:
+        return "inplace=True" if self.inplace else ""
+
+
+class Sigmoid(torch.nn.Sigmoid):
+    """out = 1 / (1 + exp(-x))."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return smooth.sigmoid(input)
+
+
+class Hardsigmoid(torch.nn.Hardsigmoid):
+    """out = min(max(x + 3, 0), 6) / 6."""
+
+    __constants__ = ["inplace"]
+
+    def __init__(self, inplace: bool = False) -> None:
+        Module.__init__(self)
+        self.inplace = inplace
+
+    def forward(self, input: Tensor) -> Tensor:
+        return rectifiers.hardsigmoid(input, self.inplace)
+
+
+class Tanh(torch.nn.Tanh):
+    """out = tanh(x)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return smooth.tanh(input)
+
+
+class SiLU(torch.nn.SiLU):
+    """out = x * sigmoid(x)."""
+
+    __constants__ = ["inplace"]
+
+    def __init__(self, inplace: bool = False) -> None:
+        Module.__init__(self)
+        self.inplace = inplace
+
+    def forward(self, input: Tensor) -> Tensor:
+        return smooth.silu(input, self.inplace)
+
+    def extra_repr(self) -> str:
+        return "inplace=True" if self.inplace else ""
+
+
+class Mish(torch.nn.Mish):
+    """out = x * tanh(softplus(x))."""
+
+    __constants__ = ["inplace"]
+
+    def __init__(self, inplace: bool = False) -> None:
+        Module.__init__(self)
+        self.inplace = inplace
+
+    def forward(self, input: Tensor) -> Tensor:
+        return smooth.mish(input, self.inplace)
+
+    def extra_repr(self) -> str:
+        return "inplace=True" if self.inplace else ""
+
+
+class Hardswish(torch.nn.Hardswish):
+    """out = x * min(max(x + 3, 0), 6) / 6."""
+
+    __constants__ = ["inplace"]
+
+    def __init__(self, inplace: bool = False) -> None:
+        Module.__init__(self)
+        self.inplace = inplace
+
+    def forward(self, input: Tensor) -> Tensor:
+        return rectifiers.hardswish(input, self.inplace)
+
+
+class ELU(torch.nn.ELU):
+    """out = x where x > 0, else alpha * (exp(x) - 1)."""
+
+    __constants__ = ["alpha", "inplace"]
+
+    def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
+        Module.__init__(self)
+        self.alpha = alpha
+        self.inplace = inplace
+
+    def forward(self, input: Tensor) -> Tensor:
+        return smooth.elu(input, self.alpha, self.inplace)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}{_inplace_suffix(self.inplace)}"
+
+
+class CELU(torch.nn.CELU):
+    """out = max(x, 0) + min(0, alpha * (exp(x / alpha) - 1))."""
+
+    __constants__ = ["alpha", "inplace"]
+
+    def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
+        Module.__init__(self)
+        self.alpha = alpha
+        self.inplace = inplace
+
+    def forward(self, input: Tensor) -> Tensor:
+        return smooth.celu(input, self.alpha, self.inplace)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}{_inplace_suffix(self.inplace)}"
+
+
+class SELU(torch.nn.SELU):
+    """out = scale * ELU(x, alpha) with the constants that keep mean 0 and variance 1."""
+
+    __constants__ = ["inplace"]
+
+    def __init__(self, inplace: bool = False) -> None:
+        Module.__init__(self)
+        self.inplace = inplace
+
+    def forward(self, input: Tensor) -> Tensor:
+        return smooth.selu(input, self.inplace)
+
+    def extra_repr(self) -> str:
+        return "inplace=True" if self.inplace else ""
+
+
+class GLU(torch.nn.GLU):
+    """out = value * sigmoid(gate), the halves of x along dim."""
+
+    __constants__ = ["dim"]
+
+    def __init__(self, dim: int = -1) -> None:
+        Module.__init__(self)
+        self.dim = dim
+
+    def forward(self, input: Tensor) -> Tensor:
+        return smooth.glu(input, self.dim)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
+class GELU(torch.nn.GELU):
+    """out = x * P(N <= x) for a standard normal N, exactly or approximated by tanh."""
+
+    __constants__ = ["approximate"]
+
+    def __init__(self, approximate: str = "none") -> None:
+        Module.__init__(self)
+        self.approximate = approximate
+
+    def forward(self, input: Tensor) -> Tensor:
+        return smooth.gelu(input, approximate=self.approximate)
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate!r}"
+
+
+class Hardshrink(torch.nn.Hardshrink):
+    """out = 0 where |x| <= lambd, else x."""
+
+    __constants__ = ["lambd"]
+
+    def __init__(self, lambd: float = 0.5) -> None:
+        Module.__init__(self)
+        self.lambd = lambd
+
+    def forward(self, input: Tensor) -> Tensor:
+        return rectifiers.hardshrink(input, self.lambd)
+
+    def extra_repr(self) -> str:
+        return f"{self.lambd}"
+
+
+class LeakyReLU(torch.nn.LeakyReLU):
+    """out = x where x > 0, else negative_slope * x."""
+
+    __constants__ = ["inplace", "negative_slope"]
+
+    def __init__(self, negative_slope: float = 1e-2, inplace: bool = False) -> None:
+        Module.__init__(self)
+        self.negative_slope = negative_slope
+        self.inplace = inplace
+
+    def forward(self, input: Tensor) -> Tensor:
+        return rectifiers.leaky_relu(input, self.negative_slope, self.inplace)
+
+    def extra_repr(self) -> str:
+        return f"negative_slope={self.negative_slope}{_inplace_suffix(self.inplace)}"
+
+
+class LogSigmoid(torch.nn.LogSigmoid):
+    """out = log(sigmoid(x))."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return smooth.logsigmoid(input)
+
+
+class Softplus(torch.nn.Softplus):
+    """out = log(1 + exp(beta * x)) / beta, x itself where beta * x > threshold."""
+
+    __constants__ = ["beta", "threshold"]
+
+    def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
+        Module.__init__(self)
+        self.beta = beta
+        self.threshold = threshold
+
+    def forward(self, input: Tensor) -> Tensor:
+        return smooth.softplus(input, self.beta, self.threshold)
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta}, threshold={self.threshold}"
+
+
+class Softshrink(torch.nn.Softshrink):
+    """out = x moved towards 0 by lambd, 0 where |x| <= lambd."""
+
+    __constants__ = ["lambd"]
+
+    def __init__(self, lambd: float = 0.5) -> None:
+        Module.__init__(self)
+        self.lambd = lambd
+
+    def forward(self, input: Tensor) -> Tensor:
+        return rectifiers.softshrink(input, self.lambd)
+
+    def extra_repr(self) -> str:
+        return str(self.lambd)
+
+
+class PReLU(torch.nn.PReLU):
+    """out = x where x > 0, else weight * x, with one learned weight or one a channel."""
+
+    __constants__ = ["num_parameters"]
+
+    def __init__(self, num_parameters: int = 1, init: float = 0.25, device=None, dtype=None) -> None:
+        self.num_parameters = num_parameters
+        Module.__init__(self)
+        self.init = init
+        self.weight = Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set every weight to `init`."""
+        with torch.no_grad():
+            self.weight.fill_(self.init)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return rectifiers.prelu(input, self.weight)
+
+    def extra_repr(self) -> str:
+        return f"num_parameters={self.num_parameters}"
+
+
+class Softsign(torch.nn.Softsign):
+    """out = x / (1 + |x|)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return smooth.softsign(input)
+
+
+class Tanhshrink(torch.nn.Tanhshrink):
+    """out = x - tanh(x)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return smooth.tanhshrink(input)
+
+
+class _AlongDim:
+    """What Softmin, Softmax and LogSoftmax share: the dimension whose elements sum to 1."""
+
+    __constants__ = ["dim"]
+    dim: int | None
+
+    def __init__(self, dim: int | None = None) -> None:
+        Module.__init__(self)  # type: ignore[arg-type]
+        self.dim = dim
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
+class Softmin(_AlongDim, torch.nn.Softmin):
+    """out = softmax(-x) along dim."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return softmin(input, self.dim, _stacklevel=5)
+
+
+class Softmax(_AlongDim, torch.nn.Softmax):
+    """out = exp(x) / sum(exp(x)) along dim."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return softmax(input, self.dim, _stacklevel=5)
+
+
+class Softmax2d(torch.nn.Softmax2d):
+    """Softmax over the channels of an image.
+
+    Shape:   input: [batch, channels, height, width] or [channels, height, width]   returns: the same
+    Raises:  ValueError for another number of dimensions
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() not in (3, 4):
+            raise ValueError(f"Softmax2d: expected input to be 3D or 4D, got {input.dim()}D instead")
+        return softmax(input, -3, _stacklevel=5)
+
+
+class LogSoftmax(_AlongDim, torch.nn.LogSoftmax):
+    """out = log(softmax(x)) along dim."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return log_softmax(input, self.dim, _stacklevel=5)
