@@ -23,7 +23,8 @@ def cpu_name() -> str:
 
 def cxx_compiler() -> str | None:
     """Return the C++ compiler Inductor would use, or None; Inductor's figures are left out without one."""
-    return next(filter(None, (shutil.which(c) for c in (os.environ.get("CXX", "g++"), "g++", "clang++"))), None)
+    candidates = [os.environ.get("CXX", "g++"), "g++", "clang++"]
+    return next(filter(None, map(shutil.which, candidates)), None)
 
 
 def git_commit() -> str:

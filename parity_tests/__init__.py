@@ -1,0 +1,1 @@
+"""Parity: every pynn definition against the C++ op it replaces, on every executor."""

@@ -1,0 +1,72 @@
+"""The ways a definition can be run. Only this file knows how the compiler is told which one.
+
+    eager    the pynn definition as it stands, on torch's elementary operations
+    ir       compiled down to the loop IR, which the IR's interpreter then runs
+    python   compiled to generated Python, run un-jitted (a process of its own with PYNN_INTERPRET=1)
+    numba    compiled to generated Python, jitted by Numba
+"""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+
+EXECUTORS = ("eager", "ir", "python", "numba")
+
+
+def prepare(executor: str, function: Callable) -> Callable:
+    """Return `function` as the named executor runs it.
+
+    Raises:  ValueError when the executor is unknown
+    """
+    if executor not in EXECUTORS:
+        raise ValueError(f"executor {executor!r}: expected one of {', '.join(EXECUTORS)}")
+    if executor == "eager":
+        return function
+    import pynn
+
+    torch._dynamo.reset()
+    return pynn.compile(function)
+
+
+@contextlib.contextmanager
+def settings_for(executor: str) -> Iterator[None]:
+    """Set the compiler up for the executor, drawing torch's eager random numbers, and back afterwards."""
+    if executor == "eager":
+        yield
+        return
+    from compiler_bridge import settings
+
+    wanted = {"EAGER_RANDOM": True, "INTERPRET_IR": executor == "ir"}
+    before = {name: getattr(settings, name) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            setattr(settings, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(settings, name, value)
+
+
+def in_executor_process(executor: str, function: Callable, *arguments: Any) -> Any:
+    """Call a module-level function where the executor can run: here, or in the interpreting process."""
+    if executor != "python" or os.environ.get("PYNN_INTERPRET") == "1":
+        return function(*arguments)
+    return interpreting_process().submit(function, *arguments).result()
+
+
+@cache
+def interpreting_process() -> concurrent.futures.ProcessPoolExecutor:
+    """Start one worker whose kernels run as plain Python; the kernel language is chosen at import."""
+    pool = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    os.environ["PYNN_INTERPRET"] = "1"
+    try:
+        pool.submit(os.getpid).result()  # starts the worker, which inherits the environment
+    finally:
+        del os.environ["PYNN_INTERPRET"]
+    return pool

@@ -1,0 +1,144 @@
+"""Run one row's samples on one executor and on the C++ op, and compare values and gradients."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from parity_tests.cases import Row, Sample, all_rows, seed
+from parity_tests.executors import in_executor_process, prepare, settings_for
+from parity_tests.tolerances import Comparison, compare, error_in_ulps
+
+# Compiling takes a second or so where eager takes a millisecond.
+MOST_SAMPLES = {"eager": 24, "ir": 3, "python": 2, "numba": 3}
+
+
+@dataclass
+class Outcome:
+    """What a run gave: output tensors, and the gradients of the inputs and parameters."""
+
+    values: list[Tensor]
+    grads: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison and what it is about, for the report."""
+
+    what: str
+    comparison: Comparison
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def gradients(outputs: list[Tensor], inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Pull seeded cotangents (rounded to the dtype under test) back to the inputs; unused ones get 0."""
+    outputs = [t for t in outputs if t.requires_grad]
+    if not outputs or not inputs:
+        return []
+    generator = torch.Generator().manual_seed(2)
+    cotangents = [torch.randn(t.shape, generator=generator).to(dtype).to(t.dtype) for t in outputs]
+    found = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g.detach() for g, t in zip(found, inputs, strict=True)]
+
+
+def evaluate(
+    row: Row, nn: Any, sample: Sample, dtype: torch.dtype, executor: str = "eager", exact: bool = False
+) -> Outcome:
+    """Run one sample in `dtype`, or with the same (already rounded) numbers in float64 where `exact`."""
+    sample = sample.cast(dtype)
+    subject = row.build(nn, sample)
+    if isinstance(subject, torch.nn.Module):
+        subject.to(dtype)
+    if exact:
+        sample = sample.cast(torch.float64)
+        if isinstance(subject, torch.nn.Module):
+            subject.to(torch.float64)
+    inputs = sample.differentiable()
+    if isinstance(subject, torch.nn.Module):
+        inputs += [p for p in subject.parameters() if p.requires_grad]
+    with settings_for(executor):
+        function = prepare(executor, subject)
+        seed(1)
+        values = tensors_of(function(*sample.args, **sample.kwargs))
+        grads = gradients(values, inputs, dtype)
+    return Outcome([t.detach() for t in values], grads)
+
+
+def attempt(function: Callable[[], Outcome]) -> Outcome | Exception:
+    try:
+        return function()
+    except Exception as error:  # whatever a wrong definition may raise is a finding, not a crash
+        return error
+
+
+def compare_sample(row: Row, sample: Sample, dtype: torch.dtype, executor: str) -> list[Finding] | None:
+    """Compare one sample; None where the C++ op does not take this dtype."""
+    import pynn
+
+    cpp = attempt(lambda: evaluate(row, torch.nn, sample, dtype))
+    if isinstance(cpp, Exception):
+        return None
+    own = attempt(lambda: evaluate(row, pynn, sample, dtype, executor))
+    if isinstance(own, Exception):
+        text = f"{type(own).__name__}: {own}".strip().splitlines()[0]
+        return [Finding("call", Comparison(0, 0, f"C++ runs, pynn raises {text}"))]
+    exact, cpp_ulps = None, None
+    if not row.random and dtype is torch.float64:
+        cpp_ulps = float32_errors(row, sample)
+    elif not row.random:
+        exact = evaluate(row, torch.nn, sample, dtype, exact=True)
+    findings = []
+    for what in ("values", "grads"):
+        theirs, ours = getattr(cpp, what), getattr(own, what)
+        if len(theirs) != len(ours):
+            problem = f"{len(ours)} {what}, C++ gives {len(theirs)}"
+            findings.append(Finding(what, Comparison(0, 0, problem)))
+            continue
+        for i, (value, reference) in enumerate(zip(ours, theirs, strict=True)):
+            best = getattr(exact, what)[i] if exact else None
+            ulps = getattr(cpp_ulps, what)[i] if cpp_ulps else 0.0
+            findings.append(Finding(f"{what}[{i}]", compare(value, reference, best, row.pointwise, ulps)))
+    return findings
+
+
+@dataclass
+class Errors:
+    values: list[float]
+    grads: list[float]
+
+
+def float32_errors(row: Row, sample: Sample) -> Errors:
+    """The C++ op's errors in roundings, in float32: what its float64 errors are taken to be."""
+    rounded = evaluate(row, torch.nn, sample, torch.float32)
+    exact = evaluate(row, torch.nn, sample, torch.float32, exact=True)
+
+    def errors(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
+        return [
+            error_in_ulps(a, b, row.pointwise) if a.dtype is torch.float32 else 0.0
+            for a, b in zip(ours, theirs, strict=True)
+        ]
+
+    return Errors(errors(rounded.values, exact.values), errors(rounded.grads, exact.grads))
+
+
+def measure_here(name: str, executor: str, dtype: torch.dtype, most: int | None = None) -> list[Finding]:
+    row = next(row for row in all_rows() if row.name == name)
+    findings = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number, sample in enumerate(row.draw(most or MOST_SAMPLES[executor])):
+            for finding in compare_sample(row, sample, dtype, executor) or []:
+                findings.append(Finding(f"sample {number} {finding.what}", finding.comparison))
+    return findings
+
+
+def measure(name: str, executor: str, dtype: torch.dtype, most: int | None = None) -> list[Finding]:
+    """Compare a row's samples with the C++ op, on one executor in one dtype."""
+    return in_executor_process(executor, measure_here, name, executor, dtype, most)

@@ -1,0 +1,213 @@
+"""Every row of the table: accuracy on every executor, and what a torch user expects of a layer."""
+
+import copy
+import inspect
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+import pynn
+from parity_tests.cases import FLOATS, Row, Sample, defined_rows, seed
+from parity_tests.executors import EXECUTORS
+from parity_tests.measure import evaluate, measure, tensors_of
+
+ROWS = defined_rows()
+MODULES = [row for row in ROWS if row.is_module]
+# Rows whose kernels `make check` compiles; the others wait for `make test`.
+FAST = {"functional.softmax", "functional.gelu", "functional.layer_norm", "functional.linear"}
+# What the compiled executors are asked for; eager takes every dtype a row has.
+COMPILED_DTYPES = {"ir": (torch.float32,), "python": (torch.float32,), "numba": (torch.float32, torch.bfloat16)}
+
+
+def accuracy_parameters() -> list:
+    parameters = []
+    for row in ROWS:
+        for executor in EXECUTORS:
+            for dtype in COMPILED_DTYPES.get(executor, FLOATS):
+                if dtype not in row.dtypes:
+                    continue
+                fast = dtype is torch.float32 and (executor == "eager" or row.name in FAST)
+                name = f"{row.name}-{executor}-{str(dtype).removeprefix('torch.')}"
+                marks = [] if fast else [pytest.mark.slow]
+                parameters.append(pytest.param(row.name, executor, dtype, id=name, marks=marks))
+    return parameters
+
+
+def by_name(rows: list[Row]):
+    return pytest.mark.parametrize("row", rows, ids=[row.name for row in rows])
+
+
+def applicable(rows: list[Row], check: str) -> list[Row]:
+    return [row for row in rows if check not in row.skip]
+
+
+@pytest.mark.parametrize("name, executor, dtype", accuracy_parameters())
+def test_no_less_accurate_than_cpp(name: str, executor: str, dtype: torch.dtype):
+    failed = [f"{f.what}: {f.comparison}" for f in measure(name, executor, dtype) if not f.comparison.passed]
+    assert not failed, "\n".join(failed)
+
+
+def same_seed_pair(row: Row, sample: Sample) -> tuple[torch.nn.Module, torch.nn.Module]:
+    return row.build(torch.nn, sample), row.build(pynn, sample)
+
+
+@by_name(MODULES)
+def test_same_seed_gives_equal_parameters(row: Row):
+    for sample in row.draw(6):
+        theirs, ours = same_seed_pair(row, sample)
+        expected, found = theirs.state_dict(), ours.state_dict()
+        assert list(expected) == list(found)
+        for name, value in expected.items():
+            assert torch.equal(value, found[name]), name
+
+
+@by_name(MODULES)
+def test_state_dict_loads_both_ways(row: Row):
+    for sample in row.draw(6):
+        theirs, ours = same_seed_pair(row, sample)
+        theirs.load_state_dict(ours.state_dict())  # strict: raises on a missing or unexpected key
+        ours.load_state_dict(theirs.state_dict())
+
+
+@by_name(MODULES)
+def test_repr_and_training_flag(row: Row):
+    for sample in row.draw(6):
+        theirs, ours = same_seed_pair(row, sample)
+        assert repr(ours) == repr(theirs)
+        assert isinstance(ours, type(theirs))
+        assert [m.training for m in ours.modules()] == [m.training for m in theirs.modules()]
+
+
+@by_name(ROWS)
+def test_signature(row: Row):
+    ours, theirs = row.look_up(pynn), row.look_up(torch.nn)
+    try:
+        expected = inspect.signature(theirs)
+    except ValueError:
+        pytest.skip("torch's function is a C++ builtin without a signature")
+    found = inspect.signature(ours)
+    assert [(p.name, p.default, p.kind) for p in found.parameters.values()] == [
+        (p.name, p.default, p.kind) for p in expected.parameters.values()
+    ]
+
+
+@by_name(MODULES)
+def test_pickle_and_deepcopy(row: Row):
+    for sample in row.draw(2):
+        module = row.build(pynn, sample)
+        for copied in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+            assert type(copied) is type(module) and repr(copied) == repr(module)
+            for name, value in module.state_dict().items():
+                assert torch.equal(value, copied.state_dict()[name]), name
+
+
+def gradcheck_samples(row: Row) -> list[Sample]:
+    """Small float64 samples: finite differences cost a call per input element."""
+    samples = [sample.cast(torch.float64) for sample in row.draw(24)]
+    small = [s for s in samples if 0 < sum(t.numel() for t in s.differentiable()) <= 300]
+    return small[:: max(1, len(small) // 3)][:3]
+
+
+def as_function_of_inputs(row: Row, sample: Sample):
+    """Return a function of the differentiable inputs and parameters alone, seeded, and those inputs."""
+    subject = row.build(pynn, sample)
+    parameters = {}
+    if isinstance(subject, torch.nn.Module):
+        subject.to(torch.float64)
+        parameters = dict(subject.named_parameters())
+    leaves, tree = tree_flatten((sample.args, sample.kwargs))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+    def function(*tensors: Tensor):
+        filled = list(leaves)
+        for place, tensor in zip(places, tensors):
+            filled[place] = tensor
+        args, kwargs = tree_unflatten(filled, tree)
+        seed(0)
+        if isinstance(subject, torch.nn.Module):
+            values = dict(zip(parameters, tensors[len(places) :]))
+            result = torch.func.functional_call(subject, values, args, kwargs)
+        else:
+            result = subject(*args, **kwargs)
+        return tuple(t for t in tensors_of(result) if t.dtype.is_floating_point)
+
+    return function, (*(leaves[i] for i in places), *parameters.values())
+
+
+@by_name(applicable(ROWS, "forward_ad"))
+def test_forward_mode_and_reverse_mode_gradients(row: Row):
+    for sample in gradcheck_samples(row):
+        function, inputs = as_function_of_inputs(row, sample)
+        if any(t.requires_grad for t in function(*inputs)):
+            assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, fast_mode=True)
+
+
+@by_name(applicable(ROWS, "gradgrad"))
+def test_double_backward(row: Row):
+    for sample in gradcheck_samples(row):
+        function, inputs = as_function_of_inputs(row, sample)
+        if any(t.requires_grad for t in function(*inputs)):
+            assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@by_name([row for row in applicable(ROWS, "vmap") if not row.random])
+def test_vmap_equals_a_loop(row: Row):
+    for sample in gradcheck_samples(row):
+        function, inputs = as_function_of_inputs(row, sample)
+        stacked = [torch.stack([t, t * 0.9, t * 0.8]).detach() for t in inputs]
+        mapped = torch.func.vmap(function, randomness="same")(*stacked)
+        looped = [function(*(t[i] for t in stacked)) for i in range(3)]
+        for got, *wanted in zip(mapped, *looped):
+            torch.testing.assert_close(got, torch.stack(wanted), rtol=1e-10, atol=1e-12, equal_nan=True)
+
+
+@by_name(applicable(ROWS, "meta"))
+def test_meta_tensors_have_the_real_shapes(row: Row):
+    def to_meta(value):
+        return value.to("meta") if isinstance(value, Tensor) else value
+
+    for sample in row.draw(6):
+        real = evaluate(row, pynn, sample, torch.float32).values
+        subject = row.build(pynn, sample)
+        if isinstance(subject, torch.nn.Module):
+            subject.to("meta")
+        args, kwargs = tree_map(to_meta, (sample.args, sample.kwargs))
+        with torch.no_grad():
+            found = tensors_of(subject(*args, **kwargs))
+        assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in real]
+        assert all(t.is_meta for t in found)
+
+
+@by_name([row for row in ROWS if row.errors is not list])
+def test_bad_input_raises_as_torch_does(row: Row):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        errors = row.errors()
+    for sample, exception, message, where in errors:
+        if where == "constructor":
+            with pytest.raises(exception, match=message):
+                row.build(pynn, sample)
+        else:
+            subject = row.build(pynn, sample)
+            with pytest.raises(exception, match=message):
+                subject(*sample.args, **sample.kwargs)
+
+
+@by_name(ROWS)
+def test_inputs_are_left_alone(row: Row):
+    """A function that is not in-place must not write to its inputs."""
+    if row.name.endswith("_") or row.name == "functional.embedding":
+        pytest.skip("writes to its input by contract (in-place, or embedding's max_norm)")
+    for sample in row.draw(6):
+        if any(value is True for value in sample.constructor[0]) or sample.kwargs.get("inplace"):
+            continue  # in-place modules
+        cast = sample.cast(torch.float32)
+        subject = row.build(pynn, cast)
+        with torch.no_grad():
+            subject(*cast.args, **cast.kwargs)
+        pairs = zip(tree_leaves(sample.args), tree_leaves(cast.args))
+        assert all(torch.equal(a, b) or a.isnan().any() for a, b in pairs if isinstance(a, Tensor))
