@@ -1,0 +1,13 @@
+"""torch.nn.init: shared with torch, whose initialisers are Python over elementary in-place operations.
+
+They fill a tensor with random draws (uniform_, normal_), constants or an identity and scale it; two use more:
+sparse_ torch.randperm, orthogonal_ a QR decomposition (LAPACK), and both keep torch's own so that equal seeds
+give bit-equal parameters.
+"""
+
+import torch.nn.init as _torch_init
+from torch.nn.init import _calculate_correct_fan, _calculate_fan_in_and_fan_out  # noqa: F401
+
+from pynn.sharing import share_names
+
+__all__ = share_names(__name__, _torch_init)
