@@ -1,0 +1,260 @@
+"""The state of lowering one FX graph, and the helpers every lowering function uses.
+
+A lowering function is registered for an ATen operation with `@lowers("aten.sum")`, is called with the
+`Lowering` and the FX node, and returns the node's value: a `BufferView`, a tuple of them, or a size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from compiler_bridge.ir import (
+    Apply,
+    Axis,
+    Buffer,
+    BufferView,
+    Constant,
+    Expr,
+    Graph,
+    Index,
+    IndexValue,
+    Load,
+    Map,
+    Node,
+    Origin,
+    Reduce,
+    Size,
+    Value,
+    strided_index,
+)
+from compiler_bridge.ops import DTYPE_NAMES, OPS, compute_dtype, dtype_kind
+
+LoweringFunction = Callable[["Lowering", fx.Node], Any]
+LOWERINGS: dict[str, LoweringFunction] = {}
+
+
+class NoLowering(Exception):
+    """This call has no lowering, for the reason given; it becomes an Extern."""
+
+
+def lowers(*names: str) -> Callable[[LoweringFunction], LoweringFunction]:
+    """Register a lowering for ATen operations, by packet ("aten.sum") or overload ("aten.sum.default")."""
+
+    def register(function: LoweringFunction) -> LoweringFunction:
+        for name in names:
+            LOWERINGS[name] = function
+        return function
+
+    return register
+
+
+def to_size(value: Any) -> Size:
+    """int, SymInt or sympy expression -> int or sympy expression."""
+    if isinstance(value, torch.SymInt):
+        value = value.node.expr
+    if isinstance(value, sympy.Expr):
+        return int(value) if value.is_Integer else value
+    return int(value)
+
+
+def sizes(values: Sequence[Any]) -> tuple[Size, ...]:
+    return tuple(to_size(v) for v in values)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    if dtype not in DTYPE_NAMES:
+        raise NoLowering(f"dtype {dtype} has no kernel; supported are {', '.join(DTYPE_NAMES.values())}")
+    return DTYPE_NAMES[dtype]
+
+
+def axes_of(shape: Sequence[Size], prefix: str = "i") -> tuple[Axis, ...]:
+    """One axis a dimension (also those of extent 1: callers drop them with `real_axes`)."""
+    return tuple(Axis(f"{prefix}{k}", extent) for k, extent in enumerate(shape))
+
+
+def real_axes(axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    return tuple(axis for axis in axes if axis.extent != 1)
+
+
+def constant(value: Any, dtype: str) -> Constant:
+    kind = dtype_kind(dtype)
+    if isinstance(value, sympy.Expr) and not value.is_number:
+        return Constant(dtype, value)
+    return Constant(dtype, bool(value) if kind == "bool" else float(value) if kind == "float" else int(value))
+
+
+def cast(expr: Expr, dtype: str) -> Expr:
+    """Convert between compute dtypes."""
+    if expr.dtype == dtype:
+        return expr
+    if isinstance(expr, Constant) and not isinstance(expr.value, sympy.Expr):
+        return constant(expr.value, dtype)
+    if dtype == "bool":
+        return Apply("bool", "ne", (expr, constant(0, expr.dtype)))
+    return Apply(dtype, "cast", (expr,))
+
+
+def apply(op: str, *args: Expr, dtype: str | None = None) -> Expr:
+    """A row of the op table on arguments of one compute dtype."""
+    row = OPS[op]
+    if dtype is None:
+        dtype = "bool" if row.result == "bool" else args[-1].dtype
+    return Apply(dtype, op, args)
+
+
+class Lowering:
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+        self.graph = Graph({}, [], [], [])
+        self.values: dict[fx.Node, Any] = {}
+        self.current: fx.Node | None = None
+        self.counter = 0
+
+    # ------------------------------------------------------------ buffers and arguments
+
+    def meta(self, node: Any) -> torch.Tensor:
+        return node.meta["val"]
+
+    def origin(self) -> Origin:
+        node = self.current
+        assert node is not None
+        stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
+        layer = list(stack.values())[-1][0] if stack else ""
+        lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
+        return Origin((node.name,), str(node.target), str(layer), " ".join(lines[-2:]))
+
+    def new_buffer(self, shape: Sequence[Any], dtype: str, strides: Sequence[Any] | None = None) -> Buffer:
+        name = f"b{self.counter}"
+        self.counter += 1
+        shape = sizes(shape)
+        if strides is None:
+            stride: Size = 1
+            contiguous: list[Size] = []
+            for extent in reversed(shape):
+                contiguous.insert(0, stride)
+                stride = stride * (1 if extent == 0 else extent)
+            strides = contiguous
+        buffer = Buffer(name, dtype, shape, sizes(strides))
+        self.graph.buffers[name] = buffer
+        return buffer
+
+    def buffer_like(self, val: torch.Tensor) -> Buffer:
+        """A new buffer with the shape, dtype and strides that torch's own result would have."""
+        strides = sizes(val.stride())
+        if any(stride == 0 and extent not in (0, 1) for stride, extent in zip(strides, val.shape)):
+            raise NoLowering(
+                f"{self.current} has overlapping strides {tuple(strides)}; expected a dense result"
+            )
+        return self.new_buffer(val.shape, dtype_name(val.dtype), strides)
+
+    def whole(self, buffer: Buffer) -> BufferView:
+        return BufferView(buffer.name, buffer.shape, buffer.strides, 0)
+
+    def view(self, node: Any) -> BufferView:
+        value = self.values[node]
+        if not isinstance(value, BufferView):
+            raise NoLowering(f"{node} is not a tensor here: {value!r}")
+        return value
+
+    def size_of(self, value: Any) -> Size:
+        if isinstance(value, fx.Node):
+            return to_size(self.values[value])
+        return to_size(value)
+
+    # ------------------------------------------------------------ expressions
+
+    def load_view(self, view: BufferView, index: Sequence[Index | Axis], **extra: Any) -> Expr:
+        """view[index], one Index or Axis a dimension, in its compute dtype."""
+        total = Index((), view.offset)
+        for extent, stride, position in zip(view.shape, view.strides, index):
+            if isinstance(position, Axis):
+                if extent == 1 or position.extent == 1:
+                    continue  # broadcast
+                position = Index(((position.name, 1),), 0)
+            total = total + position.scaled(stride)
+        dtype = compute_dtype(self.graph.buffers[view.buffer].dtype)
+        return Load(dtype, view.buffer, total, **extra)
+
+    def operand(self, arg: Any, axes: Sequence[Axis], dtype: str) -> Expr:
+        """An argument (tensor broadcast over the trailing axes, Python scalar or size) as `dtype`."""
+        if isinstance(arg, fx.Node):
+            value = self.values[arg]
+            if isinstance(value, BufferView):
+                used = axes[len(axes) - len(value.shape) :] if value.shape else ()
+                return cast(self.load_view(value, used), dtype)
+            arg = value
+        if isinstance(arg, (torch.SymInt, sympy.Expr)):
+            arg = to_size(arg)
+        if isinstance(arg, complex):
+            raise NoLowering("complex scalars have no kernel")
+        return constant(arg, dtype)
+
+    # ------------------------------------------------------------ emitting nodes
+
+    def map(self, val: torch.Tensor, value: Callable[[tuple[Axis, ...]], Expr]) -> BufferView:
+        """A Map over the shape of `val`; `value` gets one axis a dimension."""
+        buffer = self.buffer_like(val)
+        axes = axes_of(buffer.shape)
+        expr = to_storage(value(axes), buffer.dtype)
+        store = strided_index(axes, buffer.strides)
+        self.graph.nodes.append(Map(buffer.name, self.origin(), real_axes(axes), store, expr))
+        return self.whole(buffer)
+
+    def reduce(
+        self,
+        buffer: Buffer,
+        kept: Sequence[Axis],
+        reduced: Sequence[Axis],
+        strides: Sequence[Size],
+        value: Expr,
+        op: str,
+    ) -> BufferView:
+        store = strided_index(kept, strides)
+        node = Reduce(buffer.name, self.origin(), real_axes(kept), real_axes(reduced), store, value, op)
+        self.graph.nodes.append(node)
+        return self.whole(buffer)
+
+    def append(self, node: Node) -> None:
+        self.graph.nodes.append(node)
+
+    def checkpoint(self) -> tuple[int, int, int]:
+        return len(self.graph.nodes), len(self.graph.buffers), self.counter
+
+    def restore(self, checkpoint: tuple[int, int, int]) -> None:
+        """Forget what a lowering that gave up has emitted."""
+        nodes, buffers, self.counter = checkpoint
+        del self.graph.nodes[nodes:]
+        for name in list(self.graph.buffers)[buffers:]:
+            del self.graph.buffers[name]
+
+
+def to_storage(value: Expr, dtype: str) -> Expr:
+    """The value in the compute dtype of a buffer of `dtype` (the store itself rounds 16-bit floats)."""
+    return cast(value, compute_dtype(dtype))
+
+
+def data_index(expr: Expr, extent: Size, wrap: bool = True) -> Index:
+    """An index that is data: negative values count from the end."""
+    expr = cast(expr, "int64")
+    if wrap:
+        negative = apply("lt", expr, Constant("int64", 0))
+        expr = apply("where", negative, apply("add", expr, constant(extent, "int64")), expr)
+    return Index(((Value(expr), 1),), 0)
+
+
+def index_expr(axis: Axis, dtype: str = "int64") -> Expr:
+    if axis.extent == 1:
+        return constant(0, dtype)
+    return cast(IndexValue("int64", Index(((axis.name, 1),), 0)), dtype)
+
+
+def with_mask(expr: Expr, mask: Expr) -> Expr:
+    """Guard a load by a further mask."""
+    assert isinstance(expr, Load)
+    return replace(expr, mask=mask if expr.mask is None else apply("bitwise_and", expr.mask, mask))
