@@ -1,0 +1,354 @@
+"""Layer normalisation and RMS normalisation."""
+
+import numbers
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Size, Tensor
+from torch.nn import Module, Parameter
+
+from pynn.definitions import Function, defines, require_floating_point, traced_as, widen
+
+__all__ = ["LayerNorm", "RMSNorm"]
+
+aten = torch.ops.aten
+
+
+# ---- definitions -----------------------------------------------------------------------------------------
+
+
+def _trailing_dims(normalized_shape: Any) -> list[int]:
+    return list(range(-len(normalized_shape), 0))
+
+
+def _sum_of_leading_dims(x: Tensor, normalized_shape: Any) -> Tensor:
+    leading = list(range(x.dim() - len(normalized_shape)))
+    return x.sum(leading) if leading else x
+
+
+def row_statistics(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor]:
+    """mean(x) and 1 / sqrt(mean((x - mean)^2) + eps) over dims, kept as size 1."""
+    mean = x.mean(dims, keepdim=True)
+    centred = x - mean
+    return mean, torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
+
+
+@defines(aten.native_layer_norm.default)
+def layer_norm_forward(
+    x: Tensor, normalized_shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(x - mean) * rstd * weight + bias, mean and rstd.
+
+    dtype:   mean and rstd are float32 for a 16-bit x (ATen's CPU kernel may round them to 16 bits)
+    """
+    values = widen(x)
+    mean, rstd = row_statistics(values, _trailing_dims(normalized_shape), eps)
+    out = (values - mean) * rstd
+    if weight is not None:
+        out = out * weight
+    if bias is not None:
+        out = out + bias
+    return out.to(x.dtype), mean, rstd
+
+
+@defines(aten.native_layer_norm_backward.default)
+def layer_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    normalized_shape: list[int],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    output_mask: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """With n = (x - mean) * rstd and g = grad * weight:
+
+        dx = rstd * (g - mean(g) - n * mean(g * n)),   dweight = sum(grad * n),   dbias = sum(grad)
+    """
+    dims = _trailing_dims(normalized_shape)
+    values, gradient = widen(x), widen(grad)
+    normalised = (values - mean) * rstd
+    dx = dweight = dbias = None
+    if output_mask[0]:
+        scaled = gradient if weight is None else gradient * weight
+        projection = normalised * (scaled * normalised).mean(dims, keepdim=True)
+        dx = (rstd * (scaled - scaled.mean(dims, keepdim=True) - projection)).to(x.dtype)
+    if output_mask[1] and weight is not None:
+        dweight = _sum_of_leading_dims(gradient * normalised, normalized_shape).to(weight.dtype)
+    if output_mask[2] and bias is not None:
+        dbias = _sum_of_leading_dims(gradient, normalized_shape).to(bias.dtype)
+    return dx, dweight, dbias
+
+
+def reciprocal_rms(x: Tensor, dims: list[int], eps: float | None) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) over dims, kept as size 1; eps None: the machine epsilon of x's dtype."""
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    return torch.rsqrt((x * x).mean(dims, keepdim=True) + eps)
+
+
+@defines(aten._fused_rms_norm.default)
+def rms_norm_forward(
+    x: Tensor, normalized_shape: list[int], weight: Tensor | None, eps: float | None
+) -> tuple[Tensor, Tensor]:
+    """x * rrms * weight and rrms = 1 / sqrt(mean(x^2) + eps), which is float32 for a 16-bit x."""
+    values = widen(x)
+    rrms = reciprocal_rms(values, _trailing_dims(normalized_shape), eps)
+    out = values * rrms
+    if weight is not None:
+        out = out * weight
+    return out.to(x.dtype), rrms
+
+
+@defines(aten._fused_rms_norm_backward.default)
+def rms_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    normalized_shape: list[int],
+    rrms: Tensor,
+    weight: Tensor | None,
+    output_mask: list[bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """With n = x * rrms and g = grad * weight:  dx = rrms * (g - n * mean(g * n)),  dweight = sum(grad * n)."""
+    dims = _trailing_dims(normalized_shape)
+    values, gradient = widen(x), widen(grad)
+    normalised = values * rrms
+    dx = dweight = None
+    if output_mask[0]:
+        scaled = gradient if weight is None else gradient * weight
+        dx = (rrms * (scaled - normalised * (scaled * normalised).mean(dims, keepdim=True))).to(x.dtype)
+    if output_mask[1] and weight is not None:
+        dweight = _sum_of_leading_dims(gradient * normalised, normalized_shape).to(weight.dtype)
+    return dx, dweight
+
+
+# ---- public functions ------------------------------------------------------------------------------------
+
+
+class _LayerNorm(Function):
+    """layer_norm_forward with layer_norm_backward: keeps the inputs, takes the two statistics again."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Any, eps: float) -> Tensor:
+        return layer_norm_forward(x, shape, weight, bias, eps)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, weight, bias, ctx.shape, ctx.eps = inputs
+        ctx.save_for_backward(x, weight, bias)
+        ctx.save_for_forward(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, weight, bias = ctx.saved_tensors
+        mean, rstd = row_statistics(widen(x), _trailing_dims(ctx.shape), ctx.eps)
+        mask = list(ctx.needs_input_grad[:3])
+        return (*layer_norm_backward(grad, x, ctx.shape, mean, rstd, weight, bias, mask), None, None)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: Any) -> Tensor:
+        """dx's normalised part (the Jacobian of x -> n is symmetric) * weight + n * dweight + dbias."""
+        x, weight, _ = ctx.saved_tensors
+        values = widen(x)
+        mean, rstd = row_statistics(values, _trailing_dims(ctx.shape), ctx.eps)
+        out = torch.zeros_like(values)
+        if dx is not None:
+            mask = [True, False, False]
+            out = layer_norm_backward(widen(dx), values, ctx.shape, mean, rstd, None, None, mask)[0]
+            out = out if weight is None else out * weight
+        if dweight is not None:
+            out = out + (values - mean) * rstd * dweight
+        if dbias is not None:
+            out = out + dbias
+        return out.to(x.dtype)
+
+
+class _RmsNorm(Function):
+    """rms_norm_forward with rms_norm_backward: keeps the inputs, takes the statistic again."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor | None, shape: Any, eps: float | None) -> Tensor:
+        return rms_norm_forward(x, shape, weight, eps)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, weight, ctx.shape, ctx.eps = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, weight = ctx.saved_tensors
+        rrms = reciprocal_rms(widen(x), _trailing_dims(ctx.shape), ctx.eps)
+        mask = list(ctx.needs_input_grad[:2])
+        return (*rms_norm_backward(grad, x, ctx.shape, rrms, weight, mask), None, None)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, *_: Any) -> Tensor:
+        """dx's normalised part (the Jacobian of x -> n is symmetric) * weight + n * dweight."""
+        x, weight = ctx.saved_tensors
+        values = widen(x)
+        rrms = reciprocal_rms(values, _trailing_dims(ctx.shape), ctx.eps)
+        out = torch.zeros_like(values)
+        if dx is not None:
+            out = rms_norm_backward(widen(dx), values, ctx.shape, rrms, None, [True, False])[0]
+            out = out if weight is None else out * weight
+        if dweight is not None:
+            out = out + values * rrms * dweight
+        return out.to(x.dtype)
+
+
+@traced_as(F.layer_norm)
+def layer_norm(
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """out = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias.
+
+    Shape:   input: [*, *normalized_shape]   weight, bias: normalized_shape   returns: same as input
+    dtype:   computes in float32 for 16-bit inputs; weight and bias may then be float32
+    Raises:  RuntimeError when shapes do not match
+    Source:  Ba et al., Layer normalization, 2016
+    """
+    _check_normalized_shape(input, normalized_shape, weight, "[*, ")
+    if bias is not None and list(bias.shape) != list(normalized_shape):
+        raise RuntimeError(
+            "Expected bias to be of same shape as normalized_shape, but got bias of shape "
+            f"{list(bias.shape)} and normalized_shape = {list(normalized_shape)}"
+        )
+    require_floating_point("LayerNormKernelImpl", input)
+    for parameter in (weight, bias):
+        if parameter is not None and parameter.dtype not in (input.dtype, widen(input).dtype):
+            raise RuntimeError("mixed dtype (CPU): expect parameter to have scalar type of Float")
+    return _LayerNorm.apply(input, weight, bias, normalized_shape, eps)
+
+
+@traced_as(F.rms_norm)
+def rms_norm(
+    input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """out = x / sqrt(mean(x^2) + eps) * weight.
+
+    Args:    eps: None takes the machine epsilon of the dtype computed in
+    Shape:   input: [*, *normalized_shape]   weight: normalized_shape   returns: same as input
+    dtype:   computes in float32 for 16-bit inputs
+    Raises:  RuntimeError when shapes do not match
+    Source:  Zhang and Sennrich, Root mean square layer normalization, 2019
+    """
+    _check_normalized_shape(input, normalized_shape, weight, "[*")
+    require_floating_point("rms_norm", input)
+    return _RmsNorm.apply(input, weight, normalized_shape, eps)
+
+
+def _check_normalized_shape(input: Tensor, shape: Any, weight: Tensor | None, prefix: str) -> None:
+    shape = list(shape)
+    if len(shape) == 0:
+        raise RuntimeError(
+            "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one element, "
+            "but got normalized_shape = []"
+        )
+    if weight is not None and list(weight.shape) != shape:
+        raise RuntimeError(
+            "Expected weight to be of same shape as normalized_shape, but got weight of shape "
+            f"{list(weight.shape)} and normalized_shape = {shape}"
+        )
+    if list(input.shape[-len(shape) :]) != shape:
+        sizes = ", ".join(map(str, shape))
+        raise RuntimeError(
+            f"Given normalized_shape={shape}, expected input with shape {prefix}{sizes}], "
+            f"but got input of size{list(input.shape)}"
+        )
+
+
+_shape_t = int | list[int] | Size
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """out = (x - mean) / sqrt(var + eps) * weight + bias over the last dimensions.
+
+    Shape:   x: [*, *normalized_shape]   weight, bias: normalized_shape   returns: same as x
+    """
+
+    __constants__ = ["normalized_shape", "eps", "elementwise_affine"]
+
+    def __init__(
+        self,
+        normalized_shape: _shape_t,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        Module.__init__(self)
+        if isinstance(normalized_shape, numbers.Integral):
+            normalized_shape = (normalized_shape,)  # type: ignore[assignment]
+        self.normalized_shape = tuple(normalized_shape)  # type: ignore[arg-type]
+        self.eps = eps
+        self.elementwise_affine = elementwise_affine
+        for name, is_learned in (("weight", elementwise_affine), ("bias", elementwise_affine and bias)):
+            parameter = None
+            if is_learned:
+                parameter = Parameter(torch.empty(self.normalized_shape, device=device, dtype=dtype))
+            self.register_parameter(name, parameter)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """weight 1, bias 0."""
+        if self.elementwise_affine:
+            torch.nn.init.ones_(self.weight)
+            if self.bias is not None:
+                torch.nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}, "
+            f"bias={self.bias is not None}"
+        )
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """out = x / sqrt(mean(x^2) + eps) * weight over the last dimensions.
+
+    Shape:   x: [*, *normalized_shape]   weight: normalized_shape   returns: same as x
+    """
+
+    __constants__ = ["normalized_shape", "eps", "elementwise_affine"]
+
+    def __init__(
+        self,
+        normalized_shape: _shape_t,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        Module.__init__(self)
+        if isinstance(normalized_shape, numbers.Integral):
+            normalized_shape = (normalized_shape,)  # type: ignore[assignment]
+        self.normalized_shape = tuple(normalized_shape)  # type: ignore[arg-type]
+        self.eps = eps
+        self.elementwise_affine = elementwise_affine
+        weight = None
+        if elementwise_affine:
+            weight = Parameter(torch.empty(self.normalized_shape, device=device, dtype=dtype))
+        self.register_parameter("weight", weight)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """weight 1."""
+        if self.elementwise_affine:
+            torch.nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"

@@ -1,0 +1,274 @@
+"""Embedding: rows of a table picked by index."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from pynn.definitions import Function, defines, traced_as, widen
+
+__all__ = ["Embedding"]
+
+aten = torch.ops.aten
+
+
+# ---- definitions -----------------------------------------------------------------------------------------
+
+
+@defines(aten.embedding.default)
+def embedding_forward(
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """out[*, :] = weight[indices[*], :]."""
+    # [*, embedding_dim]
+    return weight.index_select(0, indices.reshape(-1)).view(*indices.shape, weight.size(1))
+
+
+@defines(aten.embedding_dense_backward.default)
+def embedding_dense_backward(
+    grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
+) -> Tensor:
+    """Row r is the sum of grad over the positions with index r; row padding_idx is 0.
+
+    Args:    scale_grad_by_freq: divide row r by the number of those positions
+    dtype:   accumulates in float32 for 16-bit inputs
+    """
+    flat_indices = indices.reshape(-1)
+    rows = widen(grad).reshape(flat_indices.numel(), grad.size(-1))
+    if padding_idx >= 0:
+        rows = torch.where((flat_indices == padding_idx).unsqueeze(1), 0, rows)
+    if scale_grad_by_freq:
+        counts = torch.zeros(num_weights, dtype=rows.dtype, device=rows.device)
+        counts = counts.index_add(0, flat_indices, torch.ones_like(rows[:, 0]))
+        rows = rows / counts.index_select(0, flat_indices).unsqueeze(1)
+    table = torch.zeros((num_weights, grad.size(-1)), dtype=rows.dtype, device=rows.device)
+    return table.index_add(0, flat_indices, rows).to(grad.dtype)
+
+
+def embedding_sparse_backward(grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int) -> Tensor:
+    """The same sum as a sparse tensor that lists one row per position."""
+    flat_indices = indices.reshape(-1)
+    rows = grad.reshape(flat_indices.numel(), grad.size(-1))
+    if padding_idx >= 0:
+        keeps = flat_indices != padding_idx
+        flat_indices, rows = flat_indices[keeps], rows[keeps]
+    return torch.sparse_coo_tensor(flat_indices.unsqueeze(0), rows, (num_weights, grad.size(-1)))
+
+
+def limit_row_norms(weight: Tensor, indices: Tensor, max_norm: float, norm_type: float) -> None:
+    """Scale the rows of weight that indices name, in place, so that no p-norm exceeds max_norm."""
+    with torch.no_grad():
+        table = weight.detach()
+        flat_indices = indices.reshape(-1).long()
+        rows = table.index_select(0, flat_indices)
+        magnitudes = widen(rows).abs()
+        if norm_type == torch.inf:
+            norms = magnitudes.amax(1, keepdim=True)
+        else:
+            norms = magnitudes.pow(norm_type).sum(1, keepdim=True).pow(1 / norm_type)
+        scale = torch.where(norms > max_norm, max_norm / (norms + 1e-7), 1)
+        # an index that occurs twice writes the same row twice
+        table.index_copy_(0, flat_indices, (rows * scale).to(table.dtype))
+
+
+# ---- public functions ------------------------------------------------------------------------------------
+
+
+class _Embedding(Function):
+    """embedding_forward with its dense or sparse backward; linear in weight, keeps only the indices."""
+
+    @staticmethod
+    def forward(
+        weight: Tensor, indices: Tensor, padding_idx: int, scale_grad_by_freq: bool, sparse: bool
+    ) -> Tensor:
+        return embedding_forward(weight, indices)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        weight, indices, *ctx.options = inputs
+        ctx.num_weights = weight.size(0)
+        ctx.save_for_backward(indices)
+        ctx.save_for_forward(indices)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        (indices,) = ctx.saved_tensors
+        padding_idx, scale_grad_by_freq, sparse = ctx.options
+        if sparse:
+            if scale_grad_by_freq:
+                raise RuntimeError(
+                    "embedding_backward: scale_grad_by_freq not supported with sparse gradients"
+                )
+            grad_weight = embedding_sparse_backward(grad, indices, ctx.num_weights, padding_idx)
+        else:
+            grad_weight = embedding_dense_backward(
+                grad, indices, ctx.num_weights, padding_idx, scale_grad_by_freq
+            )
+        return grad_weight, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        return embedding_forward(tangent, *ctx.saved_tensors)
+
+
+@traced_as(F.embedding)
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """out[*, :] = weight[input[*], :].
+
+    Args:    padding_idx: the row that gets no gradient
+             max_norm: first scale the rows in use, in place, so that no norm_type-norm exceeds it
+             scale_grad_by_freq: divide a row's gradient by how often it occurs in input
+             sparse: the gradient is a sparse tensor
+    Shape:   input: [*] integers   weight: [num_embeddings, embedding_dim]   returns: [*, embedding_dim]
+    Raises:  IndexError when an index is out of range
+    """
+    if padding_idx is None:
+        padding_idx = -1
+    else:
+        padding_idx = normalized_padding_idx(padding_idx, weight.size(0))
+    if weight.dim() != 2:
+        raise RuntimeError("'weight' must be 2-D")
+    if input.dtype not in (torch.int64, torch.int32):
+        raise RuntimeError(
+            "Expected tensor for argument #1 'indices' to have one of the following scalar types: Long, Int; "
+            f"but got {input.type()} instead (while checking arguments for embedding)"
+        )
+    if max_norm is not None:
+        limit_row_norms(weight, input, max_norm, norm_type)
+    return _Embedding.apply(weight, input, padding_idx, scale_grad_by_freq, sparse)
+
+
+def normalized_padding_idx(padding_idx: int, num_embeddings: int) -> int:
+    """A negative index counts from the end. Raises AssertionError when out of range."""
+    if not -num_embeddings <= padding_idx < max(num_embeddings, 1):
+        raise AssertionError("Padding_idx must be within num_embeddings")
+    return padding_idx % num_embeddings if padding_idx < 0 else padding_idx
+
+
+class Embedding(torch.nn.Embedding):
+    """out[*, :] = weight[x[*], :].
+
+    Args:    padding_idx: a row that starts at 0 and gets no gradient
+             max_norm, norm_type: rows in use are scaled in place to at most this norm
+             scale_grad_by_freq, sparse: see `pynn.functional.embedding`
+    Shape:   x: [*] integers   weight: [num_embeddings, embedding_dim]   returns: [*, embedding_dim]
+    """
+
+    __constants__ = [
+        "num_embeddings",
+        "embedding_dim",
+        "padding_idx",
+        "max_norm",
+        "norm_type",
+        "scale_grad_by_freq",
+        "sparse",
+    ]
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        _weight: Tensor | None = None,
+        _freeze: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        Module.__init__(self)
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        if padding_idx is not None:
+            padding_idx = normalized_padding_idx(padding_idx, num_embeddings)
+        self.padding_idx = padding_idx
+        self.max_norm = max_norm
+        self.norm_type = norm_type
+        self.scale_grad_by_freq = scale_grad_by_freq
+        self.sparse = sparse
+        if _weight is None:
+            table = torch.empty((num_embeddings, embedding_dim), device=device, dtype=dtype)
+            self.weight = Parameter(table, requires_grad=not _freeze)
+            self.reset_parameters()
+        else:
+            if list(_weight.shape) != [num_embeddings, embedding_dim]:
+                raise AssertionError("Shape of weight does not match num_embeddings and embedding_dim")
+            self.weight = Parameter(_weight, requires_grad=not _freeze)
+
+    def reset_parameters(self) -> None:
+        """weight ~ normal(0, 1), except the padding row, which is 0."""
+        torch.nn.init.normal_(self.weight)
+        self._fill_padding_idx_with_zero()
+
+    def _fill_padding_idx_with_zero(self) -> None:
+        if self.padding_idx is not None:
+            with torch.no_grad():
+                self.weight[self.padding_idx].fill_(0)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return embedding(
+            input,
+            self.weight,
+            self.padding_idx,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.sparse,
+        )
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.num_embeddings}, {self.embedding_dim}"]
+        if self.padding_idx is not None:
+            parts.append(f"padding_idx={self.padding_idx}")
+        if self.max_norm is not None:
+            parts.append(f"max_norm={self.max_norm}")
+        if self.norm_type != 2:
+            parts.append(f"norm_type={self.norm_type}")
+        if self.scale_grad_by_freq is not False:
+            parts.append(f"scale_grad_by_freq={self.scale_grad_by_freq}")
+        if self.sparse is not False:
+            parts.append("sparse=True")
+        return ", ".join(parts)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        embeddings: Tensor,
+        freeze: bool = True,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+    ) -> "Embedding":
+        """An Embedding whose weight is the given 2-d tensor, not copied."""
+        if embeddings.dim() != 2:
+            raise AssertionError("Embeddings parameter is expected to be 2-dimensional")
+        rows, cols = embeddings.shape
+        return cls(
+            num_embeddings=rows,
+            embedding_dim=cols,
+            _weight=embeddings,
+            _freeze=freeze,
+            padding_idx=padding_idx,
+            max_norm=max_norm,
+            norm_type=norm_type,
+            scale_grad_by_freq=scale_grad_by_freq,
+            sparse=sparse,
+        )
