@@ -1,0 +1,198 @@
+"""Find attention in a Dynamo graph and make it the operator `pynn::attention`.
+
+Before AOTAutograd a Dynamo graph calls three functions that contain attention:
+`scaled_dot_product_attention`; `multi_head_attention_forward` (nn.MultiheadAttention and the layers of
+nn.Transformer; Dynamo keeps it whole); `torch._transformer_encoder_layer_fwd` (the inference fast path of
+nn.TransformerEncoderLayer, one C++ call). Each is replaced by a Python function that AOTAutograd traces
+through, with `pynn::attention` where torch would run its C++ attention.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import attention as _attention  # registers pynn::attention  # noqa: F401
+from . import random as _random  # registers pynn::seed  # noqa: F401
+
+__all__ = ["rewrite_attention", "scaled_dot_product_attention"]
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch's function of this name, through `pynn::attention`; what that can't take goes to torch.
+
+    Shape: query: [..., heads, seq, head_dim]   key, value: [..., kv_heads, kv_seq, head_dim]
+           attn_mask: broadcastable to [..., heads, seq, kv_seq]   returns: [..., heads, seq, head_dim_v]
+    """
+    if not takes_attention(query, key, value, attn_mask, enable_gqa):
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if not enable_gqa or query.shape[:-2] == key.shape[:-2]:
+        leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+        query, key, value = (x.expand(*leading, *x.shape[-2:]) for x in (query, key, value))
+    if attn_mask is not None:
+        attn_mask = four_dimensional_mask(attn_mask, query)
+    q, k, v = (four_dimensional(x) for x in (query, key, value))
+    seed = torch.ops.pynn.seed() if dropout_p > 0.0 else None
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    out, _ = torch.ops.pynn.attention(
+        q, k, v, attn_mask, seed, float(dropout_p), bool(is_causal), float(factor), bool(enable_gqa)
+    )
+    return out if query.dim() == 4 else out.reshape(*query.shape[:-1], value.shape[-1])
+
+
+def takes_attention(query: Any, key: Any, value: Any, mask: Any, gqa: bool) -> bool:
+    """Whether `pynn::attention` covers these arguments; bad ones are left for torch to complain about."""
+    tensors = [query, key, value] + ([] if mask is None else [mask])
+    if any(not isinstance(x, Tensor) or x.is_nested or x.device != query.device for x in tensors):
+        return False
+    if not (query.dim() == key.dim() == value.dim() >= 3) or not query.dtype.is_floating_point:
+        return False
+    if not (query.dtype == key.dtype == value.dtype):
+        return False
+    if query.shape[-1] == 0 or query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        return False
+    if mask is not None and (mask.dim() > query.dim() or mask.dtype not in (torch.bool, query.dtype)):
+        return False
+    if gqa:
+        same_batch = query.shape[:-3] == key.shape[:-3] == value.shape[:-3]
+        return same_batch and key.shape[-3] == value.shape[-3] and query.shape[-3] % key.shape[-3] == 0
+    return True
+
+
+def four_dimensional(x: Tensor) -> Tensor:
+    """[..., heads, seq, head_dim] -> [batch, heads, seq, head_dim]."""
+    return x.unsqueeze(0) if x.dim() == 3 else x if x.dim() == 4 else x.flatten(0, -4)
+
+
+def four_dimensional_mask(mask: Tensor, query: Tensor) -> Tensor:
+    """The mask as [batch or 1, heads or 1, seq or 1, kv_seq or 1]."""
+    while mask.dim() < 4:
+        mask = mask.unsqueeze(0)
+    if query.dim() > 4:
+        while mask.dim() < query.dim():
+            mask = mask.unsqueeze(0)
+        mask = mask.expand(*query.shape[:-3], *mask.shape[-3:]).flatten(0, -4)
+    return mask
+
+
+# torch's Python function, with the name `scaled_dot_product_attention` in it bound to ours.
+_multi_head_attention = types.FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**vars(F), "scaled_dot_product_attention": scaled_dot_product_attention},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+_multi_head_attention.__kwdefaults__ = F.multi_head_attention_forward.__kwdefaults__
+
+
+def multi_head_attention_forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """torch.nn.functional.multi_head_attention_forward with our attention inside."""
+    return _multi_head_attention(*args, **kwargs)
+
+
+def transformer_encoder_layer(
+    src: Tensor,
+    embed_dim: int,
+    num_heads: int,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    use_gelu: bool,
+    norm_first: bool,
+    eps: float,
+    norm_weight_1: Tensor,
+    norm_bias_1: Tensor,
+    norm_weight_2: Tensor,
+    norm_bias_2: Tensor,
+    ffn_weight_1: Tensor,
+    ffn_bias_1: Tensor,
+    ffn_weight_2: Tensor,
+    ffn_bias_2: Tensor,
+    mask: Tensor | None = None,
+    mask_type: int | None = None,
+) -> Tensor:
+    """One encoder layer without dropout: what torch._transformer_encoder_layer_fwd computes.
+
+        x   = src + attention(norm1(src))       (norm_first)   or   norm1(src + attention(src))
+        out = x + feed_forward(norm2(x))                       or   norm2(x + feed_forward(x))
+
+    Args:  mask_type: 0: mask is [seq, seq]; 1: key padding, [batch, seq]; 2: [batch, heads, seq, seq]
+    Shape: src: [batch, seq, embed_dim]   returns: the same
+    """
+    bias = encoder_mask(mask, mask_type, src.dtype)
+
+    def attend(x: Tensor) -> Tensor:
+        q, k, v = (
+            part.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [batch, heads, seq, head_dim]
+            for part in F.linear(x, qkv_weight, qkv_bias).chunk(3, -1)
+        )
+        out = scaled_dot_product_attention(q, k, v, bias)
+        return F.linear(out.transpose(1, 2).flatten(-2), proj_weight, proj_bias)
+
+    def feed_forward(x: Tensor) -> Tensor:
+        hidden = F.linear(x, ffn_weight_1, ffn_bias_1)
+        return F.linear(F.gelu(hidden) if use_gelu else F.relu(hidden), ffn_weight_2, ffn_bias_2)
+
+    def norm_1(x: Tensor) -> Tensor:
+        return F.layer_norm(x, (embed_dim,), norm_weight_1, norm_bias_1, eps)
+
+    def norm_2(x: Tensor) -> Tensor:
+        return F.layer_norm(x, (embed_dim,), norm_weight_2, norm_bias_2, eps)
+
+    if norm_first:
+        x = src + attend(norm_1(src))
+        return x + feed_forward(norm_2(x))
+    x = norm_1(src + attend(src))
+    return norm_2(x + feed_forward(x))
+
+
+def encoder_mask(mask: Tensor | None, mask_type: int | None, dtype: torch.dtype) -> Tensor | None:
+    """The fast path's mask (bool: True is masked; float: added) as what is added to the scores."""
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
+    return mask[:, None, None, :] if mask_type == 1 else mask
+
+
+REPLACEMENTS: dict[Any, Any] = {
+    torch._C._nn.scaled_dot_product_attention: scaled_dot_product_attention,
+    F.scaled_dot_product_attention: scaled_dot_product_attention,
+    F.multi_head_attention_forward: multi_head_attention_forward,
+    torch._transformer_encoder_layer_fwd: transformer_encoder_layer,
+}
+
+
+def rewrite_attention(gm: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """scaled_dot_product_attention(q, k, v) -> pynn::attention(q, k, v), in place; also inside submodules.
+
+    Valid because the replacement computes the same function; arguments outside its domain are handed back
+    to torch (`takes_attention`). The random numbers of dropout differ from torch's eager ones.
+    """
+    for module in gm.modules():
+        if not isinstance(module, torch.fx.GraphModule):
+            continue
+        changed = False
+        for node in module.graph.nodes:
+            if node.op == "call_function" and node.target in REPLACEMENTS:
+                node.target = REPLACEMENTS[node.target]
+                changed = True
+        if changed:
+            module.recompile()
+    return gm

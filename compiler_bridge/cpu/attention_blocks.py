@@ -1,0 +1,244 @@
+"""The pieces attention's kernels are made of: products of small blocks, exp2, packing, masks.
+
+All blocks are float32, row-major with a row stride, and lie in per-thread scratch or in the user's tensors.
+Scores are kept transposed, [keys, queries]: the softmax then runs down the rows, one query per SIMD lane, and
+needs no reduction across lanes; and every product of the forward and backward pass is `multiply_block`.
+"""
+
+from __future__ import annotations
+
+from compiler_bridge.cpu.language import (
+    NATIVE_LANES,
+    bitcast,
+    broadcast_load,
+    f32,
+    fma,
+    helper,
+    i32,
+    iota,
+    load,
+    offset_pointer,
+    outlined_helper,
+    splat,
+    store,
+    transpose8,
+    where,
+)
+
+TILE = max(16, 2 * NATIVE_LANES)
+"""Lanes of one tile: two registers with AVX2 and AVX-512, four with NEON."""
+
+TILE_ROWS = 6
+"""Rows of one tile: 6 x 2 accumulators, 2 operands and a broadcast fill AVX2's 16 registers."""
+
+MINUS_INFINITY = f32(float("-inf"))
+LOG2_E = f32(1.4426950408889634)
+LN_2 = f32(0.6931471805599453)
+ROUND_TO_INTEGER = f32(12582912.0)  # 1.5 * 2**23: a sum with it is a whole number, kept in the low bits
+EXP2_COEFFICIENTS = tuple(
+    f32(c)
+    for c in (1.0, 0.6931470036506653, 0.24022242426872253, 0.05550733581185341, 0.009671512991189957,
+              0.001326472614891827)
+)  # fmt: skip
+SMALLEST_EXPONENT = f32(-126.0)
+
+
+@helper
+def exp2_of_score(x):
+    """2 ** x for x below 128: what softmax needs, in fewer operations than the library's exp2.
+
+    x = n + f with n whole and |f| <= 1/2; 2**f by a polynomial (relative error 1.7e-7), 2**n by adding n to
+    the exponent bits. Below 2**-126 the result is 0, so that -inf gives exactly 0. NaN stays NaN.
+    """
+    shifted = x + ROUND_TO_INTEGER
+    fraction = x - (shifted - ROUND_TO_INTEGER)
+    c0, c1, c2, c3, c4, c5 = EXP2_COEFFICIENTS
+    power = fma(fma(fma(fma(fma(fraction, c5, c4), fraction, c3), fraction, c2), fraction, c1), fraction, c0)
+    scaled = bitcast(bitcast(power, "int32") + (bitcast(shifted, "int32") << i32(23)), "float32")
+    return where(x < SMALLEST_EXPONENT, f32(0.0), scaled)
+
+
+@outlined_helper
+def multiply_block(a, a_row, a_depth, b, b_depth, c, c_row, rows, cols, depth, accumulate):
+    """C = A @ B, or C += A @ B, for blocks that fit in the nearest caches.
+
+    Shape: A: [rows, depth], element (r, k) at a[r * a_row + k * a_depth]
+           B: [depth, cols], element (k, j) at b[k * b_depth + j]
+           C: [rows, cols], element (r, j) at c[r * c_row + j]; cols is a multiple of TILE
+
+    A tile of 6 rows of C stays in registers while k runs. Rows missing in the last tile are replaced by the
+    last row, computed and stored again.
+    """
+    for col in range(0, cols, TILE):
+        for row in range(0, rows, TILE_ROWS):
+            last = min(TILE_ROWS, rows - row) - 1
+            r1, r2, r3 = min(1, last) * a_row, min(2, last) * a_row, min(3, last) * a_row
+            r4, r5 = min(4, last) * a_row, min(5, last) * a_row
+            left = offset_pointer(a, row * a_row)
+            right = offset_pointer(b, col)
+            p0 = row * c_row + col
+            p1, p2, p3 = p0 + min(1, last) * c_row, p0 + min(2, last) * c_row, p0 + min(3, last) * c_row
+            p4, p5 = p0 + min(4, last) * c_row, p0 + min(5, last) * c_row
+            t0, t1, t2 = first_value(c, p0, accumulate), first_value(c, p1, accumulate), first_value(c, p2, accumulate)
+            t3, t4, t5 = first_value(c, p3, accumulate), first_value(c, p4, accumulate), first_value(c, p5, accumulate)
+            for k in range(depth):
+                vector = load(right, k * b_depth, TILE)
+                element = k * a_depth
+                t0 = fma(broadcast_load(left, element, TILE), vector, t0)
+                t1 = fma(broadcast_load(left, element + r1, TILE), vector, t1)
+                t2 = fma(broadcast_load(left, element + r2, TILE), vector, t2)
+                t3 = fma(broadcast_load(left, element + r3, TILE), vector, t3)
+                t4 = fma(broadcast_load(left, element + r4, TILE), vector, t4)
+                t5 = fma(broadcast_load(left, element + r5, TILE), vector, t5)
+            store(c, p0, t0)
+            store(c, p1, t1)
+            store(c, p2, t2)
+            store(c, p3, t3)
+            store(c, p4, t4)
+            store(c, p5, t5)
+
+
+@helper
+def first_value(c, position, accumulate):
+    """What a row of a tile starts from: C[position ...] or 0."""
+    if accumulate:
+        return load(c, position, TILE)
+    return splat(f32(0.0), TILE)
+
+
+@outlined_helper
+def pack_transposed(source, row_stride, col_stride, rows, cols, target, target_row, factor):
+    """target[col, row] = source[row, col] * factor, by 8 x 8 transposes in registers.
+
+    Rows are repeated and columns zero up to the next multiple of 8; `target` has room for both.
+    """
+    if col_stride != 1:
+        for row in range(rows):
+            for col in range(cols):
+                element = load(source, row * row_stride + col * col_stride) * factor
+                store(target, col * target_row + row, element)
+        return
+    for row in range(0, rows, 8):
+        last = rows - row - 1
+        p0 = row * row_stride
+        p1, p2 = p0 + min(1, last) * row_stride, p0 + min(2, last) * row_stride
+        p3, p4 = p0 + min(3, last) * row_stride, p0 + min(4, last) * row_stride
+        p5, p6 = p0 + min(5, last) * row_stride, p0 + min(6, last) * row_stride
+        p7 = p0 + min(7, last) * row_stride
+        for col in range(0, cols, 8):
+            count = min(8, cols - col)
+            columns = transpose8(
+                load(source, p0 + col, 8, count), load(source, p1 + col, 8, count),
+                load(source, p2 + col, 8, count), load(source, p3 + col, 8, count),
+                load(source, p4 + col, 8, count), load(source, p5 + col, 8, count),
+                load(source, p6 + col, 8, count), load(source, p7 + col, 8, count),
+            )  # fmt: skip
+            position = col * target_row + row
+            store(target, position, columns[0] * factor)
+            store(target, position + target_row, columns[1] * factor)
+            store(target, position + 2 * target_row, columns[2] * factor)
+            store(target, position + 3 * target_row, columns[3] * factor)
+            store(target, position + 4 * target_row, columns[4] * factor)
+            store(target, position + 5 * target_row, columns[5] * factor)
+            store(target, position + 6 * target_row, columns[6] * factor)
+            store(target, position + 7 * target_row, columns[7] * factor)
+
+
+@outlined_helper
+def pack_rows(source, row_stride, col_stride, rows, cols, target, target_row):
+    """target[row, col] = source[row, col] as float32, zeros from cols up to target_row (a multiple of 8)."""
+    for row in range(rows):
+        first = row * row_stride
+        if col_stride == 1:
+            for col in range(0, target_row, 8):
+                store(target, row * target_row + col, load(source, first + col, 8, max(0, min(8, cols - col))))
+        else:
+            for col in range(cols):
+                store(target, row * target_row + col, load(source, first + col * col_stride))
+            for col in range(cols, target_row):
+                store(target, row * target_row + col, f32(0.0))
+
+
+@outlined_helper
+def fill(target, count, value):
+    """target[0 .. count) = value; count is a multiple of 8."""
+    vector = splat(value, 8)
+    for position in range(0, count, 8):
+        store(target, position, vector)
+
+
+@outlined_helper
+def mask_causal(scores, scores_row, keys, queries, first_key, first_query):
+    """scores[key, query] = -inf where the key comes after the query."""
+    for query in range(0, queries, TILE):
+        query_numbers = iota(TILE, "int32") + i32(first_query + query)
+        for key in range(max(0, first_query + query + 1 - first_key), keys):
+            position = key * scores_row + query
+            kept = where(query_numbers < i32(first_key + key), MINUS_INFINITY, load(scores, position, TILE))
+            store(scores, position, kept)
+
+
+@helper
+def bias_of_number(values):
+    """A floating mask is added to the scores, in units of log 2."""
+    return values * LOG2_E
+
+
+@helper
+def bias_of_bool(values):
+    """A bool mask adds 0 where it is True, -inf elsewhere."""
+    return where(values, f32(0.0), MINUS_INFINITY)
+
+
+def define_add_mask(bias):
+    """`add_mask` for one kind of mask; `bias` turns 8 of its elements into what is added."""
+
+    @outlined_helper
+    def add_mask(scores, scores_row, keys, queries, mask, position, query_stride, key_stride):
+        """scores[key, query] += bias(mask[query, key]), mask at mask[position + query * qs + key * ks].
+
+        Up to 7 rows of scores below the last key are written too.
+        """
+        if key_stride != 1:
+            for key in range(keys):
+                for query in range(queries):
+                    element = load(mask, position + query * query_stride + key * key_stride)
+                    target = key * scores_row + query
+                    store(scores, target, load(scores, target) + bias(element))
+            return
+        for query in range(0, queries, 8):
+            last = queries - query - 1
+            p0 = position + query * query_stride
+            p1, p2 = p0 + min(1, last) * query_stride, p0 + min(2, last) * query_stride
+            p3, p4 = p0 + min(3, last) * query_stride, p0 + min(4, last) * query_stride
+            p5, p6 = p0 + min(5, last) * query_stride, p0 + min(6, last) * query_stride
+            p7 = p0 + min(7, last) * query_stride
+            for key in range(0, keys, 8):
+                count = min(8, keys - key)
+                columns = transpose8(
+                    bias(load(mask, p0 + key, 8, count)), bias(load(mask, p1 + key, 8, count)),
+                    bias(load(mask, p2 + key, 8, count)), bias(load(mask, p3 + key, 8, count)),
+                    bias(load(mask, p4 + key, 8, count)), bias(load(mask, p5 + key, 8, count)),
+                    bias(load(mask, p6 + key, 8, count)), bias(load(mask, p7 + key, 8, count)),
+                )  # fmt: skip
+                target = key * scores_row + query
+                add_to_row(scores, target, columns[0])
+                add_to_row(scores, target + scores_row, columns[1])
+                add_to_row(scores, target + 2 * scores_row, columns[2])
+                add_to_row(scores, target + 3 * scores_row, columns[3])
+                add_to_row(scores, target + 4 * scores_row, columns[4])
+                add_to_row(scores, target + 5 * scores_row, columns[5])
+                add_to_row(scores, target + 6 * scores_row, columns[6])
+                add_to_row(scores, target + 7 * scores_row, columns[7])
+
+    return add_mask
+
+
+@helper
+def add_to_row(scores, position, values):
+    """scores[position ...] += values, 8 of them."""
+    store(scores, position, load(scores, position, 8) + values)
+
+
+add_number_mask = define_add_mask(bias_of_number)
+add_bool_mask = define_add_mask(bias_of_bool)
