@@ -6,8 +6,9 @@
 The key of a kernel is its text up to its name, comments and docstring, the text of every definition of its
 module it reaches, the files of the kernel language, the versions of Python, Numba and llvmlite, and the
 processor. Equal kernels of different graphs are therefore compiled once, and a second process compiles
-nothing (nor imports Numba). Every file is written beside its place and renamed into it, so that processes may
-race; a file that fails its checksum is compiled again. Without a usable directory everything works from memory.
+nothing (nor imports Numba). Every file is written beside its place and renamed into it, so that processes
+may race; a file that fails its checksum is compiled again. Without a usable directory everything works from
+memory.
 """
 
 from __future__ import annotations
@@ -259,19 +260,19 @@ def load_kernels(source: str, names: Sequence[str], title: str = "graph") -> dic
         module = import_module(source)
         return {keys[name]: python_function(getattr(module, name)) for name in reversed(names)}
 
-    addresses = _resolve(keys.values(), functions, machine_code.NUMBERS_OF_A_KERNEL, title)
+    addresses = _resolve(keys.values(), functions, title)
     return {name: addresses[key] for name, key in keys.items()}
 
 
-def load_function(function: Any, numbers: int = machine_code.NUMBERS_OF_A_KERNEL) -> int:
-    """Address of the machine code of a library kernel or driver (see `machine_code` for `numbers`)."""
+def load_function(function: Any) -> int:
+    """Address of the machine code of a library kernel."""
     key = function_key(function)
     name = getattr(python_function(function), "__name__", "kernel")
-    return _resolve([key], lambda: {key: python_function(function)}, numbers, name)[key]
+    return _resolve([key], lambda: {key: python_function(function)}, name)[key]
 
 
 def load_functions_of_file(
-    file: str, names: Sequence[str], define: Callable[[], dict[str, Any]], numbers: int
+    file: str, names: Sequence[str], define: Callable[[], dict[str, Any]]
 ) -> dict[str, int]:
     """Addresses of the functions `define()` returns, keyed by the text of `file` that defines them.
 
@@ -284,12 +285,12 @@ def load_functions_of_file(
         defined = define()
         return {key: defined[name] for name, key in keys.items()}
 
-    addresses = _resolve(keys.values(), functions, numbers, Path(file).stem)
+    addresses = _resolve(keys.values(), functions, Path(file).stem)
     return {name: addresses[key] for name, key in keys.items()}
 
 
 def _resolve(
-    keys: Iterable[str], functions: Callable[[], dict[str, Any]], numbers: int, title: str
+    keys: Iterable[str], functions: Callable[[], dict[str, Any]], title: str
 ) -> dict[str, int]:
     """key -> address. `functions()` gives key -> Python function; called only if one must be compiled."""
     with _lock:
@@ -301,7 +302,7 @@ def _resolve(
             with report_progress(f"pynn: compiling {title}", len(missing)) as advance:
                 for key in missing:
                     advance(by_key[key].__name__)
-                    objects[key] = _compile(by_key[key], key, numbers)
+                    objects[key] = _compile(by_key[key], key)
                     _write_object(key, objects[key])
         contents = {_symbol(key): content for key, content in objects.items() if content is not None}
         found = machine_code.load_objects(contents)
@@ -313,9 +314,9 @@ def _symbol(key: str) -> str:
     return f"pynn_{key}"
 
 
-def _compile(function: Any, key: str, numbers: int) -> bytes:
+def _compile(function: Any, key: str) -> bytes:
     try:
-        return machine_code.compile_to_object(function, _symbol(key), numbers)
+        return machine_code.compile_to_object(function, _symbol(key))
     except Exception as error:
         raise CompileError(function.__name__, str(error), function.__code__.co_filename) from error
 

@@ -74,7 +74,18 @@ class WorkspaceArgument:
     byte_offset: int = 0
 
 
-Argument = PointerArgument | SizeArgument | WorkspaceArgument
+@dataclass(frozen=True)
+class FunctionArgument:
+    """Address of another kernel or of a function it calls back (a GEMM's packing or epilogue).
+
+    A name is a function of the generated module: decorated with `@kernel`, first parameter a table, the
+    others int64 numbers, as many as its signature has. Interpreted, the slot holds the Python function itself.
+    """
+
+    kernel: str | CompiledKernel
+
+
+Argument = PointerArgument | SizeArgument | WorkspaceArgument | FunctionArgument
 
 
 @dataclass
@@ -94,6 +105,10 @@ class KernelStep:
     def buffer_names(self) -> list[str]:
         return [a.buffer_name for a in self.arguments if isinstance(a, PointerArgument)]
 
+    def kernels(self) -> list[str | CompiledKernel]:
+        """The step's own kernel, then the functions it passes on."""
+        return [self.kernel, *(a.kernel for a in self.arguments if isinstance(a, FunctionArgument))]
+
 
 @dataclass
 class DynamicPlan:
@@ -110,10 +125,12 @@ class DynamicStep:
     plan: (values of the symbols, number of threads) -> DynamicPlan. Called once at load for static sizes,
           else once per distinct tuple of sizes. Its steps hold integers only (no sympy), and may use
           `WorkspaceArgument`. `buffers` names every buffer they touch.
+    kernels: kernels the plan may use, so that they compile when the program is loaded
     """
 
     plan: Callable[[Mapping[sympy.Symbol, int], int], DynamicPlan]
     buffers: list[str]
+    kernels: list[str | CompiledKernel] = field(default_factory=list)
     description: str = ""
 
     def buffer_names(self) -> list[str]:
@@ -270,8 +287,13 @@ def describe_step(step: Step) -> str:
     if isinstance(step, DynamicStep):
         return f"dynamic({', '.join(step.buffers)})  # {step.description}"
     arguments = ", ".join(describe_argument(argument) for argument in step.arguments)
-    name = step.kernel if isinstance(step.kernel, str) else getattr(step.kernel, "name", "library kernel")
-    return f"{name}({arguments}) for [0, {step.length}) grain {step.grain}  # {step.description}"
+    loop = f"for [0, {step.length}) grain {step.grain}"
+    return f"{kernel_name(step.kernel)}({arguments}) {loop}  # {step.description}"
+
+
+def kernel_name(kernel: str | CompiledKernel) -> str:
+    """How to call a kernel in print."""
+    return kernel if isinstance(kernel, str) else str(getattr(kernel, "name", "library kernel"))
 
 
 def describe_argument(argument: Argument) -> str:
@@ -280,4 +302,6 @@ def describe_argument(argument: Argument) -> str:
         return argument.buffer_name + offset
     if isinstance(argument, WorkspaceArgument):
         return f"workspace + {argument.byte_offset}"
+    if isinstance(argument, FunctionArgument):
+        return kernel_name(argument.kernel)
     return str(argument.value)

@@ -3,41 +3,41 @@
 The two halves are independent: the object file produced here holds no addresses of this process, so it can be
 kept on disk and loaded by a process that never imports Numba. That is what `cache.py` does.
 
-A function compiled here returns nothing and takes `tab`, a pointer to int64, then int64 numbers:
-a kernel has three (begin, end, thread), a driver of `threads.py` none.
+A function compiled here returns nothing and takes `tab`, a pointer to int64, then int64 numbers, as many as
+its signature has: a kernel three (begin, end, thread), a driver of `threads.py` none.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Mapping
 from functools import cache as remember
 from typing import Any
 
 import llvmlite.binding as llvm
 
-NUMBERS_OF_A_KERNEL = 3
 FASTMATH = {"contract"}  # as for the helpers of language.py
 
 _engines: list[Any] = []  # owners of loaded machine code; never freed, so that addresses stay valid
 _loading = threading.Lock()
 
 
-def compile_to_object(
-    function: Callable[..., None], symbol: str, numbers: int = NUMBERS_OF_A_KERNEL
-) -> bytes:
+def compile_to_object(function: types.FunctionType, symbol: str) -> bytes:
     """Compile `function(tab, *numbers)` into an ELF (or Mach-O) object that exports it as `symbol`.
 
     Numba's own C wrapper reports exceptions through Python and needs the GIL; kernels raise nothing, so the
     wrapper here only drops the status. Division follows IEEE (error_model "numpy"), no bounds are checked.
     """
     from llvmlite import ir
-    from numba.core import compiler, types
+    from numba.core import compiler
+    from numba.core import types as numba_types
     from numba.core.compiler_lock import global_compiler_lock
-    from numba.core.options import FastMathOptions
+    from numba.core.cpu_options import FastMathOptions
     from numba.core.registry import cpu_target
 
-    arguments = (types.CPointer(types.int64), *[types.int64] * numbers)
+    numbers = function.__code__.co_argcount - 1
+    arguments = (numba_types.CPointer(numba_types.int64), *[numba_types.int64] * numbers)
     flags = compiler.Flags()
     flags.error_model = "numpy"
     flags.fastmath = FastMathOptions(FASTMATH)
@@ -47,7 +47,9 @@ def compile_to_object(
         typing_context, context = cpu_target.typing_context, cpu_target.target_context
         typing_context.refresh()
         context.refresh()
-        compiled = compiler.compile_extra(typing_context, context, function, arguments, types.none, flags, {})
+        compiled = compiler.compile_extra(
+            typing_context, context, function, arguments, numba_types.none, flags, {}
+        )
         context = compiled.target_context
         library = context.codegen().create_library(symbol)
         library.enable_object_caching()
@@ -57,7 +59,7 @@ def compile_to_object(
         wrapper = ir.Function(module, signature, symbol)
         builder = ir.IRBuilder(wrapper.append_basic_block())
         callee = context.declare_function(module, compiled.fndesc)
-        context.call_conv.call_function(builder, callee, types.none, arguments, list(wrapper.args))
+        context.call_conv.call_function(builder, callee, numba_types.none, arguments, list(wrapper.args))
         builder.ret_void()
         library.add_ir_module(module)
         library.add_linking_library(compiled.library)

@@ -1,8 +1,9 @@
 """The two native functions every compiled graph runs through, and the threads they run on.
 
-`run_plan(header)` turns buffers and offsets into addresses, then opens one parallel region of the OpenMP runtime
-torch itself has loaded, in which every thread executes `walk_plan(header)`: entry after entry, its own share of
-each, with a barrier where the next entry may read what another thread writes. On one thread there is no region.
+`run_plan(header)` turns buffers and offsets into addresses, then opens one parallel region of the OpenMP
+runtime torch itself has loaded, in which every thread executes `walk_plan(header)`: entry after entry, its
+own share of each, with a barrier where the next entry may read what another thread writes. On one thread
+there is no region.
 
 The plan is a handful of int64 arrays (laid out by `runtime.py`):
 
@@ -255,7 +256,8 @@ def load_drivers() -> Drivers:
         if _drivers is None:
             from compiler_bridge.cache import load_functions_of_file
 
-            addresses = load_functions_of_file(__file__, ("run_plan", "walk_plan"), _define_drivers, numbers=0)
+            names = ("run_plan", "walk_plan")
+            addresses = load_functions_of_file(__file__, names, _define_drivers)
             run_plan = ctypes.CFUNCTYPE(None, ctypes.c_int64)(addresses["run_plan"])
             _drivers = Drivers(run_plan, addresses["walk_plan"])
         return _drivers
