@@ -1,0 +1,35 @@
+"""Calling a generated function through its address: what GEMM uses for prologues and epilogues."""
+
+from __future__ import annotations
+
+from compiler_bridge import settings
+
+if settings.INTERPRET:
+
+    def call_pack(address, table, panel, first, count, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
+        """address stands for the Python function itself."""
+        address(table, panel, first, count, k_begin, k_count, thread)
+
+    def call_epilogue(address, table, row_begin, row_end, column_begin, column_end):  # type: ignore[no-untyped-def]
+        """address stands for the Python function itself."""
+        address(table, row_begin, row_end, column_begin, column_end)
+
+else:
+    from llvmlite import ir
+    from numba.core import types
+    from numba.extending import intrinsic
+
+    def _generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        form = ir.FunctionType(ir.VoidType(), [value.type for value in values[1:]])
+        builder.call(builder.inttoptr(values[0], form.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    @intrinsic
+    def call_pack(typingctx, address, table, panel, first, count, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
+        """pack(table, panel, first, count, k_begin, k_count, thread) at an address."""
+        return types.void(*[types.int64] * 8), _generate
+
+    @intrinsic
+    def call_epilogue(typingctx, address, table, row_begin, row_end, column_begin, column_end):  # type: ignore[no-untyped-def]
+        """epilogue(table, row_begin, row_end, column_begin, column_end) at an address."""
+        return types.void(*[types.int64] * 6), _generate

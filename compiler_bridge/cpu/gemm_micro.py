@@ -1,0 +1,117 @@
+"""The register tile of the GEMM: a few rows of A times one panel of B, summed in registers.
+
+    C[0:rows, 0:columns] (+)= sum over k of A[:, k] * B[k, :]
+
+A comes packed as [k][ROWS] and B as [k][columns]. ROWS is 6 and the columns fill two registers (AVX2: 6 x 16
+in float32, AVX-512: 6 x 32) or four where there are 32 registers of four lanes (NEON: 6 x 16). That is 12 or
+more independent sums, enough to hide the latency of fma, and leaves registers for B and one value of A.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from compiler_bridge.cpu.language import (
+    NATIVE_LANES,
+    broadcast_load,
+    fma,
+    load,
+    outlined_helper,
+    prefetch,
+    splat,
+    store,
+)
+
+ROWS = 6
+"""Rows of a packed panel of A; panels with fewer rows are padded."""
+
+COMPUTE_DTYPE = {"float32": "float32", "float64": "float64", "bfloat16": "float32", "float16": "float32"}
+"""dtype of the operands -> dtype the products are summed in, which is also that of C."""
+
+
+def tile_columns(compute: str) -> int:
+    """Columns of a packed panel of B."""
+    columns = max(16, 2 * NATIVE_LANES)
+    return columns if compute == "float32" else columns // 2
+
+
+def zero_of(compute: str) -> Any:
+    """0 as a typed scalar."""
+    return np.dtype(compute).type(0)
+
+
+@cache
+def micro_kernel(compute: str, rows: int) -> Any:
+    """multiply(k_count, a, b, c, c_row, accumulate) for a tile of 4, 5 or 6 rows.
+
+    a: packed panel [k_count][ROWS]   b: packed panel [k_count][columns]
+    c: first element of the tile, whose columns are contiguous and whose rows are c_row apart
+    """
+    width = tile_columns(compute)
+    zero = zero_of(compute)
+    has_row4, has_row5 = rows > 4, rows > 5
+
+    @outlined_helper
+    def multiply(k_count, a, b, c, c_row, accumulate):  # type: ignore[no-untyped-def]
+        c0 = c1 = c2 = c3 = c4 = c5 = splat(zero, width)
+        for row in range(rows):
+            prefetch(c, row * c_row)
+        for k in range(k_count):
+            b_row = load(b, k * width, width)
+            c0 = fma(broadcast_load(a, k * ROWS, width), b_row, c0)
+            c1 = fma(broadcast_load(a, k * ROWS + 1, width), b_row, c1)
+            c2 = fma(broadcast_load(a, k * ROWS + 2, width), b_row, c2)
+            c3 = fma(broadcast_load(a, k * ROWS + 3, width), b_row, c3)
+            if has_row4:
+                c4 = fma(broadcast_load(a, k * ROWS + 4, width), b_row, c4)
+            if has_row5:
+                c5 = fma(broadcast_load(a, k * ROWS + 5, width), b_row, c5)
+        if accumulate:
+            c0 += load(c, 0, width)
+            c1 += load(c, c_row, width)
+            c2 += load(c, 2 * c_row, width)
+            c3 += load(c, 3 * c_row, width)
+            if has_row4:
+                c4 += load(c, 4 * c_row, width)
+            if has_row5:
+                c5 += load(c, 5 * c_row, width)
+        store(c, 0, c0)
+        store(c, c_row, c1)
+        store(c, 2 * c_row, c2)
+        store(c, 3 * c_row, c3)
+        if has_row4:
+            store(c, 4 * c_row, c4)
+        if has_row5:
+            store(c, 5 * c_row, c5)
+
+    return multiply
+
+
+@cache
+def write_tile(compute: str) -> Any:
+    """write(tile, c, c_row, c_column, rows, columns, accumulate): C (+)= the valid part of a whole tile.
+
+    For tiles at the edge of C and for a C whose columns are not contiguous.
+    """
+    width = tile_columns(compute)
+
+    @outlined_helper
+    def write(tile, c, c_row, c_column, rows, columns, accumulate):  # type: ignore[no-untyped-def]
+        for row in range(rows):
+            if c_column == 1:
+                value = load(tile, row * width, width)
+                if accumulate:
+                    value += load(c, row * c_row, width, columns)
+                store(c, row * c_row, value, columns)
+            else:
+                for column in range(columns):
+                    index = row * c_row + column * c_column
+                    element = load(tile, row * width + column)
+                    if accumulate:
+                        element += load(c, index)
+                    store(c, index, element)
+
+    return write

@@ -1,0 +1,225 @@
+"""The two kernels of a packed GEMM: pack all of B, then multiply tile by tile.
+
+A tile is some rows and columns of one C of the batch. For each block of k its rows of A are packed into the
+thread's scratch (they stay in L2), then every panel of B (it stays in L1) meets every panel of A:
+
+    for k block:  pack A;  for panel of B:  for panel of A:  register tile
+    epilogue
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from compiler_bridge.cpu import gemm_table as slot
+from compiler_bridge.cpu.gemm_callback import call_epilogue, call_pack
+from compiler_bridge.cpu.gemm_micro import COMPUTE_DTYPE, ROWS, micro_kernel, tile_columns, write_tile
+from compiler_bridge.cpu.gemm_pack import pack_columns, pack_rows
+from compiler_bridge.cpu.language import address_of, helper, kernel, offset_pointer, outlined_helper, pointer, pointer_at
+
+PACK_K_STEP = 128
+"""How much of k is packed for one panel of B before going to the next one: bounds the pages in use."""
+
+TILE_BYTES = 1024
+"""Scratch for one register tile, before the packed A: at least ROWS * columns elements, whole cache lines."""
+
+
+@helper
+def batch_offset(tab, batch, outer, inner):  # type: ignore[no-untyped-def]
+    """Elements from the first matrix to matrix number `batch`."""
+    inner_count = max(1, tab[slot.BATCH_INNER])
+    batch_outer = batch // inner_count
+    return batch_outer * tab[outer] + (batch - batch_outer * inner_count) * tab[inner]
+
+
+@helper
+def finish_region(tab, batch, row_begin, row_end, column_begin, column_end):  # type: ignore[no-untyped-def]
+    """Call the epilogue on a finished region, in the caller's rows and columns."""
+    if tab[slot.EPILOGUE] == 0:
+        return
+    if tab[slot.SWAPPED] != 0:
+        first = batch * tab[slot.N]
+        call_epilogue(tab[slot.EPILOGUE], tab[slot.EPILOGUE_TABLE],
+                      first + column_begin, first + column_end, row_begin, row_end)  # fmt: skip
+    else:
+        first = batch * tab[slot.M]
+        call_epilogue(tab[slot.EPILOGUE], tab[slot.EPILOGUE_TABLE],
+                      first + row_begin, first + row_end, column_begin, column_end)  # fmt: skip
+
+
+@cache
+def pack_panel_of_b(dtype: str) -> Any:
+    """pack(tab, batch, column, panel, k_begin, k_count, thread): from memory or by the caller's function."""
+    compute = COMPUTE_DTYPE[dtype]
+    width = tile_columns(compute)
+    pack_strided = pack_columns(dtype)
+
+    @outlined_helper
+    def pack(tab, batch, column, panel, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
+        count = min(width, tab[slot.N] - column)
+        if tab[slot.PACK_B] != 0:
+            call_pack(tab[slot.PACK_B], tab[slot.PACK_B_TABLE], address_of(panel), batch * tab[slot.N] + column,
+                      count, k_begin, k_count, thread)  # fmt: skip
+        else:
+            start = batch_offset(tab, batch, slot.B_OUTER, slot.B_INNER)
+            start += column * tab[slot.B_COLUMN] + k_begin * tab[slot.B_K]
+            source = offset_pointer(pointer(tab, slot.B, dtype), start)
+            pack_strided(panel, source, tab[slot.B_COLUMN], tab[slot.B_K], count, k_count)
+
+    return pack
+
+
+@cache
+def pack_b_kernel(dtype: str) -> Any:
+    """Kernel over the panels of all B: WORKSPACE[batch][panel][k][column of the panel]."""
+    compute = COMPUTE_DTYPE[dtype]
+    width = tile_columns(compute)
+    pack = pack_panel_of_b(dtype)
+
+    @kernel
+    def gemm_pack_b(tab, begin, end, thread):  # type: ignore[no-untyped-def]
+        k_total = tab[slot.K]
+        panels = (tab[slot.N] + width - 1) // width
+        workspace = pointer(tab, slot.WORKSPACE, compute)
+        for k_begin in range(0, k_total, PACK_K_STEP):
+            k_count = min(PACK_K_STEP, k_total - k_begin)
+            for unit in range(begin, end):
+                batch = unit // panels
+                column = (unit - batch * panels) * width
+                panel = offset_pointer(workspace, (unit * k_total + k_begin) * width)
+                pack(tab, batch, column, panel, k_begin, k_count, thread)
+
+    return gemm_pack_b
+
+
+@cache
+def pack_block_of_a(dtype: str) -> Any:
+    """pack(tab, batch, row, rows, block, k_begin, k_count, thread): rows of A as panels [panel][k][ROWS].
+
+    The rows are shared out evenly: ceil(rows / ROWS) panels of at most ROWS rows that differ by one at most.
+    """
+    compute = COMPUTE_DTYPE[dtype]
+    pack_strided = pack_rows(dtype)
+
+    @outlined_helper
+    def pack(tab, batch, row, rows, block, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
+        panels = (rows + ROWS - 1) // ROWS
+        smaller = rows // panels
+        larger_panels = rows - smaller * panels
+        matrix = pointer(tab, slot.A, dtype)
+        start = batch_offset(tab, batch, slot.A_OUTER, slot.A_INNER) + k_begin * tab[slot.A_K]
+        for index in range(panels):
+            count = smaller + 1 if index < larger_panels else smaller
+            panel = offset_pointer(block, index * ROWS * k_count)
+            if tab[slot.PACK_A] != 0:
+                call_pack(tab[slot.PACK_A], tab[slot.PACK_A_TABLE], address_of(panel), batch * tab[slot.M] + row,
+                          count, k_begin, k_count, thread)  # fmt: skip
+            else:
+                source = offset_pointer(matrix, start + row * tab[slot.A_ROW])
+                pack_strided(panel, source, tab[slot.A_ROW], tab[slot.A_K], count, k_count)
+            row += count
+
+    return pack
+
+
+@cache
+def multiply_panel(compute: str) -> Any:
+    """multiply(tile, a_block, b_panel, k_count, rows, columns, c, c_row, c_column, accumulate).
+
+    One panel of B with all the panels of A in the block; `c` is their first element of C.
+    """
+    width = tile_columns(compute)
+    four, five, six = micro_kernel(compute, 4), micro_kernel(compute, 5), micro_kernel(compute, 6)
+    write = write_tile(compute)
+
+    @outlined_helper
+    def multiply(tile, a_block, b_panel, k_count, rows, columns, c, c_row, c_column, accumulate):  # type: ignore[no-untyped-def]
+        panels = (rows + ROWS - 1) // ROWS
+        smaller = rows // panels
+        larger_panels = rows - smaller * panels
+        direct = columns == width and c_column == 1
+        for index in range(panels):
+            count = smaller + 1 if index < larger_panels else smaller
+            if direct and count == 6:
+                six(k_count, a_block, b_panel, c, c_row, accumulate)
+            elif direct and count == 5:
+                five(k_count, a_block, b_panel, c, c_row, accumulate)
+            elif direct and count == 4:
+                four(k_count, a_block, b_panel, c, c_row, accumulate)
+            else:
+                if count > 4:
+                    six(k_count, a_block, b_panel, tile, width, False)
+                else:
+                    four(k_count, a_block, b_panel, tile, width, False)
+                write(tile, c, c_row, c_column, count, columns, accumulate)
+            a_block = offset_pointer(a_block, ROWS * k_count)
+            c = offset_pointer(c, count * c_row)
+
+    return multiply
+
+
+@cache
+def multiply_tile(dtype: str) -> Any:
+    """multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread): one tile of C."""
+    compute = COMPUTE_DTYPE[dtype]
+    width = tile_columns(compute)
+    pack_a, pack_b, multiply_columns = pack_block_of_a(dtype), pack_panel_of_b(dtype), multiply_panel(compute)
+
+    @outlined_helper
+    def multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread):  # type: ignore[no-untyped-def]
+        k_total = tab[slot.K]
+        c_row, c_column = tab[slot.C_ROW], tab[slot.C_COLUMN]
+        scratch = tab[slot.SCRATCH] + thread * tab[slot.SCRATCH_BYTES]
+        tile, a_block = pointer_at(scratch, compute), pointer_at(scratch + TILE_BYTES, compute)
+        own_panel = pointer_at(scratch + tab[slot.SCRATCH_B], compute)
+        panels = (tab[slot.N] + width - 1) // width
+        first_panel = batch * panels if tab[slot.B_BATCHES] > 1 else 0
+        c_start = batch_offset(tab, batch, slot.C_OUTER, slot.C_INNER) + row_begin * c_row
+        c_matrix = offset_pointer(pointer(tab, slot.C, compute), c_start)
+        rows = row_end - row_begin
+        k_begin = 0
+        while True:  # once even when K is 0: C becomes 0
+            k_count = min(tab[slot.K_BLOCK], k_total - k_begin)
+            accumulate = k_begin > 0 or tab[slot.ACCUMULATE] != 0
+            pack_a(tab, batch, row_begin, rows, a_block, k_begin, k_count, thread)
+            for column in range(column_begin, column_end, width):
+                b_panel = own_panel
+                if tab[slot.B_IS_PACKED] != 0:
+                    start = ((first_panel + column // width) * k_total + k_begin) * width
+                    b_panel = offset_pointer(pointer(tab, slot.WORKSPACE, compute), start)
+                else:
+                    pack_b(tab, batch, column, own_panel, k_begin, k_count, thread)
+                c = offset_pointer(c_matrix, column * c_column)
+                columns = min(width, column_end - column)
+                multiply_columns(tile, a_block, b_panel, k_count, rows, columns, c, c_row, c_column, accumulate)
+            k_begin += k_count
+            if k_begin >= k_total:
+                break
+        finish_region(tab, batch, row_begin, row_end, column_begin, column_end)
+
+    return multiply
+
+
+@cache
+def multiply_kernel(dtype: str) -> Any:
+    """Kernel over the tiles of C: [batch][column block][row block]."""
+    width = tile_columns(COMPUTE_DTYPE[dtype])
+    multiply = multiply_tile(dtype)
+
+    @kernel
+    def gemm_multiply(tab, begin, end, thread):  # type: ignore[no-untyped-def]
+        m, n = tab[slot.M], tab[slot.N]
+        row_blocks, column_blocks = tab[slot.ROW_BLOCKS], tab[slot.COLUMN_BLOCKS]
+        panels = (n + width - 1) // width
+        for unit in range(begin, end):
+            batch = unit // (row_blocks * column_blocks)
+            within = unit - batch * row_blocks * column_blocks
+            column_block = within // row_blocks
+            row_block = within - column_block * row_blocks
+            row_begin, row_end = m * row_block // row_blocks, m * (row_block + 1) // row_blocks
+            column_begin = panels * column_block // column_blocks * width
+            column_end = min(n, panels * (column_block + 1) // column_blocks * width)
+            multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread)
+
+    return gemm_multiply

@@ -1,0 +1,340 @@
+"""How one matrix product is carried out: which kernels, over what range, with what blocks and workspace.
+
+`plan_gemm` is a pure function of sizes, strides and thread count, cheap enough to be called again whenever a
+symbolic size changes. It holds no address: the caller puts those into the table's slots (see `gemm_table`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from compiler_bridge.cpu.gemm_table import SLOTS
+from compiler_bridge.cpu.simd_types import NATIVE_LANES
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+KERNELS = ("pack_b", "multiply", "dot", "axpy")
+
+ROWS = 6  # gemm_micro.ROWS, not imported: planning must not import Numba
+TILE_BYTES = 1024
+LINE = 64
+
+MAX_BLOCK_ROWS = 144
+"""Rows of A packed at a time: 144 x 384 float32 are 216 KiB, less than half of a 512 KiB L2."""
+
+MAX_K_BLOCK = 384
+"""K summed in registers at a time: a panel of B of 16 columns is then 24 KiB, three quarters of L1."""
+
+MAX_DOT_ROWS = 8
+"""Up to as many rows, B with contiguous k is read where it lies (`dot`)."""
+
+MAX_AXPY_ROWS = 4
+"""Up to as many rows, B with contiguous columns is read where it lies (`axpy`)."""
+
+LOCAL_PANEL_ROWS = 144
+"""Up to as many rows, a thread packs the panels of B it needs itself instead of all threads packing B first."""
+
+
+@dataclass(frozen=True)
+class GemmEntry:
+    """One parallel loop: kernel `gemm_kernel(kernel, dtype)` over [0, length), then a barrier."""
+
+    kernel: str
+    length: int
+
+
+@dataclass(frozen=True)
+class GemmPlan:
+    """What to run.
+
+    entries:          in order; none if C is empty
+    table:            slot name -> number, for every slot whose value is known without addresses
+    workspace_bytes:  shared memory whose address goes into slot WORKSPACE (64-byte aligned)
+    scratch_bytes:    memory of each thread; slot SCRATCH is the address of thread 0's (64-byte aligned),
+                      thread t works at SCRATCH + t * scratch_bytes
+    threads:          how many threads there is scratch for and work was cut for
+    """
+
+    dtype: str
+    entries: tuple[GemmEntry, ...]
+    table: dict[str, int]
+    workspace_bytes: int
+    scratch_bytes: int
+    threads: int
+
+    def fill_table(self, **addresses: int) -> list[int]:
+        """The whole table; slots not given are 0. Raises KeyError for a name that is no slot."""
+        for name in addresses:
+            if name not in SLOTS:
+                raise KeyError(f"{name} is not a slot of the GEMM table; slots: {', '.join(SLOTS)}")
+        return [addresses.get(name, self.table.get(name, 0)) for name in SLOTS]
+
+
+def compute_dtype(dtype: str) -> str:
+    """dtype of the operands -> dtype of the sums and of C."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def panel_columns(dtype: str) -> int:
+    """Columns of a packed panel of B (rows are ROWS)."""
+    columns = max(16, 2 * NATIVE_LANES)
+    return columns // 2 if dtype == "float64" else columns
+
+
+def _divide_up(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _round_up(a: int, b: int) -> int:
+    return -(-a // b) * b
+
+
+def plan_gemm(
+    m: int,
+    n: int,
+    k: int,
+    batch: int | tuple[int, int],
+    dtype: str,
+    a_strides: Sequence[int],
+    b_strides: Sequence[int],
+    c_strides: Sequence[int],
+    threads: int,
+    *,
+    has_pack_a: bool = False,
+    has_pack_b: bool = False,
+    accumulate: bool = False,
+    b_prepacked: bool = False,
+) -> GemmPlan:
+    """Plan C (+)= A B for a batch of matrices.
+
+    Args:    batch: number of matrices, or (outer, inner) for a batch with two strides
+             dtype: of A and B (one of DTYPES); C has `compute_dtype(dtype)`
+             a_strides, b_strides, c_strides: (batch, row, column), or (outer, inner, row, column); in elements
+             has_pack_a, has_pack_b: that operand comes from a function in slots PACK_A / PACK_B
+             accumulate: C += A B instead of C = A B
+             b_prepacked: WORKSPACE already holds B as an earlier `pack_b` with the same sizes left it
+    Raises:  ValueError for an unknown dtype or a wrong number of strides
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    outer, inner = (1, batch) if isinstance(batch, int) else batch
+    a, b, c = (_four_strides(strides) for strides in (a_strides, b_strides, c_strides))
+    problem = _Problem(m, n, k, outer, inner, dtype, a, b, c, max(1, threads), has_pack_a, has_pack_b,
+                       accumulate, b_prepacked)  # fmt: skip
+    if m * n * outer * inner == 0:
+        return GemmPlan(dtype, (), problem.table(False), 0, 0, problem.threads)
+    if problem.is_better_swapped():
+        return _plan(problem.swapped(), swapped=True)
+    return _plan(problem.folded(), swapped=False)
+
+
+def _four_strides(strides: Sequence[int]) -> tuple[int, int, int, int]:
+    if len(strides) == 3:
+        return (0, *strides)  # type: ignore[return-value]
+    if len(strides) != 4:
+        raise ValueError(f"expected strides (batch, row, column) or (outer, inner, row, column); got {strides}")
+    return tuple(strides)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    m: int
+    n: int
+    k: int
+    outer: int
+    inner: int
+    dtype: str
+    a: tuple[int, int, int, int]  # strides: outer, inner, row, k
+    b: tuple[int, int, int, int]  # outer, inner, k, column
+    c: tuple[int, int, int, int]  # outer, inner, row, column
+    threads: int
+    has_pack_a: bool
+    has_pack_b: bool
+    accumulate: bool
+    b_prepacked: bool
+
+    @property
+    def batch(self) -> int:
+        return self.outer * self.inner
+
+    def is_better_swapped(self) -> bool:
+        """Whether C^T = B^T A^T suits the kernels better: few columns, or C is column-major."""
+        if self.has_pack_a or self.has_pack_b or self.b_prepacked:
+            return False
+        c_row, c_column = self.c[2:]
+        if self.n <= MAX_AXPY_ROWS and self.m > self.n:
+            return True
+        return c_row == 1 and c_column != 1 and self.m >= panel_columns(self.dtype)
+
+    def swapped(self) -> _Problem:
+        """The transposed product."""
+        (ao, ai, ar, ak), (bo, bi, bk, bc), (co, ci, cr, cc) = self.a, self.b, self.c
+        return _Problem(self.n, self.m, self.k, self.outer, self.inner, self.dtype, (bo, bi, bc, bk),
+                        (ao, ai, ak, ar), (co, ci, cc, cr), self.threads, False, False,
+                        self.accumulate, False)  # fmt: skip
+
+    def folded(self) -> _Problem:
+        """The batch as more rows, where all matrices share B and rows follow each other evenly.
+
+        Row batch * m + row of the folded product is what callbacks call it anyway.
+        """
+        one_batch = self.outer == 1
+        if self.batch == 1 or not one_batch or self.b[1] != 0 or self.has_pack_b:
+            return self
+        if self.c[1] != self.m * self.c[2] or (self.a[1] != self.m * self.a[2] and not self.has_pack_a):
+            return self
+        return _Problem(self.m * self.inner, self.n, self.k, 1, 1, self.dtype, self.a, self.b, self.c, self.threads,
+                        self.has_pack_a, False, self.accumulate, self.b_prepacked)  # fmt: skip
+
+    def table(self, swapped: bool) -> dict[str, int]:
+        """The slots that describe the product itself."""
+        names = (
+            "M N K BATCH_OUTER BATCH_INNER A_OUTER A_INNER A_ROW A_K B_OUTER B_INNER B_K B_COLUMN "
+            "C_OUTER C_INNER C_ROW C_COLUMN ACCUMULATE SWAPPED"
+        ).split()
+        values = (self.m, self.n, self.k, self.outer, self.inner, *self.a, *self.b, *self.c,
+                  int(self.accumulate), int(swapped))  # fmt: skip
+        return dict(zip(names, values))
+
+
+def _plan(problem: _Problem, swapped: bool) -> GemmPlan:
+    packs = problem.has_pack_a or problem.has_pack_b or problem.b_prepacked
+    if not packs and problem.b[2] == 1 and problem.m <= MAX_DOT_ROWS and problem.k > 0:
+        return _plan_dot(problem, swapped)
+    if not packs and problem.b[3] == 1 and problem.m <= MAX_AXPY_ROWS:
+        return _plan_axpy(problem, swapped)
+    return _plan_packed(problem, swapped)
+
+
+def _plan_dot(problem: _Problem, swapped: bool) -> GemmPlan:
+    """Few rows, B with contiguous k: each thread takes columns; A is copied into scratch as [row][k]."""
+    itemsize = 8 if problem.dtype == "float64" else 4
+    column_blocks = _share_out(problem.n, problem.batch, problem.threads, DOT_BLOCK_COLUMNS)
+    table = problem.table(swapped) | {"COLUMN_BLOCKS": column_blocks}
+    scratch = TILE_BYTES + _round_up(problem.m * problem.k * itemsize, LINE)
+    entries = (GemmEntry("dot", problem.batch * column_blocks),)
+    return GemmPlan(problem.dtype, entries, table | {"SCRATCH_BYTES": scratch}, 0, scratch, problem.threads)
+
+
+def _plan_axpy(problem: _Problem, swapped: bool) -> GemmPlan:
+    """Few rows, B with contiguous columns: each thread takes columns and sums them in scratch."""
+    itemsize = 8 if problem.dtype == "float64" else 4
+    column_blocks = _share_out(problem.n, problem.batch, problem.threads, AXPY_BLOCK_COLUMNS)
+    width = _round_up(_divide_up(problem.n, column_blocks) + 1, 16)
+    scratch = _round_up(problem.m * width * itemsize, LINE)
+    table = problem.table(swapped) | {"COLUMN_BLOCKS": column_blocks, "SCRATCH_BYTES": scratch}
+    return GemmPlan(problem.dtype, (GemmEntry("axpy", problem.batch * column_blocks),), table, 0, scratch,
+                    problem.threads)  # fmt: skip
+
+
+DOT_BLOCK_COLUMNS = 96
+AXPY_BLOCK_COLUMNS = 1024
+
+
+def _share_out(columns: int, batch: int, threads: int, block: int) -> int:
+    """Number of column blocks: at most `block` columns each, and enough of them for even work."""
+    blocks = _divide_up(columns, block)
+    if batch % threads != 0:
+        blocks = _round_up(blocks, threads)
+    return max(1, min(blocks, _divide_up(columns, 16)))
+
+
+def _plan_packed(problem: _Problem, swapped: bool) -> GemmPlan:
+    itemsize = 8 if problem.dtype == "float64" else 4
+    width = panel_columns(problem.dtype)
+    panels = _divide_up(problem.n, width)
+    k_blocks = max(1, _divide_up(problem.k, MAX_K_BLOCK * 4 // itemsize))
+    k_block = max(1, min(problem.k, _round_up(_divide_up(problem.k, k_blocks), 8)))
+    row_blocks, column_blocks = _blocks(problem, panels)
+    shared_b = problem.b[0] == 0 and problem.b[1] == 0 and not problem.has_pack_b
+    local = row_blocks == 1 and not problem.b_prepacked and (problem.batch == 1 or not shared_b)
+    b_batches = 1 if shared_b else problem.batch
+    block_rows = _divide_up(problem.m, row_blocks)
+    # one panel more than the rows need: rows are cut unevenly by at most one
+    block_bytes = (_divide_up(block_rows + 1, ROWS) * ROWS * k_block + 8) * itemsize
+    scratch_b = TILE_BYTES + _round_up(block_bytes, LINE)
+    scratch = scratch_b + _round_up(width * k_block * itemsize, LINE)
+    table = problem.table(swapped) | {
+        "ROW_BLOCKS": row_blocks, "COLUMN_BLOCKS": column_blocks, "K_BLOCK": k_block,
+        "B_IS_PACKED": int(not local), "B_BATCHES": b_batches,
+        "SCRATCH_B": scratch_b, "SCRATCH_BYTES": scratch,
+    }  # fmt: skip
+    entries = (GemmEntry("multiply", problem.batch * row_blocks * column_blocks),)
+    if not local and not problem.b_prepacked:
+        entries = (GemmEntry("pack_b", b_batches * panels), *entries)
+    workspace = 0 if local else b_batches * panels * width * problem.k * itemsize
+    return GemmPlan(problem.dtype, entries, table, workspace, scratch, problem.threads)
+
+
+def _blocks(problem: _Problem, panels: int) -> tuple[int, int]:
+    """Row and column blocks of each C, such that every thread gets the same work."""
+    row_blocks = _divide_up(problem.m, MAX_BLOCK_ROWS)
+    threads = problem.threads
+    if threads == 1 or problem.batch % threads == 0 or problem.batch >= 8 * threads:
+        return row_blocks, 1
+    in_rows = _round_up(row_blocks, threads)
+    if row_blocks == 1 and panels >= threads:
+        return 1, threads
+    if problem.m >= in_rows * 4 * ROWS:
+        return in_rows, 1
+    return row_blocks, min(threads, panels)
+
+
+# ----------------------------------------------------------------------------------------------- kernels
+@dataclass(frozen=True)
+class GemmKernel:
+    """A kernel of the GEMM library; compiled (or taken from the cache) when `address` is first read."""
+
+    name: str
+    dtype: str
+
+    @property
+    def address(self) -> int:
+        return _address(self.name, self.dtype)
+
+
+def gemm_kernel(name: str, dtype: str) -> GemmKernel:
+    """The kernel of a plan entry, for operands of `dtype`.
+
+    Raises:  ValueError for an unknown name or dtype
+    """
+    if name not in KERNELS or dtype not in DTYPES:
+        raise ValueError(f"no GEMM kernel {name!r} for {dtype!r}: expected one of {KERNELS} and one of {DTYPES}")
+    return GemmKernel(name, dtype)
+
+
+@cache
+def _sources_digest() -> str:
+    """Of every file the kernels' code is in."""
+    files = sorted(Path(__file__).parent.glob("gemm_*.py"))
+    return hashlib.sha256("".join(path.read_text() for path in files).encode()).hexdigest()[:16]
+
+
+@cache
+def _address(name: str, dtype: str) -> int:
+    from compiler_bridge.cache import load_functions_of_file
+
+    key = f"gemm_{name}_{dtype}_{_sources_digest()}"
+
+    def define() -> dict[str, Callable[..., Any]]:
+        return {key: kernel_function(name, dtype)}
+
+    return load_functions_of_file(__file__, (key,), define)[key]
+
+
+def kernel_function(name: str, dtype: str) -> Callable[..., Any]:
+    """The kernel as a plain Python function (imports the kernel language)."""
+    from compiler_bridge.cpu import gemm_multiply, gemm_skinny
+
+    kernels = {
+        "pack_b": gemm_multiply.pack_b_kernel,
+        "multiply": gemm_multiply.multiply_kernel,
+        "dot": gemm_skinny.dot_kernel,
+        "axpy": gemm_skinny.axpy_kernel,
+    }
+    kernel = kernels[name](dtype)
+    return getattr(kernel, "function", kernel)
