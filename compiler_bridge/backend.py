@@ -1,0 +1,106 @@
+"""The way in: `torch.compile(model, backend="pynn")`, and `compile(model)`, the same with options by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import fx
+
+from compiler_bridge import settings
+from compiler_bridge.capture.capture import BoxedCall, Kind, Options, capture
+from compiler_bridge.errors import BridgeError, FallbackWarning
+
+_warned: set[str] = set()
+
+
+def pynn_backend(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """A Dynamo backend (`torch.compile(..., backend="pynn")`): the graph as Numba kernels.
+
+    Args:    mode: accepted for torch.compile's sake; "default" is the only one
+             options: any of strict, eager_random, freeze (see `capture.Options`)
+    Raises:  ValueError for another mode or option; with strict=True whatever keeps a graph from compiling
+    """
+    if mode not in (None, "default"):
+        raise ValueError(f'mode={mode!r}; required: None or "default"')
+    return capture(gm, example_inputs, make_options(options or {}), compile_or_fall_back)
+
+
+def make_options(chosen: Mapping[str, Any]) -> Options:
+    """Options by name; PYNN_EAGER_RANDOM gives the default of eager_random.
+
+    Raises:  ValueError for an unknown name
+    """
+    known = [field.name for field in fields(Options)]
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"option {name!r}; required: one of {', '.join(known)}")
+    return Options(**{"eager_random": settings.EAGER_RANDOM, **chosen})
+
+
+def compile(
+    model: Any,
+    *,
+    strict: bool = False,
+    eager_random: bool = False,
+    freeze: bool = False,
+    dynamic: bool | None = None,
+    **torch_compile_arguments: Any,
+) -> Any:
+    """torch.compile(model) with this backend.
+
+    Args:  strict: raise where a graph can't be compiled (default: one warning, ATen runs it)
+           eager_random: draw exactly torch's eager random numbers, for comparison with eager runs
+           freeze: treat parameters as constants in inference
+           dynamic, torch_compile_arguments: as in torch.compile (fullgraph, ...)
+    """
+    chosen = {"strict": strict, "eager_random": eager_random or settings.EAGER_RANDOM, "freeze": freeze}
+    return torch.compile(
+        model, backend=pynn_backend, options=chosen, dynamic=dynamic, **torch_compile_arguments
+    )
+
+
+def compile_or_fall_back(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], kind: Kind, options: Options
+) -> BoxedCall:
+    """The graph as kernels; if that fails and strictness isn't asked for, as ATen calls with one warning."""
+    try:
+        from compiler_bridge.pipeline import compile_graph
+
+        return boxed(compile_graph(gm, example_inputs, kind, options))
+    except Exception as error:
+        if options.strict:
+            raise
+        if settings.DEBUG >= 2 and not isinstance(error, BridgeError):
+            raise
+        _warn_of_fallback(kind, error)
+        return boxed(gm)
+
+
+def _warn_of_fallback(kind: Kind, error: Exception) -> None:
+    reason = str(error) if isinstance(error, BridgeError) else f"{type(error).__name__}: {error}"
+    message = f"pynn: a {kind} graph runs through ATen, not through kernels: {reason}"
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, FallbackWarning, stacklevel=2)
+
+
+def boxed(function: Callable[..., Sequence[Any]]) -> BoxedCall:
+    """A function of a list of inputs that empties the list, so that AOTAutograd can let go of them."""
+
+    def call(inputs: list[Any]) -> Sequence[Any]:
+        outputs = function(*inputs)
+        inputs.clear()
+        return outputs
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call

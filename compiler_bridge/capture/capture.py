@@ -1,0 +1,71 @@
+"""Dynamo graph -> AOTAutograd -> `compile_graph` for each of forward, backward and inference.
+
+    torch.compile hands over      gm, example_inputs
+    rewrite_attention             scaled_dot_product_attention -> pynn::attention
+    aot_autograd                  functional graphs of elementary operations (`decompositions.py`),
+                                  forward and backward cut by `partition.py`
+    compile_graph                 each graph -> kernels (`pipeline.py`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import fx
+from torch._dynamo.backends.common import aot_autograd
+
+from compiler_bridge.capture.attention_rewrite import rewrite_attention
+from compiler_bridge.capture.decompositions import decompositions
+from compiler_bridge.capture.partition import partition, simplify_graph
+
+Kind = Literal["forward", "backward", "inference"]
+BoxedCall = Callable[[list[Any]], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose.
+
+    strict:       a graph that can't be compiled raises; else one warning and ATen runs it
+    eager_random: draw exactly the numbers torch's eager mode would
+    freeze:       parameters are constants of inference graphs
+    """
+
+    strict: bool = False
+    eager_random: bool = False
+    freeze: bool = False
+
+
+CompileGraph = Callable[[fx.GraphModule, Sequence[Any], Kind, Options], BoxedCall]
+
+
+def capture(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, compile_graph: CompileGraph
+) -> Callable[..., Any]:
+    """A callable for a Dynamo graph, its pieces made by `compile_graph`."""
+    if not options.eager_random:
+        rewrite_attention(gm)
+
+    def compiler(kind: Kind) -> Callable[[fx.GraphModule, Sequence[Any]], BoxedCall]:
+        def compile_kind(graph: fx.GraphModule, inputs: Sequence[Any]) -> BoxedCall:
+            if kind == "inference":
+                simplify_graph(graph)
+            return compile_graph(graph, inputs, kind, options)
+
+        return compile_kind
+
+    traced = aot_autograd(
+        fw_compiler=compiler("forward"),
+        bw_compiler=compiler("backward"),
+        inference_compiler=compiler("inference"),
+        partition_fn=partition,
+        decompositions=decompositions(options.eager_random),
+        keep_inference_input_mutations=True,
+    )
+    # Kernels never write into saved activations, so nothing is gained by declaring them donated, and
+    # backward(retain_graph=True) would be refused.
+    with torch._functorch.config.patch(donated_buffer=False):
+        return traced(gm, example_inputs)

@@ -1,0 +1,114 @@
+"""What AOTAutograd replaces while it traces: composite ATen operations by their pynn definitions.
+
+The one table of meanings is `pynn.definitions.DEFINITIONS`. Beside it stand the random draws (unless the
+user asked for torch's own numbers) and a short, named list of torch's decompositions that only move or reshape
+data or are plain algebra on operations we do lower; no computation a layer is about comes from there.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._decomp import get_decompositions
+from torch._ops import OpOverload
+
+aten = torch.ops.aten
+
+Decompositions = dict[OpOverload, Callable[..., Any]]
+
+KEPT_WHOLE: frozenset[OpOverload] = frozenset()
+"""Operations with a definition that the lowering takes whole: its kernels know more than the definition."""
+
+DATA_MOVEMENT: tuple[Any, ...] = (
+    aten.slice_backward,
+    aten.select_backward,
+    aten.unfold_backward,
+    aten.diagonal_backward,
+    aten._unsafe_index,
+    aten._unsafe_index_put,
+    aten.new_empty,
+    aten.new_full,
+    aten.new_ones,
+    aten.new_zeros,
+    aten.ones_like,
+    aten.zeros_like,
+    aten.empty_like,
+    aten.eye,
+    aten.linspace,
+    aten.narrow_copy,
+    aten.stack,
+    aten.roll,
+    aten.rot90,
+    aten.tril,
+    aten.triu,
+    aten.unbind,
+    aten.trace,
+    aten.split_with_sizes_copy,
+    aten.lift_fresh,
+    aten.transpose.int,
+    aten.t,
+    aten._reshape_alias,
+    aten.expand_copy,
+    aten.view_copy,
+    aten.unsqueeze_copy,
+    aten.squeeze_copy,
+    aten.permute_copy,
+    aten.masked_fill,
+)
+"""Views, fills and copies: torch's decompositions of these state shapes and strides only."""
+
+ALGEBRA: tuple[Any, ...] = (
+    aten.rsub,
+    aten.addcmul,
+    aten.addcdiv,
+    aten.lerp,
+    aten.addmv,
+    aten.baddbmm,
+    aten.linalg_vector_norm,
+    aten.dot,
+    aten.vdot,
+    aten.std,
+    aten.std_mean,
+    aten.var,
+    aten.var_mean,
+    aten.logsumexp,
+    aten.clamp_min,
+    aten.clamp_max,
+    aten.frac,
+    aten.xlogy,
+    aten.sgn,
+    aten.heaviside,
+    aten.nan_to_num,
+    aten.logical_xor,
+    aten.isneginf,
+    aten.isposinf,
+    aten.aminmax,
+    aten.index_add,
+    aten.index_copy,
+    aten.index_fill,
+    aten.take,
+)
+"""General tensor algebra, not of torch.nn: written out in pointwise operations, reductions and products."""
+
+
+@functools.cache
+def decompositions(eager_random: bool) -> Decompositions:
+    """The table for aot_autograd: torch's glue, then ours over it."""
+    table: Decompositions = dict(get_decompositions([*DATA_MOVEMENT, *ALGEBRA]))
+    table.update(_optional_table("pynn.definitions", "DEFINITIONS"))
+    if not eager_random:
+        table.update(_optional_table("compiler_bridge.capture.random", "DECOMPOSITIONS"))
+    for operation in KEPT_WHOLE:
+        table.pop(operation, None)
+    return table
+
+
+def _optional_table(module: str, name: str) -> Decompositions:
+    """A table of another module; the definitions fill theirs as pynn is imported."""
+    if module.startswith("pynn."):
+        importlib.import_module("pynn")
+    return dict(getattr(importlib.import_module(module), name, {}))

@@ -1,0 +1,58 @@
+"""Which values the backward graph is given and which it computes again.
+
+torch's min-cut partitioner decides; here it learns about our operations:
+
+- `pynn::uniform(seed, size)` is a pure function of its seed and fuses into what uses it: recomputed, so that
+  dropout saves its seed (8 bytes) in place of a mask.
+- `pynn::seed()` draws from torch's generator: never recomputed, and two draws are never merged.
+- Reductions (row statistics of softmax and norms) are saved, the elementwise rest recomputed, as by default.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import fx
+from torch._functorch import compile_utils, partitioners
+
+_lock = threading.RLock()
+
+
+@contextmanager
+def our_operations_known() -> Iterator[None]:
+    """Within, torch's partitioner and common-subexpression pass treat our random operations as they must."""
+    torch_op_list = partitioners.get_default_op_list
+
+    def op_list() -> Any:
+        types = torch_op_list()
+        for known in (types.fusible_ops, types.recomputable_ops):
+            known.add(torch.ops.pynn.uniform)
+        return types
+
+    random_ops = [*compile_utils.rand_ops, torch.ops.pynn.seed]
+    with (
+        _lock,
+        patch.object(partitioners, "get_default_op_list", op_list),
+        patch.object(compile_utils, "rand_ops", random_ops),
+    ):
+        yield
+
+
+def partition(joint_module: fx.GraphModule, joint_inputs: Any, **kwargs: Any) -> Any:
+    """Joint graph -> (forward graph, backward graph)."""
+    with our_operations_known():
+        return partitioners.min_cut_rematerialization_partition(joint_module, joint_inputs, **kwargs)
+
+
+def simplify_graph(gm: fx.GraphModule) -> fx.GraphModule:
+    """Drop dead nodes and merge equal ones, as the partitioner does to training graphs; in place."""
+    with our_operations_known():
+        gm.graph.eliminate_dead_code()
+        gm.graph = compile_utils.fx_graph_cse(gm.graph)
+        gm.recompile()
+    return gm
