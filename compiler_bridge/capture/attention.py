@@ -187,7 +187,7 @@ def attention_backward_meta(
     """Empty results of `attention_backward`: each gradient ordered in memory as its tensor."""
     dmask = q.new_empty(0)
     if mask is not None and mask_grad:
-        dmask = mask.new_empty(mask.shape)
+        dmask = mask.new_empty(mask.shape)  # contiguous
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.preserve_format) for x in (q, k, v))
     return dq, dk, dv, dmask
 

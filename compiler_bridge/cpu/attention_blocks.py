@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from compiler_bridge.cpu.language import (
     NATIVE_LANES,
+    address_of,
     bitcast,
     broadcast_load,
     f32,
@@ -157,6 +158,26 @@ def pack_rows(source, row_stride, col_stride, rows, cols, target, target_row):
                 store(target, row * target_row + col, load(source, first + col * col_stride))
             for col in range(cols, target_row):
                 store(target, row * target_row + col, f32(0.0))
+
+
+@outlined_helper
+def rows_as_float32(source, position, row_stride, col_stride, rows, cols, packed, packed_row, pack):
+    """Address of a [rows, cols] block as float32: packed into scratch if asked, else where it lies."""
+    if pack != 0:
+        pack_rows(offset_pointer(source, position), row_stride, col_stride, rows, cols, packed, packed_row)
+        return address_of(packed)
+    return address_of(offset_pointer(source, position))
+
+
+@outlined_helper
+def store_scaled_row(source, first, cols, factor, target, position, col_stride):
+    """target[position + col * col_stride] = source[first + col] * factor, in target's dtype."""
+    if col_stride == 1:
+        for col in range(0, cols, 8):
+            store(target, position + col, load(source, first + col, 8) * factor, min(8, cols - col))
+    else:
+        for col in range(cols):
+            store(target, position + col * col_stride, load(source, first + col) * factor)
 
 
 @outlined_helper

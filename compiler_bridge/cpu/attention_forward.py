@@ -30,12 +30,12 @@ from compiler_bridge.cpu.attention_blocks import (
     fill,
     mask_causal,
     multiply_block,
-    pack_rows,
     pack_transposed,
+    rows_as_float32,
+    store_scaled_row,
 )
 from compiler_bridge.cpu.attention_slots import SLOT
 from compiler_bridge.cpu.language import (
-    address_of,
     bitcast,
     cast,
     f32,
@@ -103,16 +103,7 @@ def scale_rows(block, block_row, rows, factors):
 def store_rows(block, block_row, rows, cols, factors, target, row_stride, col_stride):
     """target[row, col] = block[row, col] * factors[row], in target's dtype."""
     for row in range(rows):
-        factor = load(factors, row)
-        source, position = row * block_row, row * row_stride
-        if col_stride == 1:
-            for col in range(0, cols - cols % 8, 8):
-                store(target, position + col, load(block, source + col, 8) * factor)
-            for col in range(cols - cols % 8, cols):
-                store(target, position + col, load(block, source + col) * factor)
-        else:
-            for col in range(cols):
-                store(target, position + col * col_stride, load(block, source + col) * factor)
+        store_scaled_row(block, row * block_row, cols, load(factors, row), target, row * row_stride, col_stride)
 
 
 @outlined_helper
@@ -134,15 +125,6 @@ def block_of_task(task, blocks, causal):
     if causal == 0:
         return index
     return index // 2 if index % 2 == 0 else blocks - 1 - index // 2
-
-
-@outlined_helper
-def rows_as_float32(source, position, row_stride, col_stride, rows, cols, packed, packed_row, pack):
-    """Address of a [rows, cols] block as float32: packed into scratch if asked, else where it lies."""
-    if pack != 0:
-        pack_rows(offset_pointer(source, position), row_stride, col_stride, rows, cols, packed, packed_row)
-        return address_of(packed)
-    return address_of(offset_pointer(source, position))
 
 
 @remember

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
+from compiler_bridge.cpu.attention_backward import (
+    attention_mask_clear,
+    backward_kernel,
+    finish_kernel,
+    mask_finish_kernel,
+)
 from compiler_bridge.cpu.attention_blocks import TILE
 from compiler_bridge.cpu.attention_forward import forward_kernel
 from compiler_bridge.cpu.attention_slots import SLOT, SLOT_COUNT, TENSOR_SLOTS
@@ -82,6 +88,44 @@ def needs_packing(layout: TensorLayout, multiple: int) -> bool:
     return layout.dtype != torch.float32 or layout.strides[-1] != 1 or layout.shape[-1] % multiple != 0
 
 
+@dataclass(frozen=True)
+class AttentionSizes:
+    """What both directions derive from the shapes."""
+
+    q: TensorLayout
+    k: TensorLayout
+    v: TensorLayout
+    query_block: int
+    key_block: int
+    head_cols: int
+    value_cols: int
+
+    @staticmethod
+    def of(q: TensorLayout, k: TensorLayout, v: TensorLayout) -> AttentionSizes:
+        query_block = min(QUERY_BLOCK, round_up(max(q.shape[2], 1), TILE))
+        key_block = max(1, min(KEY_BLOCK, k.shape[2]))
+        return AttentionSizes(
+            q, k, v, query_block, key_block, round_up(q.shape[3], TILE), round_up(v.shape[3], TILE)
+        )
+
+    @property
+    def query_blocks(self) -> int:
+        return -(-self.q.shape[2] // self.query_block)
+
+    def fill_table(self, table: ArgumentTable, causal: bool, scale: float) -> None:
+        batch, heads, seq, head_dim = self.q.shape
+        for name, layout in (("q", self.q), ("k", self.k), ("v", self.v)):
+            table.tensor(name, layout.strides)
+        table.tensor("logsumexp", (heads * seq, seq, 1, 0))
+        table.sizes(
+            batch=batch, heads=heads, group=max(1, heads // max(1, self.k.shape[1])), seq=seq,
+            kv_seq=self.k.shape[2], head_dim=head_dim, value_dim=self.v.shape[3],
+            scale_bits=float_bits(scale), causal=int(causal), query_block=self.query_block,
+            key_block=self.key_block, query_blocks=self.query_blocks, head_cols=self.head_cols,
+            value_cols=self.value_cols,
+        )  # fmt: skip
+
+
 def plan_attention_forward(
     q: TensorLayout,
     k: TensorLayout,
@@ -94,30 +138,124 @@ def plan_attention_forward(
     threads: int,
 ) -> DynamicPlan:
     """One step, parallel over batch * heads * blocks of queries. Roles: q k v mask seed out logsumexp."""
-    batch, heads, seq, head_dim = q.shape
-    kv_heads, kv_seq, value_dim = k.shape[1], k.shape[2], v.shape[3]
-    query_block = min(QUERY_BLOCK, round_up(max(seq, 1), TILE))
-    key_block = max(1, min(KEY_BLOCK, kv_seq))
-    query_blocks = -(-seq // query_block)
-    head_cols, value_cols = round_up(head_dim, 8), round_up(value_dim, TILE)
-    floats = query_block * (head_cols + value_cols + 3) + (key_block + 8) * (query_block + head_cols + value_cols)
+    sizes = AttentionSizes.of(q, k, v)
+    cols = sizes.head_cols + sizes.value_cols
+    floats = sizes.query_block * (cols + 3) + (sizes.key_block + 8) * (sizes.query_block + cols)
     scratch_bytes = round_up(4 * floats, 64)
     table = ArgumentTable()
-    for name, layout in (("q", q), ("k", k), ("v", v), ("out", out)):
-        table.tensor(name, layout.strides)
-    table.tensor("logsumexp", (heads * seq, seq, 1, 0))
+    sizes.fill_table(table, causal, scale)
+    table.tensor("out", out.strides)
     if mask is not None:
         table.tensor("mask", mask.broadcast_strides())
     table.sizes(
-        batch=batch, heads=heads, group=max(1, heads // max(1, kv_heads)), seq=seq, kv_seq=kv_seq,
-        head_dim=head_dim, value_dim=value_dim, scale_bits=float_bits(scale), causal=int(causal),
-        query_block=query_block, key_block=key_block, query_blocks=query_blocks,
-        head_cols=head_cols, value_cols=value_cols,
-        pack_keys=int(k.dtype != torch.float32 or k.strides[-1] != 1),
-        pack_values=int(needs_packing(v, TILE)), scratch_bytes=scratch_bytes,
-    )  # fmt: skip
+        pack_keys=int(needs_packing(k, 1)), pack_values=int(needs_packing(v, TILE)), scratch_bytes=scratch_bytes
+    )
     table.workspace("scratch", 0)
     kernel = forward_kernel(DTYPE_NAMES[q.dtype], None if mask is None else DTYPE_NAMES[mask.dtype], dropout > 0)
-    length = batch * heads * query_blocks
+    length = q.shape[0] * q.shape[1] * sizes.query_blocks
     step = KernelStep(kernel, table.arguments, length, description="attention forward")
     return DynamicPlan([step], scratch_bytes * threads)
+
+
+def plan_attention_backward(
+    grad_out: TensorLayout,
+    q: TensorLayout,
+    k: TensorLayout,
+    v: TensorLayout,
+    mask: TensorLayout | None,
+    out: TensorLayout,
+    dq: TensorLayout,
+    dk: TensorLayout,
+    dv: TensorLayout,
+    mask_grad: bool,
+    causal: bool,
+    scale: float,
+    dropout: float,
+    threads: int,
+) -> DynamicPlan:
+    """Up to four steps: clear dmask; the gradients; their partial sums; dmask.
+
+    Roles: grad_out q k v mask seed out logsumexp dq dk dv dmask (contiguous).
+    """
+    sizes = AttentionSizes.of(q, k, v)
+    batch, kv_heads, kv_seq, _ = k.shape
+    table = ArgumentTable()
+    sizes.fill_table(table, causal, scale)
+    for name, layout in (("grad_out", grad_out), ("out", out), ("dq", dq), ("dk", dk), ("dv", dv)):
+        table.tensor(name, layout.strides)
+    if mask is not None:
+        table.tensor("mask", mask.broadcast_strides())
+    shared_batch = mask_grad and mask is not None and mask.shape[0] == 1
+    shared_heads = mask_grad and mask is not None and mask.shape[1] == 1
+    batch_tasks, head_tasks = 1 if shared_batch else batch, 1 if shared_heads else kv_heads
+    chunks = count_chunks(batch_tasks * head_tasks, sizes.query_blocks, threads)
+    cols = sizes.head_cols + sizes.value_cols
+    floats = sizes.query_block * (2 * cols + sizes.head_cols + 2)
+    floats += (sizes.key_block + 8) * (2 * sizes.query_block + cols)
+    scratch_bytes = round_up(4 * floats, 64)
+    offset = scratch_bytes * threads
+    table.workspace("scratch", 0)
+    partial = False
+    for name, layout, width in (("partial_dk", dk, sizes.head_cols), ("partial_dv", dv, sizes.value_cols)):
+        if chunks > 1 or needs_packing(layout, TILE):
+            table.workspace(name, offset)
+            offset += round_up(4 * chunks * batch * kv_heads * kv_seq * width, 64)
+            partial = True
+    table.sizes(
+        pack_queries=int(needs_packing(q, TILE)), pack_keys=int(needs_packing(k, TILE)),
+        pack_values=int(needs_packing(v, 1)), pack_grads=int(needs_packing(grad_out, TILE)),
+        scratch_bytes=scratch_bytes, chunks=chunks, batch_tasks=batch_tasks, head_tasks=head_tasks,
+    )  # fmt: skip
+    steps: list[KernelStep] = []
+    finishing: list[KernelStep] = []
+    if mask is not None and mask_grad:
+        offset = plan_mask_gradient(table, sizes, mask, offset, steps, finishing)
+    dtype, mask_dtype = DTYPE_NAMES[q.dtype], None if mask is None else DTYPE_NAMES[mask.dtype]
+    kernel = backward_kernel(dtype, mask_dtype, dropout > 0, mask_grad)
+    length = batch_tasks * head_tasks * chunks
+    steps.append(KernelStep(kernel, table.arguments, length, description="attention backward"))
+    if partial:
+        rows = batch * kv_heads * kv_seq
+        steps.append(KernelStep(finish_kernel(dtype), table.arguments, rows, 16, "attention backward: sums"))
+    return DynamicPlan(steps + finishing, offset)
+
+
+def count_chunks(tasks: int, query_blocks: int, threads: int) -> int:
+    """In how many parts the query blocks of each task go, so that `threads` have equal work."""
+    for chunks in range(1, threads + 1):
+        if tasks * chunks % threads == 0 or tasks * chunks >= 4 * threads:
+            return max(1, min(chunks, query_blocks))
+    return 1
+
+
+def plan_mask_gradient(
+    table: ArgumentTable,
+    sizes: AttentionSizes,
+    mask: TensorLayout,
+    offset: int,
+    before: list[KernelStep],
+    after: list[KernelStep],
+) -> int:
+    """Steps around the main one, and the workspace used so far.
+
+    The sums [mask batch, mask heads, seq, kv_seq] are dmask itself when it is float32 of that shape, else
+    they lie in the workspace and a last step makes dmask of them.
+    """
+    seq, kv_seq = sizes.q.shape[2], sizes.k.shape[2]
+    mask_batch, mask_heads, mask_seq, mask_kv_seq = mask.shape
+    matrix = seq * kv_seq
+    strides = (mask_heads * matrix if mask_batch > 1 else 0, matrix if mask_heads > 1 else 0, kv_seq, 1)
+    table.tensor("dmask", (0, 0, 0, 0))
+    table.tensor("dmask_sums", strides)
+    table.sizes(mask_seq=mask_seq, mask_kv_seq=mask_kv_seq)
+    rows = mask_batch * mask_heads
+    direct = mask.dtype == torch.float32 and (mask_seq, mask_kv_seq) == (seq, kv_seq)
+    if direct:
+        table.arguments[SLOT["dmask_sums"]] = PointerArgument("dmask")
+    else:
+        table.workspace("dmask_sums", offset)
+        offset += round_up(4 * rows * matrix, 64)
+        finish = mask_finish_kernel(DTYPE_NAMES[mask.dtype])
+        after.append(KernelStep(finish, table.arguments, rows * mask_seq, description="mask gradient"))
+    before.append(KernelStep(attention_mask_clear, table.arguments, rows * seq, 16, "clear mask gradient"))
+    return offset
