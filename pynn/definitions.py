@@ -165,6 +165,11 @@ def apply_in_place(function: Callable, input: Tensor, *constants: Any) -> Tensor
     return input.copy_(function(input.clone() if keeps_values else input, *constants))
 
 
+def can_read_values(x: Tensor) -> bool:
+    """Whether a check may look at the elements: not on meta tensors, nor under vmap and grad transforms."""
+    return not x.is_meta and not torch._C._are_functorch_transforms_active()
+
+
 def require_floating_point(name: str, input: Tensor) -> None:
     """Raise what a CPU kernel of ATen raises when it has no such dtype."""
     if not input.is_floating_point():

@@ -17,6 +17,25 @@ from pynn.definitions import (
     traced_as,
 )
 
+__all__ = [
+    "hardshrink",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "hardtanh_",
+    "leaky_relu",
+    "leaky_relu_",
+    "prelu",
+    "relu",
+    "relu6",
+    "relu_",
+    "rrelu",
+    "rrelu_",
+    "softshrink",
+    "threshold",
+    "threshold_",
+]
+
 aten = torch.ops.aten
 
 

@@ -20,6 +20,25 @@ from pynn.definitions import (
     traced_as,
 )
 
+__all__ = [
+    "celu",
+    "celu_",
+    "elu",
+    "elu_",
+    "gelu",
+    "glu",
+    "logsigmoid",
+    "mish",
+    "selu",
+    "selu_",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "softsign",
+    "tanh",
+    "tanhshrink",
+]
+
 aten = torch.ops.aten
 
 SELU_ALPHA = 1.6732632423543772848170429916717

@@ -11,6 +11,13 @@ from torch import Tensor
 
 from pynn.definitions import Function, computes_in_float32, defines, require_floating_point, traced_as, widen
 
+__all__ = [
+    "gumbel_softmax",
+    "log_softmax",
+    "softmax",
+    "softmin",
+]
+
 aten = torch.ops.aten
 
 

@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from pynn.modules import _rectifiers as rectifiers
-from pynn.modules import _smooth_activations as smooth
-from pynn.modules._softmax import log_softmax, softmax, softmin
+from pynn.modules import _rectifiers, _smooth_activations, _softmax
+from pynn.modules._rectifiers import *  # noqa: F403
+from pynn.modules._smooth_activations import *  # noqa: F403
+from pynn.modules._softmax import *  # noqa: F403
 
 __all__ = [
+    *_rectifiers.__all__,
+    *_smooth_activations.__all__,
+    *_softmax.__all__,
     "Threshold",
     "ReLU",
     "RReLU",
@@ -58,7 +62,7 @@ class Threshold(torch.nn.Threshold):
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
-        return rectifiers.threshold(input, self.threshold, self.value, self.inplace)
+        return _rectifiers.threshold(input, self.threshold, self.value, self.inplace)
 
     def extra_repr(self) -> str:
         return f"threshold={self.threshold}, value={self.value}{_inplace_suffix(self.inplace)}"
@@ -74,7 +78,7 @@ class ReLU(torch.nn.ReLU):
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
-        return rectifiers.relu(input, self.inplace)
+        return _rectifiers.relu(input, self.inplace)
 
     def extra_repr(self) -> str:
         return "inplace=True" if self.inplace else ""
@@ -92,7 +96,7 @@ class RReLU(torch.nn.RReLU):
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
-        return rectifiers.rrelu(input, self.lower, self.upper, self.training, self.inplace)
+        return _rectifiers.rrelu(input, self.lower, self.upper, self.training, self.inplace)
 
     def extra_repr(self) -> str:
         return f"lower={self.lower}, upper={self.upper}{_inplace_suffix(self.inplace)}"
@@ -128,7 +132,7 @@ class Hardtanh(torch.nn.Hardtanh):
             raise AssertionError(f"max_val ({self.max_val}) must be greater than min_val ({self.min_val})")
 
     def forward(self, input: Tensor) -> Tensor:
-        return rectifiers.hardtanh(input, self.min_val, self.max_val, self.inplace)
+        return _rectifiers.hardtanh(input, self.min_val, self.max_val, self.inplace)
 
     def extra_repr(self) -> str:
         return f"min_val={self.min_val}, max_val={self.max_val}{_inplace_suffix(self.inplace)}"
@@ -154,7 +158,7 @@ class Sigmoid(torch.nn.Sigmoid):
     """out = 1 / (1 + exp(-x))."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return smooth.sigmoid(input)
+        return _smooth_activations.sigmoid(input)
 
 
 class Hardsigmoid(torch.nn.Hardsigmoid):
@@ -167,14 +171,14 @@ class Hardsigmoid(torch.nn.Hardsigmoid):
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
-        return rectifiers.hardsigmoid(input, self.inplace)
+        return _rectifiers.hardsigmoid(input, self.inplace)
 
 
 class Tanh(torch.nn.Tanh):
     """out = tanh(x)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return smooth.tanh(input)
+        return _smooth_activations.tanh(input)
 
 
 class SiLU(torch.nn.SiLU):
@@ -187,7 +191,7 @@ class SiLU(torch.nn.SiLU):
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
-        return smooth.silu(input, self.inplace)
+        return _smooth_activations.silu(input, self.inplace)
 
     def extra_repr(self) -> str:
         return "inplace=True" if self.inplace else ""
@@ -203,7 +207,7 @@ class Mish(torch.nn.Mish):
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
-        return smooth.mish(input, self.inplace)
+        return _smooth_activations.mish(input, self.inplace)
 
     def extra_repr(self) -> str:
         return "inplace=True" if self.inplace else ""
@@ -219,7 +223,7 @@ class Hardswish(torch.nn.Hardswish):
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
-        return rectifiers.hardswish(input, self.inplace)
+        return _rectifiers.hardswish(input, self.inplace)
 
 
 class ELU(torch.nn.ELU):
@@ -233,7 +237,7 @@ class ELU(torch.nn.ELU):
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
-        return smooth.elu(input, self.alpha, self.inplace)
+        return _smooth_activations.elu(input, self.alpha, self.inplace)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}{_inplace_suffix(self.inplace)}"
@@ -250,7 +254,7 @@ class CELU(torch.nn.CELU):
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
-        return smooth.celu(input, self.alpha, self.inplace)
+        return _smooth_activations.celu(input, self.alpha, self.inplace)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}{_inplace_suffix(self.inplace)}"
@@ -266,7 +270,7 @@ class SELU(torch.nn.SELU):
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
-        return smooth.selu(input, self.inplace)
+        return _smooth_activations.selu(input, self.inplace)
 
     def extra_repr(self) -> str:
         return "inplace=True" if self.inplace else ""
@@ -282,7 +286,7 @@ class GLU(torch.nn.GLU):
         self.dim = dim
 
     def forward(self, input: Tensor) -> Tensor:
-        return smooth.glu(input, self.dim)
+        return _smooth_activations.glu(input, self.dim)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
@@ -298,7 +302,7 @@ class GELU(torch.nn.GELU):
         self.approximate = approximate
 
     def forward(self, input: Tensor) -> Tensor:
-        return smooth.gelu(input, approximate=self.approximate)
+        return _smooth_activations.gelu(input, approximate=self.approximate)
 
     def extra_repr(self) -> str:
         return f"approximate={self.approximate!r}"
@@ -314,7 +318,7 @@ class Hardshrink(torch.nn.Hardshrink):
         self.lambd = lambd
 
     def forward(self, input: Tensor) -> Tensor:
-        return rectifiers.hardshrink(input, self.lambd)
+        return _rectifiers.hardshrink(input, self.lambd)
 
     def extra_repr(self) -> str:
         return f"{self.lambd}"
@@ -331,7 +335,7 @@ class LeakyReLU(torch.nn.LeakyReLU):
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
-        return rectifiers.leaky_relu(input, self.negative_slope, self.inplace)
+        return _rectifiers.leaky_relu(input, self.negative_slope, self.inplace)
 
     def extra_repr(self) -> str:
         return f"negative_slope={self.negative_slope}{_inplace_suffix(self.inplace)}"
@@ -341,7 +345,7 @@ class LogSigmoid(torch.nn.LogSigmoid):
     """out = log(sigmoid(x))."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return smooth.logsigmoid(input)
+        return _smooth_activations.logsigmoid(input)
 
 
 class Softplus(torch.nn.Softplus):
@@ -355,7 +359,7 @@ class Softplus(torch.nn.Softplus):
         self.threshold = threshold
 
     def forward(self, input: Tensor) -> Tensor:
-        return smooth.softplus(input, self.beta, self.threshold)
+        return _smooth_activations.softplus(input, self.beta, self.threshold)
 
     def extra_repr(self) -> str:
         return f"beta={self.beta}, threshold={self.threshold}"
@@ -371,7 +375,7 @@ class Softshrink(torch.nn.Softshrink):
         self.lambd = lambd
 
     def forward(self, input: Tensor) -> Tensor:
-        return rectifiers.softshrink(input, self.lambd)
+        return _rectifiers.softshrink(input, self.lambd)
 
     def extra_repr(self) -> str:
         return str(self.lambd)
@@ -395,7 +399,7 @@ class PReLU(torch.nn.PReLU):
             self.weight.fill_(self.init)
 
     def forward(self, input: Tensor) -> Tensor:
-        return rectifiers.prelu(input, self.weight)
+        return _rectifiers.prelu(input, self.weight)
 
     def extra_repr(self) -> str:
         return f"num_parameters={self.num_parameters}"
@@ -405,14 +409,14 @@ class Softsign(torch.nn.Softsign):
     """out = x / (1 + |x|)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return smooth.softsign(input)
+        return _smooth_activations.softsign(input)
 
 
 class Tanhshrink(torch.nn.Tanhshrink):
     """out = x - tanh(x)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return smooth.tanhshrink(input)
+        return _smooth_activations.tanhshrink(input)
 
 
 class _AlongDim:
@@ -433,14 +437,14 @@ class Softmin(_AlongDim, torch.nn.Softmin):
     """out = softmax(-x) along dim."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return softmin(input, self.dim, _stacklevel=5)
+        return _softmax.softmin(input, self.dim, _stacklevel=6)
 
 
 class Softmax(_AlongDim, torch.nn.Softmax):
     """out = exp(x) / sum(exp(x)) along dim."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return softmax(input, self.dim, _stacklevel=5)
+        return _softmax.softmax(input, self.dim, _stacklevel=6)
 
 
 class Softmax2d(torch.nn.Softmax2d):
@@ -453,11 +457,11 @@ class Softmax2d(torch.nn.Softmax2d):
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() not in (3, 4):
             raise ValueError(f"Softmax2d: expected input to be 3D or 4D, got {input.dim()}D instead")
-        return softmax(input, -3, _stacklevel=5)
+        return _softmax.softmax(input, -3, _stacklevel=5)
 
 
 class LogSoftmax(_AlongDim, torch.nn.LogSoftmax):
     """out = log(softmax(x)) along dim."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return log_softmax(input, self.dim, _stacklevel=5)
+        return _softmax.log_softmax(input, self.dim, _stacklevel=6)

@@ -10,7 +10,14 @@ from torch.nn import Module, Parameter, UninitializedParameter
 
 from pynn.definitions import defines, traced_as
 
-__all__ = ["Bilinear", "Identity", "LazyLinear", "Linear"]
+__all__ = [
+    "Bilinear",
+    "Identity",
+    "LazyLinear",
+    "Linear",
+    "bilinear",
+    "linear",
+]
 
 aten = torch.ops.aten
 
@@ -124,6 +131,10 @@ class Linear(torch.nn.Linear):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         )
+
+
+class NonDynamicallyQuantizableLinear(Linear, torch.nn.modules.linear.NonDynamicallyQuantizableLinear):
+    """A Linear that dynamic quantisation leaves alone: the output projection of MultiheadAttention."""
 
 
 class Bilinear(torch.nn.Bilinear):

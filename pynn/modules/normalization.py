@@ -10,7 +10,12 @@ from torch.nn import Module, Parameter
 
 from pynn.definitions import Function, defines, require_floating_point, traced_as, widen
 
-__all__ = ["LayerNorm", "RMSNorm"]
+__all__ = [
+    "LayerNorm",
+    "RMSNorm",
+    "layer_norm",
+    "rms_norm",
+]
 
 aten = torch.ops.aten
 

@@ -7,9 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from pynn.definitions import Function, defines, traced_as, widen
+from pynn.definitions import Function, can_read_values, defines, traced_as, widen
 
-__all__ = ["Embedding"]
+__all__ = [
+    "Embedding",
+    "embedding",
+    "one_hot",
+]
 
 aten = torch.ops.aten
 
@@ -58,7 +62,8 @@ def embedding_sparse_backward(grad: Tensor, indices: Tensor, num_weights: int, p
     if padding_idx >= 0:
         keeps = flat_indices != padding_idx
         flat_indices, rows = flat_indices[keeps], rows[keeps]
-    return torch.sparse_coo_tensor(flat_indices.unsqueeze(0), rows, (num_weights, grad.size(-1)))
+    shape = (num_weights, grad.size(-1))
+    return torch.sparse_coo_tensor(flat_indices.unsqueeze(0), rows, shape, check_invariants=False)
 
 
 def limit_row_norms(weight: Tensor, indices: Tensor, max_norm: float, norm_type: float) -> None:
@@ -157,6 +162,29 @@ def normalized_padding_idx(padding_idx: int, num_embeddings: int) -> int:
     if not -num_embeddings <= padding_idx < max(num_embeddings, 1):
         raise AssertionError("Padding_idx must be within num_embeddings")
     return padding_idx % num_embeddings if padding_idx < 0 else padding_idx
+
+
+@traced_as(F.one_hot)
+def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """out[*, c] = 1 where tensor[*] = c, else 0.
+
+    Args:    num_classes: -1 takes the largest value + 1
+    Shape:   tensor: [*] int64   returns: [*, num_classes] int64
+    Raises:  RuntimeError for another dtype or values outside [0, num_classes)
+    """
+    if tensor.dtype != torch.int64:
+        raise RuntimeError("one_hot is only applicable to index tensor of type LongTensor.")
+    if tensor.numel() == 0 and num_classes <= 0:
+        raise RuntimeError("Can not infer total number of classes from empty tensor.")
+    if tensor.numel() > 0 and can_read_values(tensor):
+        if tensor.min() < 0:
+            raise RuntimeError("Class values must be non-negative.")
+        if num_classes == -1:
+            num_classes = int(tensor.max()) + 1
+        elif tensor.max() >= num_classes:
+            raise RuntimeError("Class values must be smaller than num_classes.")
+    classes = torch.arange(num_classes, device=tensor.device)
+    return (tensor.unsqueeze(-1) == classes).to(torch.int64)
 
 
 class Embedding(torch.nn.Embedding):

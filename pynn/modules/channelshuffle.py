@@ -1,0 +1,60 @@
+"""Interleaving groups of channels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+
+from pynn.definitions import defines, traced_as
+
+__all__ = ["ChannelShuffle", "channel_shuffle", "native_channel_shuffle"]
+
+aten = torch.ops.aten
+
+
+@traced_as(F.channel_shuffle)
+def channel_shuffle(input: Tensor, groups: int) -> Tensor:
+    """out[:, i * groups + g] = input[:, g * channels / groups + i].
+
+    Shape:   input: [batch, channels, *, at least one more]   returns: same
+    Raises:  RuntimeError when groups does not divide the channels
+    Source:  Zhang et al., ShuffleNet, 2017
+    """
+    if input.dim() <= 2:
+        raise RuntimeError(
+            f"channel_shuffle expects input with > 2 dims, but got input with sizes {list(input.shape)}"
+        )
+    if groups <= 0:
+        raise RuntimeError(f"Number of groups to divide channels in must be positive. Value of groups:{groups}")
+    channels = input.size(1)
+    if channels % groups != 0:
+        raise RuntimeError(
+            f"Number of channels must be divisible by groups. Got {channels} channels and {groups} groups."
+        )
+    grouped = input.unflatten(1, (groups, channels // groups))
+    return grouped.transpose(1, 2).reshape(input.shape)
+
+
+defines(aten.channel_shuffle.default, aten.native_channel_shuffle.default)(channel_shuffle.__wrapped__)
+
+
+@traced_as(F.native_channel_shuffle)
+def native_channel_shuffle(input: Tensor, groups: int) -> Tensor:
+    """The same as channel_shuffle."""
+    return channel_shuffle.__wrapped__(input, groups)
+
+
+class ChannelShuffle(torch.nn.ChannelShuffle):
+    """out[:, i * groups + g] = x[:, g * channels / groups + i]."""
+
+    __constants__ = ["groups"]
+
+    def __init__(self, groups: int) -> None:
+        Module.__init__(self)
+        self.groups = groups
+
+    def forward(self, input: Tensor) -> Tensor:
+        return channel_shuffle(input, self.groups)
+
+    def extra_repr(self) -> str:
+        return f"groups={self.groups}"

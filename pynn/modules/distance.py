@@ -1,0 +1,196 @@
+"""Norms, and the distances and similarities made of them."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+
+from pynn.definitions import Function, defines, traced_as, widen
+
+__all__ = ["CosineSimilarity", "PairwiseDistance", "cosine_similarity", "normalize", "pairwise_distance"]
+
+aten = torch.ops.aten
+
+
+# ---- definitions -----------------------------------------------------------------------------------------
+
+
+def norm_of(x: Tensor, p: float, dim: list[int]) -> Tensor:
+    """(sum |x|^p)^(1/p) over dim, kept as size 1; p = inf: max |x|, p = -inf: min |x|, p = 0: how many != 0."""
+    if p == 2 and not x.is_complex():
+        return torch.sqrt((x * x).sum(dim, keepdim=True))
+    magnitudes = x.abs()
+    if p == torch.inf:
+        return magnitudes.amax(dim, keepdim=True)
+    if p == -torch.inf:
+        return magnitudes.amin(dim, keepdim=True)
+    if p == 0:
+        return (magnitudes != 0).to(magnitudes.dtype).sum(dim, keepdim=True)
+    if p == 1:
+        return magnitudes.sum(dim, keepdim=True)
+    return magnitudes.pow(p).sum(dim, keepdim=True).pow(1 / p)
+
+
+def norm_gradient(x: Tensor, norm: Tensor, p: float, dim: list[int]) -> Tensor:
+    """d norm / d x = sgn(x) * (|x| / norm)^(p - 1), and 0 where norm is 0 (as ATen chooses).
+
+    For p = inf and -inf the elements that attain the norm share it equally.
+    """
+    safe_norm = torch.where(norm == 0, 1, norm)
+    if p == 2:
+        return x / safe_norm
+    if p == 1:
+        return x.sgn()
+    if p == 0:
+        return torch.zeros_like(x)
+    magnitudes = x.abs()
+    if p in (torch.inf, -torch.inf):
+        attains = ((magnitudes == norm) | (magnitudes != magnitudes)).to(magnitudes.dtype)
+        return x.sgn() * (attains / attains.sum(dim, keepdim=True))
+    # where x is 0 a power below 1 would be infinite, or its derivative
+    safe_magnitudes = torch.where(magnitudes == 0, 1, magnitudes)
+    slope = x.sgn() * safe_magnitudes.pow(p - 1) / safe_norm.pow(p - 1)
+    return torch.where((magnitudes == 0) | (norm == 0), 0, slope)
+
+
+def _dims(x: Tensor, dim: Any) -> list[int]:
+    if dim is None or (isinstance(dim, (tuple, list)) and len(dim) == 0):
+        return list(range(x.dim()))
+    return [dim] if isinstance(dim, int) else list(dim)
+
+
+def _without(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:
+    return x if keepdim or x.dim() == 0 else x.squeeze(dim)
+
+
+@defines(aten.linalg_vector_norm.default)
+def linalg_vector_norm(
+    x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The ord-norm of x over dim (all dimensions by default)."""
+    out_dtype = dtype or (x.dtype.to_real() if x.is_complex() else x.dtype)
+    x = x if dtype is None else x.to(dtype)
+    dims = _dims(x, dim)
+    return _without(norm_of(widen(x), ord, dims), dims, keepdim).to(out_dtype)
+
+
+@defines(aten.norm.ScalarOpt_dim)
+def norm_over_dim(x: Tensor, p: float | None, dim: list[int], keepdim: bool = False) -> Tensor:
+    """linalg_vector_norm with p = 2 by default."""
+    return linalg_vector_norm(x, 2 if p is None else p, dim, keepdim)
+
+
+@defines(aten.norm.Scalar)
+def norm_of_all(x: Tensor, p: float = 2) -> Tensor:
+    """linalg_vector_norm over all dimensions."""
+    return linalg_vector_norm(x, p)
+
+
+# ---- public functions ------------------------------------------------------------------------------------
+
+
+class _Norm(Function):
+    """norm_of with norm_gradient: keeps input and output."""
+
+    @staticmethod
+    def forward(x: Tensor, p: float, dim: list[int]) -> Tensor:
+        return linalg_vector_norm(x, p, dim, keepdim=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, ctx.p, ctx.dim = inputs
+        ctx.save_for_backward(x, output)
+        ctx.save_for_forward(x, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, norm = ctx.saved_tensors
+        gradient = widen(grad) * norm_gradient(widen(x), widen(norm), ctx.p, ctx.dim)
+        return gradient.to(x.dtype), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        x, norm = ctx.saved_tensors
+        gradient = norm_gradient(widen(x), widen(norm), ctx.p, ctx.dim)
+        return (gradient * widen(tangent)).sum(ctx.dim, keepdim=True).to(x.dtype)
+
+
+def vector_norm(x: Tensor, p: float, dim: Any, keepdim: bool = False) -> Tensor:
+    """The p-norm of x over dim, differentiable also where it is 0."""
+    dims = _dims(x, dim)
+    return _without(_Norm.apply(x, p, dims), dims, keepdim)
+
+
+@traced_as(F.normalize)
+def normalize(
+    input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None
+) -> Tensor:
+    """out = input / max(||input||_p, eps), the norm along dim."""
+    denominator = vector_norm(input, p, dim, keepdim=True).clamp_min(eps).expand_as(input)
+    return input / denominator if out is None else torch.div(input, denominator, out=out)
+
+
+@traced_as(F.cosine_similarity)
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """out = sum(x1 / max(||x1||, eps) * x2 / max(||x2||, eps)) along dim.
+
+    Shape:   x1, x2: broadcastable; returns: their common shape without dim
+    Raises:  RuntimeError for integers
+    """
+    dtype = torch.promote_types(x1.dtype, x2.dtype)
+    if not dtype.is_floating_point and not dtype.is_complex:
+        raise RuntimeError(f"expected common dtype to be floating point, yet common dtype is {_dtype_name(dtype)}")
+    x1, x2 = torch.broadcast_tensors(x1.to(dtype), x2.to(dtype))
+    units = []
+    for x in (x1, x2):
+        norm = vector_norm(x, 2, dim, keepdim=True).clone()
+        with torch.no_grad():  # the gradient is that of the norm even where eps replaces it
+            norm.clamp_min_(eps)
+        units.append(x / norm)
+    return (units[0] * units[1]).sum(dim)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return {torch.int64: "Long", torch.int32: "Int", torch.bool: "Bool"}.get(dtype, str(dtype))
+
+
+@traced_as(F.pairwise_distance)
+def pairwise_distance(
+    x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
+) -> Tensor:
+    """out = ||x1 - x2 + eps||_p along the last dimension."""
+    return vector_norm(x1 - x2 + eps, p, -1, keepdim)
+
+
+# ---- classes ---------------------------------------------------------------------------------------------
+
+
+class PairwiseDistance(torch.nn.PairwiseDistance):
+    """out = ||x1 - x2 + eps||_p along the last dimension."""
+
+    __constants__ = ["norm", "eps", "keepdim"]
+
+    def __init__(self, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> None:
+        Module.__init__(self)
+        self.norm = p
+        self.eps = eps
+        self.keepdim = keepdim
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+        return pairwise_distance(x1, x2, self.norm, self.eps, self.keepdim)
+
+
+class CosineSimilarity(torch.nn.CosineSimilarity):
+    """out = x1 . x2 / (max(||x1||, eps) * max(||x2||, eps)) along dim."""
+
+    __constants__ = ["dim", "eps"]
+
+    def __init__(self, dim: int = 1, eps: float = 1e-8) -> None:
+        Module.__init__(self)
+        self.dim = dim
+        self.eps = eps
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+        return cosine_similarity(x1, x2, self.dim, self.eps)

@@ -1,0 +1,349 @@
+"""Padding: with a constant, or with the input's own elements mirrored, repeated or wrapped around."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules.utils import _ntuple
+
+from pynn.definitions import defines, traced_as, widen
+
+__all__ = [
+    "CircularPad1d",
+    "CircularPad2d",
+    "CircularPad3d",
+    "ConstantPad1d",
+    "ConstantPad2d",
+    "ConstantPad3d",
+    "ReflectionPad1d",
+    "ReflectionPad2d",
+    "ReflectionPad3d",
+    "ReplicationPad1d",
+    "ReplicationPad2d",
+    "ReplicationPad3d",
+    "ZeroPad1d",
+    "ZeroPad2d",
+    "ZeroPad3d",
+    "pad",
+]
+
+aten = torch.ops.aten
+
+
+# ---- definitions -----------------------------------------------------------------------------------------
+
+
+def mirrored(positions: Tensor, size: int) -> Tensor:
+    """... 2 1 | 0 1 2 3 | 2 1 ...: the edge itself is not repeated."""
+    return (size - 1) - ((size - 1) - positions.abs()).abs()
+
+
+def nearest(positions: Tensor, size: int) -> Tensor:
+    """... 0 0 | 0 1 2 3 | 3 3 ..."""
+    return positions.clamp(0, size - 1)
+
+
+def wrapped(positions: Tensor, size: int) -> Tensor:
+    """... 2 3 | 0 1 2 3 | 0 1 ..."""
+    return positions % size
+
+
+def _per_dim(padding: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(dim, left, right) for a flat list that starts with the last dimension."""
+    return [(-1 - i, padding[2 * i], padding[2 * i + 1]) for i in range(len(padding) // 2)]
+
+
+def pad_by_index(x: Tensor, padding: Sequence[int], source: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Along each padded dimension, out[i] = x[source(i - left)]; negative padding crops."""
+    for dim, left, right in _per_dim(padding):
+        size = x.size(dim)
+        positions = torch.arange(-left, size + right, device=x.device)
+        x = x.index_select(dim, source(positions, size))
+    return x
+
+
+def pad_by_index_backward(
+    grad: Tensor, x: Tensor, padding: Sequence[int], source: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """Each element of x receives the sum of grad over the places it was copied to."""
+    total = widen(grad)
+    for dim, left, right in _per_dim(padding):
+        size = x.size(dim)
+        positions = torch.arange(-left, size + right, device=x.device)
+        shape = list(total.shape)
+        shape[dim] = size
+        zeros = torch.zeros(shape, dtype=total.dtype, device=total.device)
+        total = zeros.index_add(dim, source(positions, size), total)
+    return total.to(grad.dtype)
+
+
+def _define_pad(forward: Any, backward: Any, source: Callable[[Tensor, int], Tensor]) -> None:
+    @defines(forward)
+    def pad_forward(x: Tensor, padding: list[int]) -> Tensor:
+        return pad_by_index(x, padding, source)
+
+    @defines(backward)
+    def pad_backward(grad: Tensor, x: Tensor, padding: list[int]) -> Tensor:
+        return pad_by_index_backward(grad, x, padding, source)
+
+
+for _forward, _backward, _source in (
+    (aten.reflection_pad1d, aten.reflection_pad1d_backward, mirrored),
+    (aten.reflection_pad2d, aten.reflection_pad2d_backward, mirrored),
+    (aten.reflection_pad3d, aten.reflection_pad3d_backward, mirrored),
+    (aten.replication_pad1d, aten.replication_pad1d_backward, nearest),
+    (aten.replication_pad2d, aten.replication_pad2d_backward, nearest),
+    (aten.replication_pad3d, aten.replication_pad3d_backward, nearest),
+):
+    _define_pad(_forward.default, _backward.default, _source)
+
+
+def pad_with_constant(x: Tensor, padding: Sequence[int], value: float) -> Tensor:
+    """Crop where padding is negative, then put blocks of the constant on both sides, a dimension at a time."""
+    padded = x
+    for dim, left, right in _per_dim(padding):
+        size = padded.size(dim)
+        if size + left + right < 0 or size + min(left, 0) + min(right, 0) < 0:
+            raise RuntimeError("narrow(): length must be non-negative.")
+        padded = padded.narrow(dim, max(-left, 0), size + min(left, 0) + min(right, 0))
+        blocks = [padded]
+        if left > 0:
+            blocks.insert(0, _constant_block(padded, dim, left, value))
+        if right > 0:
+            blocks.append(_constant_block(padded, dim, right, value))
+        if len(blocks) > 1:
+            padded = torch.cat(blocks, dim)
+    return padded if padded.numel() > x.numel() else padded.clone()
+
+
+def _constant_block(x: Tensor, dim: int, width: int, value: float) -> Tensor:
+    """The shape of x but width along dim, filled with value."""
+    shape = list(x.shape)
+    shape[dim] = width
+    return torch.full(shape, value, dtype=x.dtype, device=x.device)
+
+
+def pad_circular(x: Tensor, padding: Sequence[int]) -> Tensor:
+    """Crop where padding is negative, then wrap around at most once."""
+    for dim, left, right in _per_dim(padding):
+        if left > x.size(dim) or right > x.size(dim):
+            raise RuntimeError("Padding value causes wrapping around more than once.")
+        if x.size(dim) + left + right < 0:
+            raise RuntimeError("Negative padding value is resulting in an empty dimension")
+        x = x.narrow(dim, max(-left, 0), x.size(dim) + min(left, 0) + min(right, 0))
+    return pad_by_index(x, [max(width, 0) for width in padding], wrapped)
+
+
+# ---- public function -------------------------------------------------------------------------------------
+
+
+@traced_as(F.pad)
+def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """Pad the last dimensions; pad = (left, right) of the last one, then of the one before it, ...
+
+        constant   v v | 0 1 2 3 | v v
+        reflect    2 1 | 0 1 2 3 | 2 1
+        replicate  0 0 | 0 1 2 3 | 3 3
+        circular   2 3 | 0 1 2 3 | 0 1
+
+    Args:    value: of mode constant, default 0
+    Raises:  RuntimeError, NotImplementedError as torch for sizes and modes that do not fit
+    """
+    if len(pad) % 2 != 0:
+        raise RuntimeError("Padding length must be divisible by 2")
+    if len(pad) > 2 * input.dim():
+        raise RuntimeError(
+            "Padding length should be less than or equal to two times the input dimension but got padding length "
+            f"{len(pad)} and input of dimension {input.dim()}"
+        )
+    if mode == "constant":
+        return pad_with_constant(input, pad, 0 if value is None else value)
+    if value is not None and value != 0:
+        raise RuntimeError(f'Padding mode "{mode}" doesn\'t take in value argument')
+    if mode not in ("reflect", "replicate", "circular"):
+        raise NotImplementedError(f"Unrecognised padding mode {mode}")
+    count = len(pad) // 2
+    if count not in (1, 2, 3) or input.dim() not in (count + 1, count + 2):
+        raise NotImplementedError(
+            f"Padding size {len(pad)} is not supported for {input.dim()}D input tensor.\n"
+            "Supported combinations for non-constant padding:\n"
+            "  - 2D or 3D input: padding size = 2 (pads last dimension)\n"
+            "  - 3D or 4D input: padding size = 4 (pads last 2 dimensions)\n"
+            "  - 4D or 5D input: padding size = 6 (pads last 3 dimensions)"
+        )
+    if mode == "circular":
+        return pad_circular(input, pad)
+    _check_sizes(input, pad, mode)
+    return pad_by_index(input, pad, mirrored if mode == "reflect" else nearest)
+
+
+def _check_sizes(input: Tensor, padding: Sequence[int], mode: str) -> None:
+    count = len(padding) // 2
+    if any(size == 0 for size in input.shape[-count - 1 :]):
+        raise RuntimeError(
+            f"Expected {count + 1}D or {count + 2}D (batch mode) tensor with possibly 0 batch size and other "
+            f"non-zero dimensions for input, but got: {list(input.shape)}"
+        )
+    for dim, left, right in _per_dim(padding):
+        size = input.size(dim)
+        if mode == "reflect" and (left >= size or right >= size):
+            raise RuntimeError(
+                f"Argument #{2 - 2 * dim}: Padding size should be less than the corresponding input dimension, "
+                f"but got: padding ({left}, {right}) at dimension {input.dim() + dim} of input {list(input.shape)}"
+            )
+        if size + left + right < 1:
+            name = "WHD"[-1 - dim]
+            raise RuntimeError(
+                f"input ({name}: {size}) is too small. Calculated output {name}: {size + left + right}"
+            )
+
+
+# ---- classes ---------------------------------------------------------------------------------------------
+
+
+class _Pad:
+    """What the layers share: `padding`, one int or (left, right) a dimension from the last one on."""
+
+    __constants__ = ["padding"]
+    dims: int
+    mode: str
+
+    def __init__(self, padding: int | tuple[int, ...]) -> None:
+        Module.__init__(self)  # type: ignore[arg-type]
+        self.padding = _ntuple(2 * self.dims)(padding)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return pad(input, self.padding, self.mode)
+
+    def extra_repr(self) -> str:
+        return f"{self.padding}"
+
+
+class _CircularPad(_Pad):
+    mode = "circular"
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        return pad(input, self.padding, self.mode)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        low, high = self.dims + 1, self.dims + 2
+        if input.dim() not in (low, high):
+            raise ValueError(f"expected {low}D or {high}D input (got {input.dim()}D input)")
+
+
+class CircularPad1d(_CircularPad, torch.nn.CircularPad1d):
+    """Wrap the last dimension around."""
+
+    dims = 1
+
+
+class CircularPad2d(_CircularPad, torch.nn.CircularPad2d):
+    """Wrap the last 2 dimensions around."""
+
+    dims = 2
+
+
+class CircularPad3d(_CircularPad, torch.nn.CircularPad3d):
+    """Wrap the last 3 dimensions around."""
+
+    dims = 3
+
+
+class _ConstantPad(_Pad):
+    __constants__ = ["padding", "value"]
+
+    def __init__(self, padding: int | tuple[int, ...], value: float) -> None:
+        super().__init__(padding)
+        self.value = value
+
+    def forward(self, input: Tensor) -> Tensor:
+        return pad(input, self.padding, "constant", self.value)
+
+    def extra_repr(self) -> str:
+        return f"padding={self.padding}, value={self.value}"
+
+
+class ConstantPad1d(_ConstantPad, torch.nn.ConstantPad1d):
+    """Pad the last dimension with a value."""
+
+    dims = 1
+
+
+class ConstantPad2d(_ConstantPad, torch.nn.ConstantPad2d):
+    """Pad the last 2 dimensions with a value."""
+
+    dims = 2
+
+
+class ConstantPad3d(_ConstantPad, torch.nn.ConstantPad3d):
+    """Pad the last 3 dimensions with a value."""
+
+    dims = 3
+
+
+class _ReflectionPad(_Pad):
+    mode = "reflect"
+
+
+class ReflectionPad1d(_ReflectionPad, torch.nn.ReflectionPad1d):
+    """Mirror the last dimension at its edges."""
+
+    dims = 1
+
+
+class ReflectionPad2d(_ReflectionPad, torch.nn.ReflectionPad2d):
+    """Mirror the last 2 dimensions at their edges."""
+
+    dims = 2
+
+
+class ReflectionPad3d(_ReflectionPad, torch.nn.ReflectionPad3d):
+    """Mirror the last 3 dimensions at their edges."""
+
+    dims = 3
+
+
+class _ReplicationPad(_Pad):
+    mode = "replicate"
+
+
+class ReplicationPad1d(_ReplicationPad, torch.nn.ReplicationPad1d):
+    """Repeat the edges of the last dimension."""
+
+    dims = 1
+
+
+class ReplicationPad2d(_ReplicationPad, torch.nn.ReplicationPad2d):
+    """Repeat the edges of the last 2 dimensions."""
+
+    dims = 2
+
+
+class ReplicationPad3d(_ReplicationPad, torch.nn.ReplicationPad3d):
+    """Repeat the edges of the last 3 dimensions."""
+
+    dims = 3
+
+
+class _ZeroPad:
+    def __init__(self, padding: int | tuple[int, ...]) -> None:
+        super().__init__(padding, 0.0)  # type: ignore[call-arg]
+
+    def extra_repr(self) -> str:
+        return f"{self.padding}"  # type: ignore[attr-defined]
+
+
+class ZeroPad1d(_ZeroPad, ConstantPad1d, torch.nn.ZeroPad1d):
+    """Pad the last dimension with 0."""
+
+
+class ZeroPad2d(_ZeroPad, ConstantPad2d, torch.nn.ZeroPad2d):
+    """Pad the last 2 dimensions with 0."""
+
+
+class ZeroPad3d(_ZeroPad, ConstantPad3d, torch.nn.ZeroPad3d):
+    """Pad the last 3 dimensions with 0."""

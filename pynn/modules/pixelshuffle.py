@@ -1,0 +1,101 @@
+"""Rearranging channels into pixels and back."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+
+from pynn.definitions import defines, traced_as
+
+__all__ = ["PixelShuffle", "PixelUnshuffle", "pixel_shuffle", "pixel_unshuffle"]
+
+aten = torch.ops.aten
+
+
+@traced_as(F.pixel_shuffle)
+def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
+    """out[c, h * r + i, w * r + j] = input[c * r^2 + i * r + j, h, w], r = upscale_factor.
+
+    Shape:   input: [*, channels * r^2, height, width]   returns: [*, channels, height * r, width * r]
+    Raises:  RuntimeError when r^2 does not divide the channels
+    Source:  Shi et al., Real-time single image and video super-resolution, 2016
+    """
+    _check("pixel_shuffle", "upscale_factor", input, upscale_factor)
+    r = upscale_factor
+    *batch, channels, height, width = input.shape
+    if channels % (r * r) != 0:
+        raise RuntimeError(
+            "pixel_shuffle expects its input's 'channel' dimension to be divisible by the square of "
+            f"upscale_factor, but input.size(-3)={channels} is not divisible by {r * r}"
+        )
+    blocks = input.reshape(*batch, channels // (r * r), r, r, height, width)
+    # [*, channels, height, r, width, r]
+    pixels = blocks.movedim((-2, -4, -1, -3), (-4, -3, -2, -1))
+    return pixels.reshape(*batch, channels // (r * r), height * r, width * r)
+
+
+@traced_as(F.pixel_unshuffle)
+def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
+    """The inverse of pixel_shuffle: out[c * r^2 + i * r + j, h, w] = input[c, h * r + i, w * r + j].
+
+    Shape:   input: [*, channels, height * r, width * r]   returns: [*, channels * r^2, height, width]
+    Raises:  RuntimeError when r does not divide height and width
+    """
+    _check("pixel_unshuffle", "downscale_factor", input, downscale_factor)
+    r = downscale_factor
+    *batch, channels, height, width = input.shape
+    for name, dim, size in (("height", -2, height), ("width", -1, width)):
+        if size % r != 0:
+            raise RuntimeError(
+                f"pixel_unshuffle expects {name} to be divisible by downscale_factor, "
+                f"but input.size({dim})={size} is not divisible by {r}"
+            )
+    blocks = input.reshape(*batch, channels, height // r, r, width // r, r)
+    # [*, channels, r, r, height, width]
+    pixels = blocks.movedim((-3, -1, -4, -2), (-4, -3, -2, -1))
+    return pixels.reshape(*batch, channels * r * r, height // r, width // r)
+
+
+def _check(function: str, argument: str, input: Tensor, factor: int) -> None:
+    if input.dim() < 3:
+        raise RuntimeError(
+            f"{function} expects input to have at least 3 dimensions, but got input with {input.dim()} dimension(s)"
+        )
+    if factor <= 0:
+        raise RuntimeError(f"{function} expects a positive {argument}, but got {factor}")
+
+
+defines(aten.pixel_shuffle.default)(pixel_shuffle.__wrapped__)
+defines(aten.pixel_unshuffle.default)(pixel_unshuffle.__wrapped__)
+
+
+class PixelShuffle(torch.nn.PixelShuffle):
+    """[*, channels * r^2, height, width] -> [*, channels, height * r, width * r]."""
+
+    __constants__ = ["upscale_factor"]
+
+    def __init__(self, upscale_factor: int) -> None:
+        Module.__init__(self)
+        self.upscale_factor = upscale_factor
+
+    def forward(self, input: Tensor) -> Tensor:
+        return pixel_shuffle(input, self.upscale_factor)
+
+    def extra_repr(self) -> str:
+        return f"upscale_factor={self.upscale_factor}"
+
+
+class PixelUnshuffle(torch.nn.PixelUnshuffle):
+    """[*, channels, height * r, width * r] -> [*, channels * r^2, height, width]."""
+
+    __constants__ = ["downscale_factor"]
+
+    def __init__(self, downscale_factor: int) -> None:
+        Module.__init__(self)
+        self.downscale_factor = downscale_factor
+
+    def forward(self, input: Tensor) -> Tensor:
+        return pixel_unshuffle(input, self.downscale_factor)
+
+    def extra_repr(self) -> str:
+        return f"downscale_factor={self.downscale_factor}"
