@@ -10,8 +10,6 @@ from typing import Any
 import torch.nn
 import torch.nn.attention
 import torch.nn.utils.rnn
-from rich.console import Console
-from rich.table import Table
 
 import pynn
 
@@ -63,7 +61,7 @@ def coverage(*, show: bool = True) -> list[Entry]:
             if callable(value) and value.__module__.startswith("torch"):
                 entries.append(_entry(f"{path}.{name}", path.split(".")[1], value))
     if show:
-        Console().print(_table(entries))
+        _print_table(entries)
     return entries
 
 
@@ -79,7 +77,10 @@ def functional_names() -> list[str]:
 def _is_function_of_torch(name: str, value: Any) -> bool:
     if inspect.isbuiltin(value):
         return True
-    own_file = inspect.isfunction(value) and value.__module__ in ("torch.nn.functional", "torch._jit_internal")
+    own_file = inspect.isfunction(value) and value.__module__ in (
+        "torch.nn.functional",
+        "torch._jit_internal",
+    )
     return own_file and name not in NOT_OPERATIONS
 
 
@@ -121,11 +122,20 @@ def location_of(value: Any) -> str:
     return f"{file}:{inspect.getsourcelines(value)[1]}"
 
 
-def _table(entries: list[Entry]) -> Table:
-    counts = Counter(entry.status for entry in entries)
-    title = ", ".join(f"{counts[status]} {status}" for status in (PYTHON, SHARED, CPP))
-    table = Table("name", "kind", "status", "definition", title=title)
+def _print_table(entries: list[Entry]) -> None:
+    from rich.console import Console  # loaded when a table is printed
+    from rich.table import Table
+
+    short = {PYTHON: "Python", SHARED: "shared", CPP: "C++"}
     style = {PYTHON: "green", SHARED: "", CPP: "yellow"}
+    counts = Counter(entry.status for entry in entries)
+    table = Table(title=", ".join(f"{counts[status]} {status}" for status in short))
+    for column in ("name", "kind", "status", "definition"):
+        table.add_column(column, no_wrap=True)
     for entry in entries:
-        table.add_row(entry.name, entry.kind, entry.status, entry.location, style=style[entry.status])
-    return table
+        table.add_row(
+            entry.name, entry.kind, short[entry.status], entry.location, style=style[entry.status]
+        )
+    console = Console()
+    console.width = max(console.width, 120)
+    console.print(table)

@@ -1,7 +1,7 @@
 """Make torch.nn itself resolve to pynn, for code that cannot be edited.
 
-    with pynn.install():
-        model = third_party.build()         # its torch.nn.Linear(...) is now pynn's
+with pynn.install():
+    model = third_party.build()         # its torch.nn.Linear(...) is now pynn's
 """
 
 import sys

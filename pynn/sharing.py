@@ -29,7 +29,7 @@ def share_submodules(package: str, torch_package: ModuleType) -> None:
 
 
 def share_names(package: str, torch_package: ModuleType) -> list[str]:
-    """Let every public name of torch_package that is missing here resolve to torch's own; return all names."""
+    """Let the public names of torch_package that are missing here be torch's own; return all its names."""
     here = sys.modules[package]
     names = getattr(torch_package, "__all__", None) or [
         name for name in vars(torch_package) if not name.startswith("_")

@@ -38,7 +38,9 @@ def _find(name: Any) -> Any:
 
 
 def _part(value: Any) -> str:
-    replaced = ", ".join(str(overload) for overload, own in DEFINITIONS.items() if inspect.unwrap(own) is value)
+    replaced = ", ".join(
+        str(overload) for overload, own in DEFINITIONS.items() if inspect.unwrap(own) is value
+    )
     head = f"# {location_of(value)}" + (f"    defines {replaced}" if replaced else "")
     return f"{head}\n{inspect.getsource(value).rstrip()}"
 
@@ -55,7 +57,9 @@ def _reachable(start: Any) -> list[Any]:
 
 
 def _called_by(value: Any) -> Iterator[Any]:
-    functions = [value] if inspect.isfunction(value) else [f for f in vars(value).values() if inspect.isfunction(f)]
+    functions = (
+        [value] if inspect.isfunction(value) else [f for f in vars(value).values() if inspect.isfunction(f)]
+    )
     functions += [f.__func__ for f in vars(value).values() if isinstance(f, staticmethod)]
     for function in functions:
         closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(value) else {}

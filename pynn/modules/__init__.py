@@ -14,11 +14,7 @@ from pynn.sharing import share_names, share_submodules, written_submodules
 share_submodules(__name__, _torch_modules)
 
 for _family in written_submodules(__name__):
-    try:  # TEMPORARY until every family file is complete
-        _module = importlib.import_module(f"{__name__}.{_family}")
-    except ImportError as error:
-        print("pynn.modules: skipped", _family, error)
-        continue
+    _module = importlib.import_module(f"{__name__}.{_family}")
     for _name in getattr(_module, "__all__", ()):
         if _name in _torch_modules.__all__:
             globals()[_name] = getattr(_module, _name)

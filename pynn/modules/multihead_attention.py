@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn.init import constant_, xavier_normal_, xavier_uniform_
 from torch.nn.parameter import Parameter
 
-from pynn.definitions import defines
+from pynn.definitions import PUBLIC, defines
 
+from ._softmax import softmax_of
 from .activation import softmax
 from .attention import scaled_dot_product_attention
 from .attention_masks import (
@@ -118,6 +119,10 @@ def multi_head_attention_forward(
     return out.squeeze(1), None if weights is None else weights.squeeze(0)
 
 
+# torch's own function is Python as well: a tracer may look into this one.
+PUBLIC["multi_head_attention_forward"] = multi_head_attention_forward
+
+
 def attend_with_weights(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float
 ) -> tuple[Tensor, Tensor]:
@@ -195,9 +200,7 @@ def unpack_static(name: str, static: Tensor, q: Tensor) -> Tensor:
     """[batch * heads, keys, head_dim] -> [batch, heads, keys, head_dim]"""
     batch, heads, _, head_dim = q.shape
     if static.size(0) != batch * heads:
-        raise AssertionError(
-            f"expecting static_{name}.size(0) of {batch * heads}, but got {static.size(0)}"
-        )
+        raise AssertionError(f"expecting static_{name}.size(0) of {batch * heads}, but got {static.size(0)}")
     if static.size(2) != head_dim:
         raise AssertionError(f"expecting static_{name}.size(2) of {head_dim}, but got {static.size(2)}")
     return static.unflatten(0, (batch, heads))
@@ -386,13 +389,12 @@ def native_multi_head_attention(
         x.unflatten(-1, (num_head, embed_dim // num_head)).transpose(1, 2)  # [batch, heads, seq, head_dim]
         for x in project_packed(query, key, value, qkv_weight, qkv_bias)
     )
-    additive = None
+    scores = torch.matmul(q * math.sqrt(num_head / embed_dim), k.transpose(-2, -1))
     if mask is not None:
         hidden = mask.to(torch.bool)
-        hidden = hidden[:, None, None, :] if mask_type == 1 else hidden
-        additive = canonical_mask(hidden, "mask", None, "", query.dtype)
-    attended, weights = attend_with_weights(q, k, v, additive, 0.0)
-    out = linear(attended.transpose(1, 2).flatten(-2), proj_weight, proj_bias)
+        scores = torch.where(hidden[:, None, None, :] if mask_type == 1 else hidden, -math.inf, scores)
+    weights = softmax_of(scores, -1)  # [batch, heads, queries, keys]
+    out = linear(torch.matmul(weights, v).transpose(1, 2).flatten(-2), proj_weight, proj_bias)
     if not need_weights:
         return out, None
     return out, weights.mean(dim=1) if average_attn_weights else weights

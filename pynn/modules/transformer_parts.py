@@ -8,12 +8,14 @@ from torch import Tensor
 
 from pynn.definitions import defines
 
-from .activation import GELU, ReLU, gelu, relu
+from ._rectifiers import relu_forward
+from ._smooth_activations import gelu_forward
+from .activation import gelu, relu
 from .attention import causal_mask
 from .linear import linear
 from .module import Module
 from .multihead_attention import native_multi_head_attention
-from .normalization import layer_norm
+from .normalization import layer_norm_forward
 
 aten = torch.ops.aten
 
@@ -51,9 +53,9 @@ def activation_function(activation: str | Callable[[Tensor], Tensor]) -> Callabl
 
 def activation_code(activation: Callable[[Tensor], Tensor]) -> int:
     """1 for relu, 2 for gelu, 0 for anything else: what torch keeps as activation_relu_or_gelu."""
-    if activation in (relu, torch.nn.functional.relu) or isinstance(activation, torch.nn.ReLU | ReLU):
+    if activation in (relu, torch.nn.functional.relu) or isinstance(activation, torch.nn.ReLU):
         return 1
-    if activation in (gelu, torch.nn.functional.gelu) or isinstance(activation, torch.nn.GELU | GELU):
+    if activation in (gelu, torch.nn.functional.gelu) or isinstance(activation, torch.nn.GELU):
         return 2
     return 0
 
@@ -141,13 +143,14 @@ def transformer_encoder_layer_forward(
 
     def feed_forward(x: Tensor) -> Tensor:
         hidden = linear(x, ffn_weight_1, ffn_bias_1)
-        return linear(gelu(hidden) if use_gelu else relu(hidden), ffn_weight_2, ffn_bias_2)
+        hidden = gelu_forward(hidden) if use_gelu else relu_forward(hidden)
+        return linear(hidden, ffn_weight_2, ffn_bias_2)
 
     def norm1(x: Tensor) -> Tensor:
-        return layer_norm(x, (embed_dim,), norm_weight_1, norm_bias_1, eps)
+        return layer_norm_forward(x, [embed_dim], norm_weight_1, norm_bias_1, eps)[0]
 
     def norm2(x: Tensor) -> Tensor:
-        return layer_norm(x, (embed_dim,), norm_weight_2, norm_bias_2, eps)
+        return layer_norm_forward(x, [embed_dim], norm_weight_2, norm_bias_2, eps)[0]
 
     if norm_first:
         x = src + attention(norm1(src))

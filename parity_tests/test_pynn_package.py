@@ -1,0 +1,309 @@
+"""The package as a whole: pynn offers every name of torch.nn and behaves as torch.nn does.
+
+Every case comes from a table: the public names of torch.nn, and CONSTRUCTORS for the layers that need
+arguments (a layer with neither a default nor a row makes test_every_layer_has_a_constructor_row fail).
+"""
+
+import copy
+import importlib
+import inspect
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.utils import parametrizations, parametrize
+
+import pynn
+from pynn.counterparts import class_pairs, function_pairs
+
+PAIRS = {original.__name__: (original, own) for original, own in class_pairs().items()}
+
+# name -> arguments of the constructor; layers not named here are built without arguments
+CONSTRUCTORS = {
+    "AdaptiveLogSoftmaxWithLoss": (8, 20, [5, 10]),
+    "AlphaDropout": (0.3,),
+    "Bilinear": (3, 4, 5),
+    "ChannelShuffle": (2,),
+    "ConstantPad1d": (1, 0.5),
+    "ConstantPad2d": (1, 0.5),
+    "ConstantPad3d": (1, 0.5),
+    "CircularPad1d": (1,),
+    "CircularPad2d": (1,),
+    "CircularPad3d": (1,),
+    "Embedding": (7, 3),
+    "EmbeddingBag": (7, 3),
+    "GroupNorm": (2, 6),
+    "LayerNorm": (6,),
+    "LazyLinear": (4,),
+    "Linear": (3, 4),
+    "LocalResponseNorm": (2,),
+    "MultiheadAttention": (8, 2),
+    "NonDynamicallyQuantizableLinear": (3, 4),
+    "PixelShuffle": (2,),
+    "PixelUnshuffle": (2,),
+    "RMSNorm": (6,),
+    "ReflectionPad1d": (1,),
+    "ReflectionPad2d": (1,),
+    "ReflectionPad3d": (1,),
+    "ReplicationPad1d": (1,),
+    "ReplicationPad2d": (1,),
+    "ReplicationPad3d": (1,),
+    "Threshold": (0.1, 2.0),
+    "Transformer": (8, 2, 1, 1, 12),
+    "TransformerDecoderLayer": (8, 2, 12),
+    "TransformerEncoderLayer": (8, 2, 12),
+    "Unflatten": (1, (2, 3)),
+    "ZeroPad1d": (1,),
+    "ZeroPad2d": (1,),
+    "ZeroPad3d": (1,),
+}
+STACKS = {"TransformerEncoder": "TransformerEncoderLayer", "TransformerDecoder": "TransformerDecoderLayer"}
+
+
+def build(name, own):
+    """The layer `name` of pynn or of torch, from seed 0."""
+    torch.manual_seed(0)
+    cls = PAIRS[name][own]
+    if name in STACKS:
+        return cls(PAIRS[STACKS[name]][own](8, 2, 12, batch_first=True), 2)
+    return cls(*CONSTRUCTORS.get(name, ()))
+
+
+def needs_arguments(cls):
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    fixed = [p for p in parameters if p.kind is not p.VAR_POSITIONAL and p.kind is not p.VAR_KEYWORD]
+    return any(p.default is p.empty for p in fixed)
+
+
+def described(function):
+    """A signature whose defaults that are functions compare by name (torch's relu and pynn's)."""
+    parameters = inspect.signature(function).parameters.values()
+    return [(p.name, p.kind, getattr(p.default, "__name__", p.default)) for p in parameters]
+
+
+def test_every_layer_has_a_constructor_row():
+    missing = [n for n, (_, own) in PAIRS.items() if needs_arguments(own) and n not in CONSTRUCTORS | STACKS]
+    assert missing == []
+
+
+# ---- names -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", torch.nn.modules.__all__)
+def test_module_name_resolves(name):
+    original = getattr(torch.nn, name)
+    assert getattr(pynn, name) is getattr(pynn.modules, name) is PAIRS.get(name, (0, original))[1]
+    family = original.__module__.removeprefix("torch.nn.modules.")
+    assert getattr(importlib.import_module(f"pynn.modules.{family}"), name) is getattr(pynn, name)
+
+
+@pytest.mark.parametrize("name", [n for n in dir(torch.nn) if not n.startswith("_")])
+def test_torch_nn_name_resolves(name):
+    assert hasattr(pynn, name) and name in pynn.__all__
+
+
+@pytest.mark.parametrize("name", pynn.coverage.__globals__["functional_names"]())
+def test_functional_name_resolves(name):
+    assert callable(getattr(pynn.functional, name))
+
+
+def test_what_torch_keeps_in_python_is_shared():
+    assert pynn.Module is torch.nn.Module and pynn.Sequential is torch.nn.Sequential
+    assert pynn.Parameter is torch.nn.Parameter and pynn.init.normal_ is torch.nn.init.normal_
+    assert pynn.utils.rnn is torch.nn.utils.rnn and pynn.parallel is torch.nn.parallel
+    shared = importlib.import_module("pynn.parallel.distributed")
+    assert shared is torch.nn.parallel.distributed
+
+
+def test_coverage_lists_exactly_torchs_names():
+    entries = {entry.name: entry for entry in pynn.coverage(show=False)}
+    modules = {name for name, entry in entries.items() if entry.kind == "module"}
+    assert modules == {f"nn.{name}" for name in torch.nn.modules.__all__} and len(modules) == 163
+    functions = {name for name, entry in entries.items() if entry.kind == "function"}
+    assert len(functions) == 132
+    for name, (original, own) in PAIRS.items():
+        if original is getattr(torch.nn, name, None):
+            runs_python = inspect.unwrap(own.forward).__module__.startswith("pynn.")
+            assert (entries[f"nn.{name}"].status == "Python") == runs_python
+    for entry in entries.values():
+        assert bool(entry.location) == (entry.status == "Python")
+
+
+# ---- layers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_layer_is_torchs_subclass_with_the_same_signatures(name):
+    original, own = PAIRS[name]
+    assert issubclass(own, original) and own.__name__ == original.__name__
+    assert described(own.__init__) == described(original.__init__)
+    assert described(own.forward) == described(original.forward)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PAIRS)
+def test_layer_equals_torchs_once_built(name):
+    original, own = build(name, 0), build(name, 1)
+    assert repr(own) == repr(original)
+    if "Lazy" in name:
+        return
+    state, own_state = original.state_dict(), own.state_dict()
+    assert list(state) == list(own_state)
+    assert all(torch.equal(state[key], own_state[key]) for key in state)  # same seed, same bits
+    own.load_state_dict(state)
+    original.load_state_dict(own_state)
+    assert {k for k in vars(original) if not k.startswith("_")} == {
+        k for k in vars(own) if not k.startswith("_")
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PAIRS)
+def test_layer_survives_deepcopy_and_pickle(name):
+    layer = build(name, 1)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert type(twin) is type(layer) and repr(twin) == repr(layer)
+
+
+# ---- convert ---------------------------------------------------------------------------------------------
+
+
+class OwnForward(torch.nn.Linear):
+    def forward(self, input):
+        return super().forward(input) + 1
+
+
+class InheritedForward(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(3, 3)
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(3, 3)
+        self.own = OwnForward(3, 3)
+        self.inherited = InheritedForward()
+        self.parametrized = parametrizations.spectral_norm(torch.nn.Linear(3, 3))
+        with warnings.catch_warnings(action="ignore"):
+            self.normed = torch.nn.utils.weight_norm(torch.nn.Linear(3, 3))
+        self.tied = self.first
+
+    def forward(self, x):
+        return self.tied(self.normed(self.parametrized(self.inherited(self.own(self.first(x))))))
+
+
+def test_convert_swaps_classes_and_keeps_everything_else():
+    model = Model().eval()
+    calls = []
+    model.first.register_forward_hook(lambda *_: calls.append(1))
+    before = dict(model.named_parameters())
+    x = torch.randn(2, 3)
+    expected = model(x)
+    assert pynn.convert(model) is model
+    assert type(model.first) is pynn.Linear and type(model.normed) is pynn.Linear
+    assert type(model.own) is OwnForward
+    assert isinstance(model.inherited, InheritedForward) and isinstance(model.inherited, pynn.Linear)
+    assert isinstance(model.parametrized, pynn.Linear) and parametrize.is_parametrized(model.parametrized)
+    assert all(model.get_parameter(name) is parameter for name, parameter in before.items())
+    torch.testing.assert_close(model(x), expected)
+    assert len(calls) == 4  # the tied layer runs twice a pass
+
+
+def test_convert_runs_the_definition():
+    model = pynn.convert(Model().eval())
+    layers = (model.first, model.inherited, model.parametrized)
+    assert all(type(layer).forward is pynn.Linear.forward for layer in layers)
+
+
+def test_convert_is_idempotent_and_has_an_inverse():
+    model = Model().eval()
+    classes = [type(module) for module in model.modules()]
+    pynn.convert(pynn.convert(model))
+    pynn.convert(model, inverse=True)
+    returned = [type(module) for module in model.modules()]
+    for cls, back in zip(classes, returned):
+        assert cls is back or cls.__name__.startswith("Parametrized") and cls.__bases__ == back.__bases__
+
+
+def test_converted_model_survives_deepcopy_and_pickle():
+    model = pynn.convert(torch.nn.Sequential(InheritedForward(), torch.nn.GELU()))
+    x = torch.randn(2, 3)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(twin[0]) is type(model[0]) and torch.equal(twin(x), model(x))
+
+
+def test_parametrization_can_be_removed_after_convert():
+    layer = pynn.convert(parametrizations.spectral_norm(torch.nn.Linear(3, 3)))
+    parametrize.remove_parametrizations(layer, "weight")
+    assert type(layer) is pynn.Linear
+
+
+def test_convert_replaces_the_activation_function_of_a_transformer():
+    model = torch.nn.Transformer(8, 2, 1, 1, 12)
+    assert model.encoder.layers[0].activation is F.relu
+    pynn.convert(model)
+    assert model.encoder.layers[0].activation is pynn.functional.relu
+    assert all(type(module) not in class_pairs() for module in model.modules())
+    pynn.convert(model, inverse=True)
+    assert model.encoder.layers[0].activation is F.relu and type(model) is torch.nn.Transformer
+
+
+# ---- install ---------------------------------------------------------------------------------------------
+
+
+def names_under_torch_nn():
+    modules = {torch.nn, F, torch.nn.modules, torch.nn.modules.linear, torch.nn.modules.transformer}
+    return {(module.__name__, name): value for module in modules for name, value in vars(module).items()}
+
+
+def test_install_replaces_every_pair_and_uninstall_restores_exactly():
+    before = names_under_torch_nn()
+    functions = {original.__name__: own for original, own in function_pairs().items()}
+    with pynn.install():
+        assert torch.nn.Linear is pynn.Linear is torch.nn.modules.linear.Linear is torch.nn.modules.Linear
+        assert torch.nn.modules.activation.MultiheadAttention is pynn.MultiheadAttention
+        assert all(getattr(F, name) is own for name, own in functions.items() if hasattr(F, name))
+        built = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.GELU())
+    after = names_under_torch_nn()
+    assert before.keys() == after.keys() and all(before[key] is after[key] for key in before)
+    assert type(built[0]) is pynn.Linear and type(built[1]) is pynn.GELU
+
+
+def test_install_nests():
+    original = torch.nn.Linear
+    with pynn.install():
+        with pynn.install():
+            pass
+        assert torch.nn.Linear is pynn.Linear
+    assert torch.nn.Linear is original
+    with pytest.raises(RuntimeError, match="not installed"):
+        pynn.uninstall()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_installed_functions_and_layers_compute_what_torchs_do():
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    torch.manual_seed(0)
+    model = torch.nn.TransformerEncoderLayer(8, 2, 12, dropout=0, batch_first=True, dtype=torch.float64)
+    expected, expected_gelu = model(x), F.gelu(x)
+    with pynn.install():
+        torch.manual_seed(0)
+        own = torch.nn.TransformerEncoderLayer(8, 2, 12, dropout=0, batch_first=True, dtype=torch.float64)
+        torch.testing.assert_close(own(x), expected, rtol=0, atol=1e-13)
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-13)  # torch's layer, pynn's functions
+        torch.testing.assert_close(F.gelu(x), expected_gelu, rtol=0, atol=1e-13)
+
+
+# ---- source ----------------------------------------------------------------------------------------------
+
+
+def test_source_shows_the_mathematics_and_what_it_replaces():
+    text = pynn.source("layer_norm", show=False)
+    assert "def layer_norm(" in text and "pynn/modules/normalization.py:" in text
+    assert "defines aten.native_layer_norm.default" in text
+    assert "class LayerNorm" in pynn.source("LayerNorm", show=False)
+    with pytest.raises(ValueError, match="no pynn definition"):
+        pynn.source("DataParallel")
