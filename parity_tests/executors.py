@@ -6,12 +6,12 @@
     numba    compiled to generated Python, jitted by Numba
 """
 
-import concurrent.futures
 import contextlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -57,16 +57,36 @@ def in_executor_process(executor: str, function: Callable, *arguments: Any) -> A
     """Call a module-level function where the executor can run: here, or in the interpreting process."""
     if executor != "python" or os.environ.get("PYNN_INTERPRET") == "1":
         return function(*arguments)
-    return interpreting_process().submit(function, *arguments).result()
+    pipe = interpreting_process()
+    pipe.send((function, arguments))
+    answer = pipe.recv()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 @cache
-def interpreting_process() -> concurrent.futures.ProcessPoolExecutor:
-    """Start one worker whose kernels run as plain Python; the kernel language is chosen at import."""
-    pool = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+def interpreting_process() -> Connection:
+    """Start one worker whose kernels run as plain Python (the kernel language is chosen at import)."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
     os.environ["PYNN_INTERPRET"] = "1"
     try:
-        pool.submit(os.getpid).result()  # starts the worker, which inherits the environment
+        context.Process(target=serve, args=(theirs,), daemon=True).start()  # inherits the environment
     finally:
         del os.environ["PYNN_INTERPRET"]
-    return pool
+    return ours
+
+
+def serve(pipe: Connection) -> None:
+    """Answer calls until the other end is closed."""
+    torch.set_num_threads(1)
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(function(*arguments))
+        except Exception as error:
+            pipe.send(RuntimeError(f"in the interpreting process: {type(error).__name__}: {error}"))

@@ -65,6 +65,7 @@ td:nth-child(4), td:nth-child(5), td:nth-child(6) { text-align: right; }
 def write_html(lines: list[Line], undefined: list[str], path: Path) -> None:
     """Write the table as one HTML file that needs nothing else."""
     failing = sum(not line.worst.passed for line in lines)
+    headings = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
     rows = []
     for line in lines:
         mark = "" if line.worst.passed else " class=fails"
@@ -75,6 +76,6 @@ def write_html(lines: list[Line], undefined: list[str], path: Path) -> None:
         f"<style>{STYLE}</style><h1>pynn parity</h1>"
         f"<p>torch {torch.__version__}. {len(lines)} lines, {failing} failing. A line passes when "
         f"error(pynn) &le; {FACTOR:g} &times; error(C++) + {FLOOR_ULPS:g} roundings, both against float64.</p>"
-        f"<table><tr>{''.join(f'<th>{heading}</th>' for heading in HEADINGS)}</tr>{''.join(rows)}</table>"
+        f"<table><tr>{headings}</tr>{''.join(rows)}</table>"
         f"<p>Not defined by pynn yet (torch's own is used): {html.escape(', '.join(undefined))}</p>"
     )

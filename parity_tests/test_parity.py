@@ -20,7 +20,8 @@ MODULES = [row for row in ROWS if row.is_module]
 # Rows whose kernels `make check` compiles; the others wait for `make test`.
 FAST = {"functional.softmax", "functional.gelu", "functional.layer_norm", "functional.linear"}
 # What the compiled executors are asked for; eager takes every dtype a row has.
-COMPILED_DTYPES = {"ir": (torch.float32,), "python": (torch.float32,), "numba": (torch.float32, torch.bfloat16)}
+FLOAT32 = (torch.float32,)
+COMPILED_DTYPES = {"ir": FLOAT32, "python": FLOAT32, "numba": (torch.float32, torch.bfloat16)}
 
 
 def accuracy_parameters() -> list:

@@ -6,7 +6,9 @@
     passes   when error(pynn) <= FACTOR * error(C++) + FLOOR_ULPS
 
 FACTOR allows another order of the same additions; FLOOR_ULPS is for rows whose C++ error happens to be
-nought on a handful of elements. Neither is chosen per row.
+nought on a handful of elements. Neither is chosen per row. Where a sample fails, the C++ error is measured
+again as the largest over inputs one rounding away (measure.against_neighbours): the error of the op at
+that input, less its luck.
 
 For float64 there is nothing more exact to hold against. There the C++ op is taken as exact, and its error
 in roundings is taken to be what its float32 run had.
