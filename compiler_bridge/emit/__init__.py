@@ -1,0 +1,1 @@
+"""Scheduled kernels -> Python source and the program that calls them."""

@@ -1,0 +1,279 @@
+"""Groups of loops -> a `Program`: the module's source, its buffers and the steps that run it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from compiler_bridge import program as p
+from compiler_bridge.contract import matrix_form
+from compiler_bridge.emit.kernel import INDENT, KernelCode, KernelWriter, combine_nodes
+from compiler_bridge.emit.names import MODULE_HEADER, PHILOX_IMPORT
+from compiler_bridge.emit.scatter import write_scatter
+from compiler_bridge.errors import UnsupportedOp
+from compiler_bridge.group import Group
+from compiler_bridge.ir import (
+    BufferView,
+    Contract,
+    Extern,
+    Graph,
+    Map,
+    Reduce,
+    Scatter,
+    Scheduled,
+    node_reads,
+)
+from compiler_bridge.ops import DTYPES
+from compiler_bridge.schedule import schedule_group
+
+
+@dataclass
+class KernelInfo:
+    """What `explain` shows of a kernel."""
+
+    name: str
+    nodes: list[Any]
+    notes: list[str] = field(default_factory=list)
+
+
+class ProgramBuilder:
+    def __init__(self, graph: Graph, groups: list[Group], name: str) -> None:
+        self.graph = graph
+        self.groups = groups
+        self.name = name
+        self.dtypes = {n: b.dtype for n, b in graph.buffers.items()}
+        self.functions: dict[str, str] = {}  # source -> kernel name
+        self.sources: list[str] = []
+        self.steps: list[Any] = []
+        self.kernels: list[KernelInfo] = []
+        self.extra: list[p.Buffer] = []
+        self.extern_buffers: set[str] = set()
+        self.alias: dict[str, str] = {}
+        self.returned = {v.buffer for v in graph.outputs if isinstance(v, BufferView)}
+
+    # ------------------------------------------------------------ the whole program
+
+    def build(self) -> p.Program:
+        self.alias_scatter_bases()
+        for position, group in enumerate(self.groups):
+            self.build_group(group, self.read_elsewhere(position))
+        title = f"{self.name}: {len(self.kernels)} kernels"
+        kernels = "".join(self.sources)
+        imports = PHILOX_IMPORT if "philox_uniform(" in kernels else ""
+        source = MODULE_HEADER.format(title=title, description=self.description(), imports=imports) + kernels
+        inputs = [self.input_spec(i, name) for i, name in enumerate(self.graph.inputs)]
+        outputs = [self.output_spec(o) for o in self.graph.outputs]
+        return p.Program(
+            source,
+            self.buffers() + self.extra,
+            self.steps,
+            inputs,
+            outputs,
+            p.bind_symbols(inputs),
+            self.name,
+        )
+
+    def description(self) -> str:
+        lines = []
+        for info in self.kernels:
+            origins = sorted({f"{n.origin.layer or '-'}: {n.origin.op}" for n in info.nodes})
+            lines.append(f"{info.name}\n    " + "\n    ".join(origins[:8]))
+        return "\n".join(lines) + "\n" if lines else ""
+
+    def read_elsewhere(self, position: int) -> set[str]:
+        """Buffers of a group that a later group or the caller reads."""
+        made = self.groups[position].outputs()
+        read = set(self.returned)
+        for other, group in enumerate(self.groups):
+            if other != position:
+                for node in group.nodes:
+                    read |= node_reads(node)
+        return made & read
+
+    def build_group(self, group: Group, outputs: set[str]) -> None:
+        node = group.nodes[0]
+        if group.is_loop:
+            self.build_loops(group, outputs)
+        elif isinstance(node, Contract):
+            self.build_contract(node)
+        elif isinstance(node, Scatter):
+            self.build_scatter(node)
+        elif isinstance(node, Scheduled):
+            self.build_scheduled(node)
+        elif isinstance(node, Extern):
+            self.build_extern(node)
+        else:
+            raise UnsupportedOp(type(node).__name__, "no code generator")
+
+    # ------------------------------------------------------------ generated kernels
+
+    def build_loops(self, group: Group, outputs: set[str]) -> None:
+        schedule = schedule_group(group, outputs, self.graph.symbol_hints)
+        writer = KernelWriter(schedule, self.dtypes, outputs, self.new_partial)
+        code = writer.write()
+        for sink in code.sinks:
+            self.extra.append(p.Buffer(sink.buffer, DTYPES[sink.dtype], sink.width * code.blocks, "arena"))
+            self.dtypes[sink.buffer] = sink.dtype
+        self.add_kernel(code, group.nodes, group.notes)
+        for sink in code.sinks:
+            node = combine_nodes(sink, code.blocks)
+            last = Group(
+                [node], outer=node.axes, inner=node.reduce_axes, decided=True, lanes_outer=bool(node.axes)
+            )
+            self.build_loops(last, {node.output})
+
+    def new_partial(self, node: Reduce, dtype: str) -> str:
+        return f"{node.output}_partial"
+
+    def build_scatter(self, node: Scatter) -> None:
+        self.add_kernel(write_scatter(node, self.dtypes), [node], [])
+
+    def add_kernel(self, code: KernelCode, nodes: list[Any], notes: list[str]) -> None:
+        body = "\n".join(code.body)
+        name = self.functions.get(body)
+        if name is None:
+            name = f"k{len(self.functions)}_{main_op(nodes)}_{hashlib.sha256(body.encode()).hexdigest()[:8]}"
+            self.functions[body] = name
+            self.sources.append(
+                f"\n\n@kernel\ndef {name}(tab, begin, end, thread):\n{docstring(nodes)}{body}\n"
+            )
+        arguments: list[p.Argument] = [p.PointerArgument(self.resolve(b)) for b in code.names.pointers]
+        for row, (_, dtype, elements) in code.names.scratch.items():
+            buffer = f"{row}_row{len(self.steps)}"
+            self.extra.append(p.Buffer(buffer, DTYPES[dtype], elements, "thread_scratch"))
+            arguments.append(p.PointerArgument(buffer))
+        arguments += [p.SizeArgument(size) for size in code.names.sizes]
+        self.steps.append(p.KernelStep(name, arguments, code.length, code.grain, main_op(nodes)))
+        self.kernels.append(KernelInfo(name, nodes, notes))
+
+    def alias_scatter_bases(self) -> None:
+        """A scatter works in place on its base, when nobody else reads that; else the base is copied first."""
+        for group in self.groups:
+            node = group.nodes[0]
+            if not isinstance(node, Scatter) or node.base is None:
+                continue
+            readers = [n for g in self.groups for n in g.nodes if node.base in node_reads(n)]
+            base = self.graph.buffers[node.base]
+            if len(readers) == 1 and base.kind == "temporary" and node.base not in self.returned:
+                self.alias[node.base] = node.output
+            else:
+                raise UnsupportedOp(node.origin.op, "scatter over a base that is read elsewhere")
+
+    def resolve(self, buffer: str) -> str:
+        while buffer in self.alias:
+            buffer = self.alias[buffer]
+        return buffer
+
+    # ------------------------------------------------------------ scheduled kernels
+
+    def build_contract(self, node: Contract) -> None:
+        form = matrix_form(node)
+        if form is None:
+            raise UnsupportedOp(node.origin.op, "contraction without a matrix form")
+        dtypes = {self.dtypes[form.lhs.buffer], self.dtypes[form.rhs.buffer]}
+        if len(dtypes) != 1:
+            raise UnsupportedOp(node.origin.op, f"operands of different dtypes {sorted(dtypes)}")
+        from compiler_bridge.emit.gemm_step import gemm_step
+
+        names = tuple(self.resolve(b) for b in (form.lhs.buffer, form.rhs.buffer, node.output))
+        self.steps.append(gemm_step(form, dtypes.pop(), names, node.store.const))
+        self.kernels.append(KernelInfo("gemm", [node]))
+
+    def build_scheduled(self, node: Scheduled) -> None:
+        from compiler_bridge.emit.attention_step import attention_step
+
+        whole = {n: BufferView(n, b.shape, b.strides) for n, b in self.graph.buffers.items()}
+        step = attention_step(node, whole, self.dtypes, self.resolve)
+        self.steps.append(step)
+        self.kernels.append(KernelInfo("attention", [node]))
+
+    def build_extern(self, node: Extern) -> None:
+        def template(value: Any) -> Any:
+            if isinstance(value, BufferView):
+                return self.tensor_view(value)
+            if isinstance(value, (list, tuple)):
+                return type(value)(template(v) for v in value)
+            return value
+
+        outputs: list[p.TensorView | None] = []
+        for name in node.outputs:
+            if name is None:
+                outputs.append(None)
+                continue
+            buffer = self.graph.buffers[name]
+            self.extern_buffers.add(name)
+            outputs.append(p.TensorView(name, buffer.shape, buffer.strides, 0, DTYPES[buffer.dtype]))
+        kwargs = {key: template(value) for key, value in node.kwargs.items()}
+        self.steps.append(p.ExternStep(node.target, template(node.args), kwargs, outputs, node.reason))
+        self.kernels.append(KernelInfo(f"extern {node.target}", [node]))
+
+    # ------------------------------------------------------------ buffers, inputs, outputs
+
+    def buffers(self) -> list[p.Buffer]:
+        result = []
+        for name, buffer in self.graph.buffers.items():
+            if name in self.alias:
+                continue
+            kind: Any = "arena"
+            value = None
+            if buffer.kind == "input":
+                kind = "input"
+            elif buffer.kind == "constant":
+                kind, value = "constant", self.graph.constants[name]
+            elif name in self.extern_buffers:
+                kind = "extern"
+            elif name in self.returned:
+                kind = "output"
+            result.append(p.Buffer(name, DTYPES[buffer.dtype], buffer.numel(), kind, value))
+        return self.used(result)
+
+    def used(self, buffers: list[p.Buffer]) -> list[p.Buffer]:
+        """Arena buffers that no step touches are values that live in registers."""
+        touched = {name for step in self.steps for name in step.buffer_names()}
+        return [b for b in buffers if b.kind != "arena" or b.name in touched]
+
+    def tensor_view(self, view: BufferView) -> p.TensorView:
+        name = self.resolve(view.buffer)
+        return p.TensorView(name, view.shape, view.strides, view.offset, DTYPES[self.dtypes[view.buffer]])
+
+    def input_spec(self, position: int, name: Any) -> p.Input:
+        if isinstance(name, str):
+            buffer = self.graph.buffers[name]
+            return p.TensorInput(name, DTYPES[buffer.dtype], buffer.shape, buffer.strides)
+        return p.SizeInput(f"size{position}", 0 if name is None else name)
+
+    def output_spec(self, output: Any) -> p.Output:
+        if isinstance(output, BufferView):
+            return self.tensor_view(output)
+        if isinstance(output, tuple):
+            return p.InputReference(output[1])
+        return output
+
+
+def main_op(nodes: list[Any]) -> str:
+    """The operation that names a kernel: of the last reduction, else of the last node."""
+    node = next((n for n in reversed(nodes) if isinstance(n, Reduce)), nodes[-1])
+    parts = node.origin.op.split(".")
+    return re.sub(r"\W", "_", parts[1] if len(parts) > 1 else parts[0] or "loop").strip("_")
+
+
+def docstring(nodes: list[Any]) -> str:
+    """Layers and source lines a kernel came from."""
+    lines = []
+    for node in nodes:
+        if not isinstance(node, (Map, Reduce, Scatter)):
+            continue
+        where = " ".join(x for x in (node.origin.layer, node.origin.source) if x)
+        names = ", ".join(node.origin.names[-6:])
+        line = f"{names}  {where}".strip().replace("\\", "/").replace('"', "'")
+        if line not in lines:
+            lines.append(line)
+    text = f"\n{INDENT}".join(lines[:12])
+    return f'{INDENT}"""{text}\n{INDENT}"""\n'
+
+
+def build_program(graph: Graph, groups: list[Group], name: str) -> tuple[p.Program, list[KernelInfo]]:
+    builder = ProgramBuilder(graph, groups, name)
+    return builder.build(), builder.kernels

@@ -1,0 +1,87 @@
+"""FX graph of ATen operations -> a callable: every stage in order, with a record of each for `explain`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from compiler_bridge import settings
+from compiler_bridge.contract import make_contracts_plain
+from compiler_bridge.emit.program import KernelInfo, build_program
+from compiler_bridge.fuse import inline_producers
+from compiler_bridge.group import Group, group_nodes
+from compiler_bridge.ir import Extern, Graph
+from compiler_bridge.lower import lower_graph
+from compiler_bridge.program import Program
+from compiler_bridge.runtime import load
+
+
+@dataclass
+class GraphRecord:
+    """What was made of one graph; `explain` prints it."""
+
+    kind: str
+    fx_text: str
+    graph: Graph
+    fused: Graph
+    groups: list[Group]
+    program: Program
+    kernels: list[KernelInfo]
+    externs: list[Extern]
+    path: str = ""
+    compile_seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+records: list[GraphRecord] = []
+"""The graphs compiled in this process, latest last; kept only while `recording` says so."""
+
+MOST_RECORDS = 64
+
+
+def compile_graph(
+    module: fx.GraphModule, example_inputs: Any, kind: str = "inference", options: Any = None
+) -> Callable[..., list[Any]]:
+    """Compile one forward, backward or inference graph.
+
+    Raises:  UnsupportedOp and other BridgeErrors; the caller decides about falling back
+    """
+    start = time.perf_counter()
+    stages: dict[str, float] = {}
+
+    def stage(name: str, work: Callable[[], Any]) -> Any:
+        begun = time.perf_counter()
+        result = work()
+        stages[name] = time.perf_counter() - begun
+        return result
+
+    graph: Graph = stage("lower", lambda: lower_graph(module))
+    if settings.DEBUG >= 1:
+        from compiler_bridge.verify import verify
+
+        verify(graph)
+    fused: Graph = stage("fuse", lambda: make_contracts_plain(inline_producers(graph)))
+    groups: list[Group] = stage("group", lambda: group_nodes(fused))
+    program, kernels = stage("emit", lambda: build_program(fused, groups, f"{kind}{len(records)}"))
+    compiled = stage("load", lambda: load(program))
+    externs = [n for n in fused.nodes if isinstance(n, Extern)]
+    record = GraphRecord(
+        kind,
+        module.print_readable(print_output=False),
+        graph,
+        fused,
+        groups,
+        program,
+        kernels,
+        externs,
+        str(getattr(compiled, "path", "")),
+        time.perf_counter() - start,
+        stages,
+    )
+    records.append(record)
+    del records[:-MOST_RECORDS]
+    return compiled

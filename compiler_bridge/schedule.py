@@ -1,0 +1,245 @@
+"""From a group of loops to a kernel's shape: merged axes, the vector axis, lanes, phases.
+
+    rows (parallel, one range)  x  inner axes (loops, the last one in vectors)
+
+Phases: a value that needs a row's complete sum belongs to the loop after it. A value needed again in a later
+loop is computed again when cheap, else kept in a scratch row that stays in the first-level cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from compiler_bridge.cpu.simd_types import NATIVE_LANES
+from compiler_bridge.fuse import expr_cost, hint
+from compiler_bridge.group import Group, row_of
+from compiler_bridge.ir import (
+    Axis,
+    Index,
+    IndexValue,
+    Load,
+    Reduce,
+    Size,
+    node_exprs,
+    node_loads,
+    size_equal,
+    size_product,
+    split_axis,
+    substitute_node,
+    walk,
+)
+
+RECOMPUTE = 7  # a value dearer than this is kept in a scratch row for later loops
+FLAT_BLOCK = 4096  # elements of one parallel iteration of a one-dimensional kernel
+
+
+@dataclass
+class Schedule:
+    """What `emit` needs to know of one kernel."""
+
+    nodes: list[Any]
+    outer: tuple[Axis, ...]
+    inner: tuple[Axis, ...]
+    vector: Axis | None  # the axis that runs along the lanes
+    lanes: int
+    lanes_outer: bool
+    roles: dict[str, str] = field(default_factory=dict)  # output -> role
+    level: dict[str, int] = field(default_factory=dict)  # output -> loop in which it is computed
+    kept: set[str] = field(default_factory=set)  # full values kept in a scratch row
+    hints: dict[Any, int] = field(default_factory=dict)
+
+    @property
+    def loops(self) -> int:
+        looped = [self.level[n.output] for n in self.nodes if self.roles[n.output] != "row"]
+        return max(looped, default=-1) + 1
+
+
+def schedule_group(group: Group, outputs: set[str], hints: dict[Any, int]) -> Schedule:
+    """outputs: the buffers of the group that someone outside of it reads."""
+    group = merge_axes(group)
+    nodes, outer, inner = list(group.nodes), group.outer, group.inner
+    lanes_outer = group.lanes_outer
+    vector = choose_vector(nodes, outer if lanes_outer or not group.decided else inner, hints)
+    if not group.decided and vector is not None:
+        inner, outer = (vector,), tuple(a for a in outer if a != vector)
+        nodes, outer, inner = cut_long_rows(nodes, outer, inner, hints)
+        vector = inner[-1]
+    elif vector is not None and not lanes_outer:
+        inner = (*(a for a in inner if a != vector), vector)
+    outer = order_axes(nodes, tuple(a for a in outer if not (lanes_outer and a == vector)), hints)
+    framed = replace(
+        group, nodes=nodes, outer=outer + ((vector,) if lanes_outer and vector else ()), inner=inner
+    )
+    roles = {n.output: "full" if not group.decided else framed.role(n) for n in nodes}
+    schedule = Schedule(nodes, outer, inner, vector, 1, lanes_outer, roles, hints=hints)
+    schedule.lanes = choose_lanes(schedule)
+    assign_levels(schedule)
+    choose_kept(schedule, outputs)
+    return schedule
+
+
+# ---------------------------------------------------------------- axes
+
+
+def node_indices(node: Any) -> list[Index]:
+    found = [node.store]
+    for expr in node_exprs(node):
+        for part in walk(expr):
+            if isinstance(part, (Load, IndexValue)):
+                found.append(part.index)
+    return found
+
+
+def merge_axes(group: Group) -> Group:
+    """Two axes that every access steps through as one become one."""
+    nodes, outer, inner = list(group.nodes), list(group.outer), list(group.inner)
+    changed = True
+    while changed:
+        changed = False
+        indices = [index for node in nodes for index in node_indices(node)]
+        for axes in (outer, inner):
+            pair = next(
+                ((a, b) for a in axes for b in axes if a is not b and mergeable(a, b, nodes, indices)), None
+            )
+            if pair is None:
+                continue
+            a, b = pair
+            merged = Axis(b.name, a.extent * b.extent)
+            nodes = [merge_in_node(node, a, merged) for node in nodes]
+            axes[:] = [merged if x is b else x for x in axes if x is not a]
+            changed = True
+            break
+    return replace(group, nodes=nodes, outer=tuple(outer), inner=tuple(inner))
+
+
+def mergeable(a: Axis, b: Axis, nodes: list[Any], indices: list[Index]) -> bool:
+    for node in nodes:
+        kept, reduced = {x.name for x in node.axes}, {x.name for x in getattr(node, "reduce_axes", ())}
+        if (a.name in kept) != (b.name in kept) or (a.name in reduced) != (b.name in reduced):
+            return False
+    return all(size_equal(i.coefficient(a.name), i.coefficient(b.name) * b.extent) for i in indices)
+
+
+def merge_in_node(node: Any, gone: Axis, merged: Axis) -> Any:
+    def shrink(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        return tuple(merged if a.name == merged.name else a for a in axes if a.name != gone.name)
+
+    reduced = shrink(node.reduce_axes) if isinstance(node, Reduce) else None
+    return substitute_node(node, {gone.name: Index((), 0)}, shrink(node.axes), reduced)
+
+
+def stride_cost(axis: Axis, indices: list[Index]) -> int:
+    """How badly vectors along `axis` fit the accesses: strided ones are gathers."""
+    cost = 0
+    for index in indices:
+        stride = index.coefficient(axis.name)
+        data = any(
+            axis.name in part.index.axes()
+            for value, _ in index.values()
+            for part in walk(value.expr)
+            if isinstance(part, (Load, IndexValue))
+        )
+        if data or not isinstance(stride, int) or stride not in (0, 1):
+            cost += 4
+        elif stride == 1:
+            cost -= 1
+    return cost
+
+
+def choose_vector(nodes: list[Any], candidates: tuple[Axis, ...], hints: dict[Any, int]) -> Axis | None:
+    accesses = [i for n in nodes for i in [n.store, *(x.index for x in node_loads(n))]]
+
+    def key(axis: Axis) -> tuple[int, int]:
+        return stride_cost(axis, accesses), -hint(axis.extent, hints)
+
+    return min(candidates, key=key, default=None)
+
+
+def order_axes(nodes: list[Any], axes: tuple[Axis, ...], hints: dict[Any, int]) -> tuple[Axis, ...]:
+    """Rows in the order in which memory is laid out."""
+    stores = [n.store for n in nodes] + [x.index for n in nodes for x in node_loads(n)]
+    main = max(stores, key=lambda index: len(index.axes()), default=Index())
+    return tuple(sorted(axes, key=lambda a: -abs(hint(main.coefficient(a.name), hints))))
+
+
+def cut_long_rows(
+    nodes: list[Any], outer: tuple[Axis, ...], inner: tuple[Axis, ...], hints: dict[Any, int]
+) -> Any:
+    """A long one-dimensional loop becomes rows, so that threads can share it."""
+    axis = inner[0]
+    rows = hint(size_product(a.extent for a in outer), hints)
+    if not isinstance(axis.extent, int) or axis.extent <= FLAT_BLOCK or rows >= 64:
+        return nodes, outer, inner
+    block = row_of(axis.extent)
+    if block == 1:
+        return nodes, outer, inner
+    nodes = [split_axis(n, axis.name, block, axis.extent // block) for n in nodes]
+    return nodes, (*outer, Axis(f"{axis.name}o", axis.extent // block)), (Axis(f"{axis.name}i", block),)
+
+
+def choose_lanes(schedule: Schedule) -> int:
+    """Several registers a value where few values are live: independent chains hide latency."""
+    if schedule.vector is None:
+        return 1
+    exprs = [e for n in schedule.nodes for e in node_exprs(n)]
+    cost = sum(expr_cost(e) for e in exprs)
+    wide = any(
+        part.dtype in ("float64", "int64") and not isinstance(part, IndexValue)
+        for e in exprs
+        for part in walk(e)
+    )
+    lanes = NATIVE_LANES * (1 if wide or cost > 60 else 4 if cost <= 8 else 2)
+    extent = schedule.vector.extent
+    if isinstance(extent, int):
+        while lanes > NATIVE_LANES and (lanes > extent or extent % lanes):
+            lanes //= 2
+    return lanes
+
+
+# ---------------------------------------------------------------- phases
+
+
+def local_reads(node: Any, schedule: Schedule) -> list[str]:
+    return [x.buffer for x in node_loads(node) if x.buffer in schedule.roles]
+
+
+def assign_levels(schedule: Schedule) -> None:
+    for node in schedule.nodes:
+        level = 0
+        for name in local_reads(node, schedule):
+            finished = 1 if schedule.roles[name] == "reduce" else 0
+            level = max(level, schedule.level[name] + finished)
+        schedule.level[node.output] = level
+
+
+def choose_kept(schedule: Schedule, outputs: set[str]) -> None:
+    """Which full values later loops read back instead of computing again."""
+    cost: dict[str, int] = {}
+    for node in schedule.nodes:
+        if schedule.roles[node.output] != "full":
+            continue
+        again = expr_cost(node.value) + sum(isinstance(p, Load) for p in walk(node.value))
+        for name in set(local_reads(node, schedule)):
+            again += 1 if name in schedule.kept else cost.get(name, 0)
+        cost[node.output] = again
+        later = any(
+            schedule.level[n.output] > schedule.level[node.output] and schedule.roles[n.output] != "row"
+            for n in consumers(node.output, schedule)
+        )
+        if later and again > RECOMPUTE:
+            schedule.kept.add(node.output)
+
+
+def consumers(name: str, schedule: Schedule) -> list[Any]:
+    """Nodes that read a full value, directly or through values computed on the fly."""
+    direct = [n for n in schedule.nodes if name in local_reads(n, schedule)]
+    result = list(direct)
+    for node in direct:
+        if schedule.roles[node.output] == "full" and node.output not in schedule.kept:
+            result += consumers(node.output, schedule)
+    return result
+
+
+def numel(axes: tuple[Axis, ...]) -> Size:
+    return size_product(a.extent for a in axes)
