@@ -36,27 +36,25 @@ def helper(function: Callable[..., Any]) -> Any:
     """A function that kernels call, inlined into them."""
     if settings.INTERPRET:
         return _words.quiet(function)  # type: ignore[attr-defined]
-    from numba import njit
-
-    return njit(
-        error_model="numpy",
-        fastmath=FASTMATH,
-        forceinline=True,
-        no_cpython_wrapper=True,
-        no_cfunc_wrapper=True,
-        cache=True,
-    )(function)
+    return _jit(function, forceinline=True)
 
 
 def outlined_helper(function: Callable[..., Any]) -> Any:
     """A function that kernels call; LLVM decides whether to inline it."""
     if settings.INTERPRET:
         return _words.quiet(function)  # type: ignore[attr-defined]
+    return _jit(function)
+
+
+def _jit(function: Callable[..., Any], **options: Any) -> Any:
     from numba import njit
 
-    return njit(
-        error_model="numpy", fastmath=FASTMATH, no_cpython_wrapper=True, no_cfunc_wrapper=True, cache=True
-    )(function)
+    from compiler_bridge.cpu.language_cache import enable_helper_cache
+
+    compiled = njit(
+        error_model="numpy", fastmath=FASTMATH, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options
+    )
+    return enable_helper_cache(compiled(function))
 
 
 __all__ = [*_words.__all__, "FASTMATH", "KERNEL_SIGNATURE", "NATIVE_LANES", "helper", "kernel",

@@ -52,6 +52,17 @@ def splat(typingctx, scalar, lanes):  # type: ignore[no-untyped-def]
     return Vec(element, width)(element, lanes), generate
 
 
+@intrinsic
+def like(typingctx, x, value):  # type: ignore[no-untyped-def]
+    """The scalar `value` with the dtype and lanes of x."""
+    form = common_type(typingctx, x)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return args[1]
+
+    return form(form, form), generate
+
+
 @intrinsic(prefer_literal=True)
 def iota(typingctx, lanes, dtype):  # type: ignore[no-untyped-def]
     """0, 1, 2, ... in a vector of `dtype`."""
@@ -166,6 +177,30 @@ def horner(typingctx, x, coefficients):  # type: ignore[no-untyped-def]
         return total
 
     return form(form, coefficients), generate
+
+
+def polynomial(**coefficients: tuple[float, ...]) -> Any:
+    """A word p(x) = c[0] + x (c[1] + x (...)) by fma, with coefficients for each dtype it is given for."""
+
+    def typing(typingctx, x):  # type: ignore[no-untyped-def]
+        form = common_type(typingctx, x)
+        chosen = coefficients.get(str(element_of(form)))
+        if chosen is None:
+            fail(f"this polynomial is given for {sorted(coefficients)}, not for {form}")
+
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            llvm = llvm_type(form)
+            terms = [constant(llvm, coefficient) for coefficient in chosen]
+            total = terms.pop()
+            while terms:
+                total = call_intrinsic(
+                    builder, f"llvm.fma.{mangled(llvm)}", llvm, [total, args[0], terms.pop()]
+                )
+            return total
+
+        return form(form), generate
+
+    return intrinsic(typing)
 
 
 @intrinsic
@@ -287,8 +322,3 @@ def mulhi_u32(typingctx, a, b):  # type: ignore[no-untyped-def]
         return builder.trunc(builder.lshr(whole, constant(wide, 32)), narrow)
 
     return form(form, form), generate
-
-
-def scalar_llvm(numba_type: Any) -> Any:
-    """LLVM type of one element."""
-    return llvm_scalar(element_of(numba_type))

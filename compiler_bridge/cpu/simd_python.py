@@ -69,6 +69,12 @@ def splat(scalar: Any, lanes: int) -> Vector:
     return np.full(lanes, value, value.dtype).view(Vector)
 
 
+def like(x: Any, value: Any) -> Any:
+    """The scalar `value` with the dtype and lanes of x."""
+    x = typed(x)
+    return splat(convert(value, x), x.size) if isinstance(x, Vector) else convert(value, x)
+
+
 def iota(lanes: int, dtype: str) -> Vector:
     """0, 1, 2, ... in a vector of `dtype`."""
     return np.arange(lanes).astype(COMPUTE_DTYPES[dtype]).view(Vector)
@@ -116,6 +122,16 @@ def horner(x: Any, coefficients: Any) -> Any:
     for coefficient in coefficients[-2::-1]:
         total = fused_multiply_add(total, x, convert(coefficient, x))
     return total
+
+
+def polynomial(**coefficients: tuple[float, ...]) -> Any:
+    """A word p(x) = c[0] + x (c[1] + x (...)) by fma, with coefficients for each dtype it is given for."""
+    tables = {name: tuple(np.dtype(name).type(c) for c in row) for name, row in coefficients.items()}
+
+    def word(x: Any) -> Any:
+        return horner(x, tables[typed(x).dtype.name])
+
+    return word
 
 
 def copysign(magnitude: Any, sign: Any) -> Any:
@@ -256,6 +272,7 @@ __all__ = [
     "insert",
     "iota",
     "lane_mask",
+    "like",
     "load",
     "load_if",
     "load_masked",
@@ -267,6 +284,7 @@ __all__ = [
     "offset_pointer",
     "pointer",
     "pointer_at",
+    "polynomial",
     "prefetch",
     "product",
     "reduce_add",

@@ -1,0 +1,96 @@
+"""erf, erfc and the inverse of erf.
+
+erf(x) = x + x q(x^2)                                  near 0
+erfc(x) = e^(-x^2) g(t) / (1 + 2 x),  t = (x - c) / (x + c)   for x >= 0
+erfc(-x) = 2 - erfc(x)
+"""
+
+from __future__ import annotations
+
+from compiler_bridge.cpu.language import copysign, fabs, fma, helper, minimum, product, sqrt, where
+from compiler_bridge.cpu.mathlib_coefficients import ERF, ERF_TAIL, ERFCX, ERFINV_CENTRE, ERFINV_TAIL
+from compiler_bridge.cpu.mathlib_exponential import exp, exp_bounded
+from compiler_bridge.cpu.mathlib_logarithm import INFINITY, NAN, log
+from compiler_bridge.cpu.mathlib_word import math_word
+
+SQRT_PI_HALF = 0.886226925452758
+
+
+@helper
+def gauss(x):
+    """e^(-x^2), from x^2 to twice the working precision."""
+    square = product(x, x)
+    lost = fma(x, x, -square)
+    power = exp(-square)
+    return fma(power, -lost, power)
+
+
+@helper
+def erfc_positive(x, centre):
+    """erfc(x) for x >= 0; `centre` is the c of the coefficients of its dtype."""
+    t = (x - centre) / (x + centre)
+    return gauss(x) * (ERFCX(t) / fma(x, 2.0, 1.0))
+
+
+def _erfc_f32(x):
+    """1 - erf(x), accurate also where it is small. Largest error: 4 ulp (float32 and float64)."""
+    tail = erfc_positive(minimum(fabs(x), 11.0), 2.0)
+    return where(x < 0.0, 2.0 - tail, tail)
+
+
+def _erfc_f64(x):
+    tail = erfc_positive(minimum(fabs(x), 28.0), 4.0)
+    return where(x < 0.0, 2.0 - tail, tail)
+
+
+erfc = math_word(float32=_erfc_f32, float64=_erfc_f64)
+
+
+def _erf_f32(x):
+    """The error function. Largest error: 2 ulp (float32 and float64).
+
+    float32 beyond 0.95:  1 - exp(-q(|x|))
+    """
+    size = fabs(x)
+    near = fma(x, ERF(x * x), x)
+    far = 1.0 - exp_bounded(-ERF_TAIL(minimum(size, 4.0)))
+    return where(size < 0.95, near, copysign(far, x))
+
+
+def _erf_f64(x):
+    size = fabs(x)
+    near = fma(x, ERF(x * x), x)
+    far = 1.0 - erfc_positive(minimum(size, 6.0), 4.0)
+    return where(size < 0.95, near, copysign(far, x))
+
+
+erf = math_word(float32=_erf_f32, float64=_erf_f64)
+
+
+def _erfinv_f32(x):
+    """The inverse of erf: inf at 1, NaN beyond. Largest error: 4 ulp (float32 and float64).
+
+    w = -log(1 - x^2):  x times a polynomial in w - 2.5 for w < 5, in sqrt(w) - 3 beyond;
+    float64 starts from that of float32 and takes two steps of Halley's method on erf(y) - x.
+    """
+    return erfinv_domain(x, erfinv_estimate(x))
+
+
+@helper
+def erfinv_estimate(x):
+    """erfinv(x) to about float32's precision, |x| < 1."""
+    w = -log(fma(x, -x, 1.0))
+    centre = ERFINV_CENTRE(minimum(w, 5.0) - 2.5)
+    tail = ERFINV_TAIL(sqrt(w) - 3.0)
+    return x * where(w < 5.0, centre, tail)
+
+
+@helper
+def erfinv_domain(x, result):
+    """The result inside (-1, 1); the infinities at the ends, NaN outside."""
+    size = fabs(x)
+    result = where(size == 1.0, copysign(INFINITY, x), result)
+    return where(size <= 1.0, result, NAN)
+
+
+erfinv = math_word(float32=_erfinv_f32)
