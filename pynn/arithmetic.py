@@ -101,8 +101,8 @@ def _cube(x: Tensor) -> Tensor:
 
 @defines(aten.rsub.Tensor, aten.rsub.Scalar)
 def rsub(x: Tensor, other: Any, alpha: float = 1) -> Tensor:
-    """other - alpha * x."""
-    return other - (x if alpha == 1 else x * alpha)
+    """other - alpha * x, as a negated term: Python's `other - x` would be this very operation."""
+    return (-x if alpha == 1 else x * -alpha) + other
 
 
 @defines(aten.addcmul.default)
