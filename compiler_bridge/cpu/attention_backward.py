@@ -19,6 +19,7 @@ from functools import cache as remember
 from typing import Any
 
 from compiler_bridge.cpu.attention_blocks import (
+    LANES,
     LOG2_E,
     TILE,
     add_bool_mask,
@@ -100,16 +101,16 @@ def copy_padded(source, count, target, padded_count):
 def differentiate_softmax(scores, dweights, row, keys, queries, logsumexp, delta, factor):
     """scores become weights = 2^(scores - logsumexp), dweights become weights * (dweights - delta) * factor.
 
-    Shape: scores, dweights: [keys, row]; logsumexp (units of log 2), delta: [queries], a multiple of TILE
+    Shape: scores, dweights: [keys, row]; logsumexp (units of log 2), delta: [queries], a multiple of LANES
     """
-    for query in range(0, queries, TILE):
-        shift = load(logsumexp, query, TILE) * LOG2_E
-        mean = load(delta, query, TILE)
+    for query in range(0, queries, LANES):
+        shift = load(logsumexp, query, LANES) * LOG2_E
+        mean = load(delta, query, LANES)
         for key in range(keys):
             position = key * row + query
-            weight = exp2_of_score(load(scores, position, TILE) - shift)
+            weight = exp2_of_score(load(scores, position, LANES) - shift)
             store(scores, position, weight)
-            store(dweights, position, weight * (load(dweights, position, TILE) - mean) * factor)
+            store(dweights, position, weight * (load(dweights, position, LANES) - mean) * factor)
 
 
 @outlined_helper

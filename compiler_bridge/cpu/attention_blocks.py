@@ -29,6 +29,9 @@ from compiler_bridge.cpu.language import (
 TILE = max(16, 2 * NATIVE_LANES)
 """Lanes of one tile: two registers with AVX2 and AVX-512, four with NEON."""
 
+LANES = NATIVE_LANES
+"""Lanes of what is done element by element: one register, so that a polynomial's constants stay in the others."""
+
 TILE_ROWS = 6
 """Rows of one tile: 6 x 2 accumulators, 2 operands and a broadcast fill AVX2's 16 registers."""
 
@@ -41,7 +44,7 @@ EXP2_COEFFICIENTS = tuple(
     for c in (1.0, 0.6931470036506653, 0.24022242426872253, 0.05550733581185341, 0.009671512991189957,
               0.001326472614891827)
 )  # fmt: skip
-SMALLEST_EXPONENT = f32(-126.0)
+SMALLEST_EXPONENT = f32(-127.0)
 
 
 @helper
@@ -49,14 +52,14 @@ def exp2_of_score(x):
     """2 ** x for x below 128: what softmax needs, in fewer operations than the library's exp2.
 
     x = n + f with n whole and |f| <= 1/2; 2**f by a polynomial (relative error 1.7e-7), 2**n by adding n to
-    the exponent bits. Below 2**-126 the result is 0, so that -inf gives exactly 0. NaN stays NaN.
+    the exponent bits. From -127 down to -inf that leaves no bit set: exactly 0. NaN stays NaN.
     """
+    x = where(x < SMALLEST_EXPONENT, SMALLEST_EXPONENT, x)
     shifted = x + ROUND_TO_INTEGER
     fraction = x - (shifted - ROUND_TO_INTEGER)
     c0, c1, c2, c3, c4, c5 = EXP2_COEFFICIENTS
     power = fma(fma(fma(fma(fma(fraction, c5, c4), fraction, c3), fraction, c2), fraction, c1), fraction, c0)
-    scaled = bitcast(bitcast(power, "int32") + (bitcast(shifted, "int32") << i32(23)), "float32")
-    return where(x < SMALLEST_EXPONENT, f32(0.0), scaled)
+    return bitcast(bitcast(power, "int32") + (bitcast(shifted, "int32") << i32(23)), "float32")
 
 
 @outlined_helper
@@ -173,8 +176,11 @@ def rows_as_float32(source, position, row_stride, col_stride, rows, cols, packed
 def store_scaled_row(source, first, cols, factor, target, position, col_stride):
     """target[position + col * col_stride] = source[first + col] * factor, in target's dtype."""
     if col_stride == 1:
-        for col in range(0, cols, 8):
-            store(target, position + col, load(source, first + col, 8) * factor, min(8, cols - col))
+        whole = cols // 8 * 8
+        for col in range(0, whole, 8):
+            store(target, position + col, load(source, first + col, 8) * factor)
+        for col in range(whole, cols):
+            store(target, position + col, load(source, first + col) * factor)
     else:
         for col in range(cols):
             store(target, position + col * col_stride, load(source, first + col) * factor)

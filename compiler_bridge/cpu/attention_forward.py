@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from compiler_bridge.cpu.attention_blocks import (
+    LANES,
     LN_2,
     LOG2_E,
     MINUS_INFINITY,
@@ -68,26 +69,26 @@ PACK_KEYS, PACK_VALUES, SCRATCH, SCRATCH_BYTES = (
 def update_softmax(scores, scores_row, keys, queries, largest, total, shrink):
     """One step of the online softmax: scores become weights; largest, total and shrink are per query.
 
-    Shape: scores: [keys, scores_row]; queries is a multiple of TILE
+    Shape: scores: [keys, scores_row]; queries is a multiple of LANES
     """
-    for query in range(0, queries, TILE):
-        before = load(largest, query, TILE)
+    for query in range(0, queries, LANES):
+        before = load(largest, query, LANES)
         highest = before
         for key in range(keys):
-            score = load(scores, key * scores_row + query, TILE)
+            score = load(scores, key * scores_row + query, LANES)
             highest = where(score > highest, score, highest)
         # With every key masked so far the maximum is -inf; any finite number then gives weights of 0.
         shift = where(highest == MINUS_INFINITY, f32(0.0), highest)
         ratio = exp2_of_score(before - shift)
-        partial = splat(f32(0.0), TILE)
+        partial = splat(f32(0.0), LANES)
         for key in range(keys):
             position = key * scores_row + query
-            weight = exp2_of_score(load(scores, position, TILE) - shift)
+            weight = exp2_of_score(load(scores, position, LANES) - shift)
             partial = partial + weight
             store(scores, position, weight)
         store(largest, query, highest)
         store(shrink, query, ratio)
-        store(total, query, load(total, query, TILE) * ratio + partial)
+        store(total, query, load(total, query, LANES) * ratio + partial)
 
 
 @outlined_helper
