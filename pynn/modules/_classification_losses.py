@@ -1,0 +1,480 @@
+"""Losses of classes and probabilities: the definitions with ATen's signatures, then the public functions."""
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pynn.definitions import (
+    can_read_values,
+    computes_in_float32,
+    defines,
+    differentiable,
+    require_floating_point,
+    traced_as,
+)
+from pynn.modules._reduction import MEAN, NONE, SUM, reduced, reduced_backward, reduction_number
+from pynn.modules._smooth_activations import log_sigmoid_forward, logsigmoid
+from pynn.modules._softmax import log_softmax
+
+__all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "kl_div",
+    "multilabel_soft_margin_loss",
+    "nll_loss",
+    "soft_margin_loss",
+]
+
+aten = torch.ops.aten
+
+
+# ---- definitions -----------------------------------------------------------------------------------------
+
+
+def _class_dim(x: Tensor) -> int:
+    return 0 if x.dim() == 1 else 1
+
+
+def class_weights(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """weight[target], 1 without weights, and 0 where target is ignore_index."""
+    is_counted = target != ignore_index
+    if weight is None:
+        return is_counted.to(x.dtype)
+    safe_target = torch.where(is_counted, target, 0)
+    picked = weight.index_select(0, safe_target.reshape(-1)).view(target.shape)
+    return torch.where(is_counted, picked, 0)
+
+
+@defines(aten.nll_loss_forward.default, aten.nll_loss2d_forward.default)
+@computes_in_float32
+def nll_loss_forward(
+    x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """-weight[target] * x[.., target, ..] and the sum of those weights, by which a mean divides."""
+    target = target.to(torch.int64)
+    weights = class_weights(x, target, weight, ignore_index)
+    is_counted = target != ignore_index
+    safe_target = torch.where(is_counted, target, 0)
+    dim = _class_dim(x)
+    picked = x.gather(dim, safe_target.unsqueeze(dim)).squeeze(dim)
+    losses = torch.where(is_counted, -picked * weights, 0)
+    if reduction == NONE:
+        return losses, torch.zeros((), dtype=x.dtype, device=x.device)
+    total_weight = weights.sum()
+    return (losses.sum() / total_weight if reduction == MEAN else losses.sum()), total_weight
+
+
+@defines(aten.nll_loss_backward.default, aten.nll_loss2d_backward.default)
+@computes_in_float32
+def nll_loss_backward(
+    grad: Tensor,
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    total_weight: Tensor,
+) -> Tensor:
+    """-weight[target] * grad at the target's class, 0 elsewhere.
+
+    Written as a comparison with every class instead of a scatter, so that it fuses with what follows.
+    """
+    grad = grad / total_weight if reduction == MEAN else grad
+    dim = _class_dim(x)
+    scale = (-class_weights(x, target, weight, ignore_index) * grad).unsqueeze(dim)
+    classes = torch.arange(x.size(dim), device=x.device)
+    classes = classes.view([-1 if i == dim else 1 for i in range(x.dim())])
+    return torch.where(classes == target.unsqueeze(dim), scale, 0)
+
+
+def bernoulli_cross_entropy(x: Tensor, target: Tensor) -> Tensor:
+    """-target * log(x) - (1 - target) * log(1 - x), each logarithm held above -100."""
+    log_x = torch.clamp(torch.log(x), min=-100)
+    log_rest = torch.clamp(torch.log1p(-x), min=-100)
+    return (target - 1) * log_rest - target * log_x
+
+
+def bernoulli_cross_entropy_backward(grad: Tensor, x: Tensor, target: Tensor) -> Tensor:
+    """grad * (x - target) / max(x * (1 - x), 1e-12)."""
+    return grad * (x - target) / torch.clamp((1 - x) * x, min=1e-12)
+
+
+def bernoulli_cross_entropy_target_backward(grad: Tensor, x: Tensor, target: Tensor) -> Tensor:
+    """grad * (log(1 - x) - log(x))."""
+    return grad * (torch.log1p(-x) - torch.log(x))
+
+
+@defines(aten.binary_cross_entropy.default)
+@computes_in_float32
+def binary_cross_entropy_forward(
+    x: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = MEAN
+) -> Tensor:
+    """weight * bernoulli_cross_entropy(x, target)."""
+    losses = bernoulli_cross_entropy(x, target)
+    return reduced(losses if weight is None else losses * weight, reduction)
+
+
+@defines(aten.binary_cross_entropy_backward.default)
+@computes_in_float32
+def binary_cross_entropy_backward(
+    grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = MEAN
+) -> Tensor:
+    """Derivative in x."""
+    grad = reduced_backward(grad, x, reduction)
+    return bernoulli_cross_entropy_backward(grad if weight is None else grad * weight, x, target)
+
+
+def logistic_cross_entropy(
+    x: Tensor, log_sigmoid: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None
+) -> Tensor:
+    """(1 - target) * x - (1 + (pos_weight - 1) * target) * log(sigmoid(x)), times weight."""
+    if pos_weight is not None:
+        log_sigmoid = log_sigmoid * ((pos_weight - 1) * target + 1)
+    losses = (1 - target) * x - log_sigmoid
+    return losses if weight is None else losses * weight
+
+
+@defines(aten.binary_cross_entropy_with_logits.default)
+@computes_in_float32
+def binary_cross_entropy_with_logits_forward(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: int = MEAN,
+) -> Tensor:
+    """logistic_cross_entropy, reduced."""
+    log_sigmoid, _ = log_sigmoid_forward(x)
+    return reduced(logistic_cross_entropy(x, log_sigmoid, target, weight, pos_weight), reduction)
+
+
+@defines(aten.soft_margin_loss.default)
+@computes_in_float32
+def soft_margin_loss_forward(x: Tensor, target: Tensor, reduction: int = MEAN) -> Tensor:
+    """log(1 + exp(-target * x))."""
+    return reduced(-log_sigmoid_forward(target * x)[0], reduction)
+
+
+@defines(aten.soft_margin_loss_backward.default)
+@computes_in_float32
+def soft_margin_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int) -> Tensor:
+    """-target * sigmoid(-target * x) * grad."""
+    return -target * torch.sigmoid(-target * x) * reduced_backward(grad, x, reduction)
+
+
+# ---- negative log likelihood and cross entropy -----------------------------------------------------------
+
+
+@traced_as(F.nll_loss)
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """out = -weight[target] * input[.., target, ..], reduced; a mean divides by the sum of the weights.
+
+    Args:    ignore_index: a target that counts for nothing
+    Shape:   input: [batch, classes, *] or [classes]   target: [batch, *] or []   weight: [classes]
+    Raises:  ValueError, RuntimeError, IndexError as torch for shapes, dtypes and targets that do not fit
+    """
+    number = reduction_number(reduction, size_average, reduce)
+    _check_nll_shapes(input, target)
+    require_floating_point("nll_loss_out_frame", input)
+    return _checked_nll_loss(input, target, weight, number, ignore_index)
+
+
+def _checked_nll_loss(
+    input: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
+) -> Tensor:
+    if target.dtype not in (torch.int64, torch.uint8):
+        raise RuntimeError(f"expected target dtype to be Long or Byte, but got {_short_name(target)}")
+    classes = input.size(_class_dim(input))
+    if weight is not None:
+        if weight.dim() != 1 or weight.numel() != classes:
+            raise RuntimeError(
+                f"weight tensor should be defined either for all {classes} classes or no classes but got weight "
+                f"tensor of shape: {list(weight.shape)}"
+            )
+        if weight.dtype != input.dtype:
+            raise RuntimeError(
+                f"expected scalar type {_short_name(input)} but found {_short_name(weight)}"
+            )
+    if can_read_values(target) and target.device.type == "cpu":
+        is_outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
+        if is_outside.any():
+            raise IndexError(f"Target {int(target[is_outside][0])} is out of bounds.")
+    return nll_loss_forward(input, target, weight, reduction, ignore_index)[0]
+
+
+def _short_name(x: Tensor) -> str:
+    """Float for torch.FloatTensor."""
+    return x.type().rpartition(".")[2].removesuffix("Tensor")
+
+
+def _check_nll_shapes(input: Tensor, target: Tensor) -> None:
+    if input.dim() < 1:
+        raise ValueError(f"Expected 1 or more dimensions (got {input.dim()})")
+    if input.dim() != 1 and (target.dim() == 0 or input.size(0) != target.size(0)):
+        got = target.size(0) if target.dim() > 0 else 1
+        raise ValueError(
+            f"Expected input batch_size ({input.size(0)}) to match target batch_size ({got})."
+        )
+    if input.dim() <= 2:
+        if target.dim() > 1:
+            raise RuntimeError("0D or 1D target tensor expected, multi-target not supported")
+        return
+    if input.dim() == 4:
+        if target.dim() != 3:
+            raise RuntimeError(
+                "only batches of spatial targets supported (3D tensors) but got targets of dimension: "
+                f"{target.dim()}"
+            )
+        if target.shape[1:] != input.shape[2:]:
+            raise RuntimeError(
+                f"size mismatch (got input: {list(input.shape)} , target: {list(target.shape)}"
+            )
+    elif target.shape[1:] != input.shape[2:]:
+        wanted = [input.size(0), *input.shape[2:]]
+        raise RuntimeError(f"Expected target size {wanted}, got {list(target.shape)}")
+
+
+@traced_as(F.cross_entropy)
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """out = -sum over classes of p * weight * log(softmax(input)), reduced.
+
+    p is 1 at the target's class, or the target itself if it has input's shape; label_smoothing mixes in the
+    uniform distribution. A mean over class indices divides by the sum of the targets' weights.
+
+    Args:    ignore_index: a target that counts for nothing; for class indices only
+    Shape:   input: [batch, classes, *] or [classes]   target: [batch, *] or [], or as input
+    Raises:  ValueError, RuntimeError, IndexError as torch for what does not fit
+    """
+    number = reduction_number(reduction, size_average, reduce)
+    if target.shape == input.shape and not target.is_floating_point():
+        raise RuntimeError(
+            f"Expected floating point type for target with class probabilities, got {_short_name(target)}"
+        )
+    if not 0 <= label_smoothing <= 1:
+        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
+    dim = _class_dim(input)
+    classes = input.size(dim)
+    if weight is not None and (weight.dim() != 1 or weight.numel() != classes):
+        prefix = "cross_entropy: " if target.shape == input.shape else ""
+        raise RuntimeError(
+            f"{prefix}weight tensor should be defined either for all {classes} classes or no classes but got "
+            f"weight tensor of shape: {list(weight.shape)}"
+        )
+    log_probabilities = log_softmax.__wrapped__(input, dim)
+    if target.shape == input.shape:
+        if ignore_index >= 0:
+            raise RuntimeError("ignore_index is not supported for floating point target")
+        return _soft_target_loss(log_probabilities, target, weight, number, label_smoothing)
+    _check_nll_shapes(input, target)
+    loss = _checked_nll_loss(log_probabilities, target, weight, number, ignore_index)
+    if label_smoothing == 0:
+        return loss
+    smooth = _uniform_target_loss(log_probabilities, target, weight, number, ignore_index)
+    return loss * (1 - label_smoothing) + smooth * (label_smoothing / classes)
+
+
+@computes_in_float32
+def _soft_target_loss(
+    log_probabilities: Tensor, target: Tensor, weight: Tensor | None, reduction: int, label_smoothing: float
+) -> Tensor:
+    """-sum over classes of target * weight * log_probabilities; a mean divides by the batch positions."""
+    dim = _class_dim(log_probabilities)
+    classes = log_probabilities.size(dim)
+    if label_smoothing > 0:
+        target = target * (1 - label_smoothing) + label_smoothing / classes
+    terms = log_probabilities * target
+    if weight is not None:
+        terms = terms * _along(weight, dim, terms.dim())
+    losses = -terms.sum(dim)
+    if reduction == MEAN:
+        return losses.sum() / (log_probabilities.numel() / classes)
+    return reduced(losses, reduction)
+
+
+@computes_in_float32
+def _uniform_target_loss(
+    log_probabilities: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
+) -> Tensor:
+    """-sum over classes of weight * log_probabilities where target counts; a mean divides as nll_loss."""
+    dim = _class_dim(log_probabilities)
+    terms = log_probabilities
+    if weight is not None:
+        terms = terms * _along(weight, dim, terms.dim())
+    losses = torch.where(target == ignore_index, 0, -terms.sum(dim))
+    if reduction != MEAN:
+        return reduced(losses, reduction)
+    return losses.sum() / class_weights(log_probabilities, target, weight, ignore_index).sum()
+
+
+def _along(weight: Tensor, dim: int, ndim: int) -> Tensor:
+    return weight.view([-1 if i == dim else 1 for i in range(ndim)])
+
+
+# ---- probabilities ---------------------------------------------------------------------------------------
+
+_bernoulli = differentiable(
+    bernoulli_cross_entropy, bernoulli_cross_entropy_backward, bernoulli_cross_entropy_target_backward
+)
+
+
+@computes_in_float32
+def _binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, reduction: int) -> Tensor:
+    losses = _bernoulli(input, target)
+    return reduced(losses if weight is None else losses * weight, reduction)
+
+
+@traced_as(F.binary_cross_entropy)
+def binary_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """out = -weight * (target * log(input) + (1 - target) * log(1 - input)), logs held above -100; reduced.
+
+    Shape:   input, target: the same   weight: broadcastable to them
+    Raises:  ValueError when the shapes differ, RuntimeError for elements outside [0, 1]
+    """
+    number = reduction_number(reduction, size_average, reduce)
+    if target.size() != input.size():
+        raise ValueError(
+            f"Using a target size ({target.size()}) that is different to the input size ({input.size()}) is "
+            "deprecated. Please ensure they have the same size."
+        )
+    if weight is not None:
+        weight = weight.expand(torch.broadcast_shapes(target.size(), weight.size()))
+    if target.dtype != input.dtype:
+        raise RuntimeError(f"Found dtype {_short_name(target)} but expected {_short_name(input)}")
+    if can_read_values(input) and not ((input >= 0) & (input <= 1)).all():
+        raise RuntimeError("all elements of input should be between 0 and 1")
+    return _binary_cross_entropy(input, target, weight, number)
+
+
+@computes_in_float32
+def _logistic(
+    input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
+) -> Tensor:
+    log_sigmoid = logsigmoid.__wrapped__(input)
+    return reduced(logistic_cross_entropy(input, log_sigmoid, target, weight, pos_weight), reduction)
+
+
+@traced_as(F.binary_cross_entropy_with_logits)
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """out = -weight * (pos_weight * target * log(s) + (1 - target) * log(1 - s)), s = sigmoid(input).
+
+    Written with log(sigmoid(input)), which neither overflows nor loses digits.
+    Shape:   input, target: the same   weight, pos_weight: broadcastable to them
+    Raises:  ValueError when the shapes differ
+    """
+    number = reduction_number(reduction, size_average, reduce)
+    if target.size() != input.size():
+        raise ValueError(
+            f"Target size ({target.size()}) must be the same as input size ({input.size()})"
+        )
+    return _logistic(input, target, weight, pos_weight, number)
+
+
+@traced_as(F.kl_div)
+def kl_div(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    log_target: bool = False,
+) -> Tensor:
+    """out = target * (log(target) - input), reduced; with log_target exp(target) * (target - input).
+
+    Args:    reduction: also batchmean, the sum divided by the first size
+    """
+    is_batchmean = size_average is None and reduce is None and reduction == "batchmean"
+    if reduction == "mean" and size_average is None and reduce is None:
+        warnings.warn(
+            "reduction: 'mean' divides the total loss by both the batch size and the support size."
+            "'batchmean' divides only by the batch size, and aligns with the KL div math definition."
+            "'mean' will be changed to behave the same as 'batchmean' in the next major release.",
+            stacklevel=3,
+        )
+    number = SUM if is_batchmean else reduction_number(reduction, size_average, reduce)
+    if log_target:
+        losses = torch.exp(target) * (target - input)
+    else:
+        losses = torch.xlogy(target, target) - target * input
+    loss = reduced(losses, number)
+    return loss / input.size(0) if reduction == "batchmean" and input.dim() != 0 else loss
+
+
+# ---- margins ---------------------------------------------------------------------------------------------
+
+
+@computes_in_float32
+def _soft_margin(input: Tensor, target: Tensor, reduction: int) -> Tensor:
+    return reduced(-logsigmoid.__wrapped__(target * input), reduction)
+
+
+@traced_as(F.soft_margin_loss)
+def soft_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """out = log(1 + exp(-target * input)), target -1 or 1, reduced.
+
+    Differs from torch in: a large -target * input gives itself, where C++ overflows to infinity.
+    """
+    return _soft_margin(input, target, reduction_number(reduction, size_average, reduce))
+
+
+@traced_as(F.multilabel_soft_margin_loss)
+def multilabel_soft_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """out = -mean over classes of weight * (target * log(s) + (1 - target) * log(1 - s)), s = sigmoid(input).
+
+    Shape:   input, target: [*, classes]   returns: [*], or a scalar when reduced
+    """
+    if size_average is None and reduce is None and reduction not in ("none", "mean", "sum"):
+        raise ValueError(reduction + " is not valid")
+    number = reduction_number(reduction, size_average, reduce)
+    log_sigmoid = logsigmoid.__wrapped__
+    losses = -(target * log_sigmoid(input) + (1 - target) * log_sigmoid(-input))
+    if weight is not None:
+        losses = losses * weight
+    return reduced(losses.mean(-1), number)

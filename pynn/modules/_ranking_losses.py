@@ -1,0 +1,252 @@
+"""Losses that compare scores or distances with a margin. Each is max(0, ...) of a difference."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pynn.definitions import can_read_values, computes_in_float32, traced_as
+from pynn.modules._rectifiers import relu
+from pynn.modules._reduction import reduced, reduction_number
+from pynn.modules.distance import pairwise_distance
+
+__all__ = [
+    "cosine_embedding_loss",
+    "hinge_embedding_loss",
+    "margin_ranking_loss",
+    "multi_margin_loss",
+    "multilabel_margin_loss",
+    "triplet_margin_loss",
+    "triplet_margin_with_distance_loss",
+]
+
+COSINE_EPSILON = 1e-12
+
+
+@traced_as(F.margin_ranking_loss)
+def margin_ranking_loss(
+    input1: Tensor,
+    input2: Tensor,
+    target: Tensor,
+    margin: float = 0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """out = max(0, -target * (input1 - input2) + margin), reduced.
+
+    Raises:  RuntimeError when the numbers of dimensions differ
+    """
+    number = reduction_number(reduction, size_average, reduce)
+    if input1.dim() != input2.dim() or input1.dim() != target.dim():
+        raise RuntimeError(
+            "margin_ranking_loss : All input tensors should have same dimension but got sizes: "
+            f"input1: {input1.size()}, input2: {input2.size()}, target: {target.size()} "
+        )
+    return reduced(torch.clamp(-target * (input1 - input2) + margin, min=0), number)
+
+
+@traced_as(F.hinge_embedding_loss)
+def hinge_embedding_loss(
+    input: Tensor,
+    target: Tensor,
+    margin: float = 1.0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """out = input where target is 1, max(0, margin - input) where it is -1, reduced."""
+    number = reduction_number(reduction, size_average, reduce)
+    far = torch.where(target != 1, torch.clamp(margin - input, min=0), 0)
+    near = torch.where(target != -1, input, 0)
+    return reduced(far + near, number)
+
+
+@traced_as(F.cosine_embedding_loss)
+def cosine_embedding_loss(
+    input1: Tensor,
+    input2: Tensor,
+    target: Tensor,
+    margin: float = 0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """out = 1 - cos where target is 1, max(0, cos - margin) where it is -1, reduced.
+
+    Shape:   input1, input2: [batch, features] or [features]   target: [batch] or []
+    Raises:  RuntimeError for other shapes
+    """
+    number = reduction_number(reduction, size_average, reduce)
+    if target.dim() not in (0, 1):
+        raise RuntimeError("0D or 1D target tensor expected, multi-target not supported")
+    if input1.dim() != target.dim() + 1 or input2.dim() != target.dim() + 1:
+        raise RuntimeError(
+            f"{target.dim()}D target tensor expects {target.dim() + 1}D input tensors, but found inputs with sizes "
+            f"{list(input1.shape)} and {list(input2.shape)}."
+        )
+    product = (input1 * input2).sum(-1)
+    squares1 = (input1 * input1).sum(-1) + COSINE_EPSILON
+    squares2 = (input2 * input2).sum(-1) + COSINE_EPSILON
+    cosine = product / torch.sqrt(squares1 * squares2)
+    near = torch.where(target == 1, 1 - cosine, 0)
+    far = torch.where(target == -1, torch.clamp(cosine - margin, min=0), 0)
+    return reduced(near + far, number)
+
+
+@traced_as(F.triplet_margin_loss)
+def triplet_margin_loss(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    margin: float = 1.0,
+    p: float = 2,
+    eps: float = 1e-6,
+    swap: bool = False,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """out = max(0, margin + d(anchor, positive) - d(anchor, negative)), d the p-norm distance; reduced.
+
+    Args:    swap: take the smaller of d(anchor, negative) and d(positive, negative)
+    Raises:  ValueError unless margin > 0
+    Source:  Balntas et al., Learning shallow convolutional feature descriptors with triplet losses, 2016
+    """
+    number = reduction_number(reduction, size_average, reduce)
+    if margin <= 0:
+        raise ValueError(f"margin must be greater than 0, got {margin}")
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return pairwise_distance.__wrapped__(a, b, p, eps)
+
+    return reduced(_triplet(anchor, positive, negative, distance, margin, swap), number)
+
+
+@traced_as(F.triplet_margin_with_distance_loss)
+def triplet_margin_with_distance_loss(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    *,
+    distance_function: Callable[[Tensor, Tensor], Tensor] | None = None,
+    margin: float = 1.0,
+    swap: bool = False,
+    reduction: str = "mean",
+) -> Tensor:
+    """triplet_margin_loss with a distance of one's own (default: pairwise_distance)."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"{reduction} is not a valid value for reduction")
+    if margin <= 0:
+        raise ValueError(f"margin must be greater than 0, got {margin}")
+    distance = pairwise_distance.__wrapped__ if distance_function is None else distance_function
+    losses = _triplet(anchor, positive, negative, distance, margin, swap)
+    return reduced(losses, reduction_number(reduction))
+
+
+def _triplet(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    distance: Callable[[Tensor, Tensor], Tensor],
+    margin: float,
+    swap: bool,
+) -> Tensor:
+    if not anchor.ndim == positive.ndim == negative.ndim:
+        raise RuntimeError(
+            "The anchor, positive, and negative tensors are expected to have the same number of dimensions, but "
+            f"got: anchor {anchor.ndim}D, positive {positive.ndim}D, and negative {negative.ndim}D inputs"
+        )
+    to_positive = distance(anchor, positive)
+    to_negative = distance(anchor, negative)
+    if swap:
+        to_negative = torch.minimum(to_negative, distance(positive, negative))
+    return torch.clamp(margin + to_positive - to_negative, min=0)
+
+
+@traced_as(F.multi_margin_loss)
+def multi_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    p: int = 1,
+    margin: float = 1.0,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """out = sum over c != target of weight[target] * max(0, margin - input[target] + input[c])^p / classes.
+
+    Shape:   input: [batch, classes] or [classes]   target: [batch] or []   weight: [classes]
+    Raises:  ValueError unless p is 1 or 2, RuntimeError for shapes and targets that do not fit
+    """
+    number = reduction_number(reduction, size_average, reduce)
+    if p not in (1, 2):
+        raise ValueError("only p == 1 and p == 2 supported")
+    if weight is not None and weight.dim() != 1:
+        raise ValueError("weight must be one-dimensional")
+    rows = input.reshape(1, -1) if input.dim() < 2 else input
+    indices = target.reshape(-1)
+    batch, classes = rows.shape
+    if indices.numel() != batch or (input.dim() == 2 and target.dim() != 1):
+        raise RuntimeError(
+            "multi_margin_loss: target tensor should be 1-D with size equal to the number of input samples "
+            f"(batch size). Expected target size [{batch}], but got {list(target.shape)}. "
+            f"Input has shape {list(input.shape)}."
+        )
+    if weight is not None and weight.numel() != classes:
+        raise RuntimeError(f"inconsistent weight size, expected {classes} but got {list(weight.shape)}")
+    if can_read_values(indices) and ((indices < 0) | (indices >= classes)).any():
+        raise RuntimeError("target out of range")
+    losses = _multi_margin(rows, indices, weight, p, margin)
+    return reduced(losses.reshape(target.shape) if input.dim() == 2 else losses.reshape(()), number)
+
+
+@computes_in_float32
+def _multi_margin(x: Tensor, target: Tensor, weight: Tensor | None, p: int, margin: float) -> Tensor:
+    classes = x.size(1)
+    violations = relu.__wrapped__(margin - x.gather(1, target.unsqueeze(1)) + x)
+    if p == 2:
+        violations = violations * violations
+    if weight is not None:
+        violations = violations * weight.index_select(0, target).unsqueeze(1)
+    is_target = torch.arange(classes, device=x.device) == target.unsqueeze(1)
+    return torch.where(is_target, 0, violations).sum(1) / classes
+
+
+@traced_as(F.multilabel_margin_loss)
+def multilabel_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """out = sum over labels t and other classes c of max(0, 1 - (input[t] - input[c])) / classes, reduced.
+
+    The labels of a row are its targets before the first negative one.
+    Shape:   input, target: [batch, classes] or [classes]   returns: [batch] or [], a scalar when reduced
+    Raises:  RuntimeError when the shapes differ or a label is no class
+    """
+    number = reduction_number(reduction, size_average, reduce)
+    if input.shape != target.shape:
+        raise RuntimeError(
+            f"inconsistent target size: {list(target.shape)} for input of size: {list(input.shape)}"
+        )
+    if can_read_values(target) and ((target < -1) | (target >= input.size(-1))).any():
+        raise RuntimeError("argument #2 'target' is out of range")
+    return reduced(_multilabel_margin(input, target), number)
+
+
+@computes_in_float32
+def _multilabel_margin(x: Tensor, target: Tensor) -> Tensor:
+    classes = x.size(-1)
+    is_label = (target >= 0).to(torch.int64).cumprod(-1).bool()
+    labels = torch.where(is_label, target, 0)
+    # [*, labels, classes]: does this label name this class
+    names = (labels.unsqueeze(-1) == torch.arange(classes, device=x.device)) & is_label.unsqueeze(-1)
+    is_other = ~names.any(-2)
+    margins = relu.__wrapped__(1 - x.gather(-1, labels).unsqueeze(-1) + x.unsqueeze(-2))
+    counts = is_label.unsqueeze(-1) & is_other.unsqueeze(-2)
+    return torch.where(counts, margins, 0).sum((-2, -1)) / classes

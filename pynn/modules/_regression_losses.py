@@ -1,0 +1,309 @@
+"""Losses between real numbers: the definitions with ATen's signatures, then the public functions."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pynn.definitions import (
+    can_read_values,
+    computes_in_float32,
+    defines,
+    differentiable,
+    require_floating_point,
+    traced_as,
+)
+from pynn.modules._reduction import (
+    MEAN,
+    NONE,
+    broadcast_with_warning,
+    reduced,
+    reduced_backward,
+    reduction_number,
+)
+
+__all__ = [
+    "gaussian_nll_loss",
+    "huber_loss",
+    "l1_loss",
+    "mse_loss",
+    "poisson_nll_loss",
+    "smooth_l1_loss",
+]
+
+aten = torch.ops.aten
+
+
+# ---- definitions -----------------------------------------------------------------------------------------
+
+
+@defines(aten.mse_loss.default)
+@computes_in_float32
+def mse_loss_forward(x: Tensor, target: Tensor, reduction: int = MEAN) -> Tensor:
+    """(x - target)^2."""
+    difference = x - target
+    return reduced(difference * difference, reduction)
+
+
+@defines(aten.mse_loss_backward.default)
+@computes_in_float32
+def mse_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int) -> Tensor:
+    """2 * (x - target) * grad."""
+    return 2 * (x - target) * reduced_backward(grad, x, reduction)
+
+
+@defines(aten.l1_loss.default)
+@computes_in_float32
+def l1_loss_forward(x: Tensor, target: Tensor, reduction: int = MEAN) -> Tensor:
+    """|x - target|."""
+    return reduced((x - target).abs(), reduction)
+
+
+def smooth_l1(difference: Tensor, beta: float) -> Tensor:
+    """d^2 / (2 * beta) where |d| < beta, else |d| - beta / 2."""
+    size = difference.abs()
+    return torch.where(size < beta, 0.5 * size * size / beta, size - 0.5 * beta)
+
+
+def smooth_l1_backward(grad: Tensor, difference: Tensor, beta: float) -> Tensor:
+    """grad * d / beta, held at -grad and grad from |d| = beta on."""
+    inside = torch.where(difference >= beta, grad, grad * difference / beta)
+    return torch.where(difference <= -beta, -grad, inside)
+
+
+def huber(difference: Tensor, delta: float) -> Tensor:
+    """d^2 / 2 where |d| <= delta, else delta * (|d| - delta / 2)."""
+    size = difference.abs()
+    return torch.where(size <= delta, 0.5 * size * size, delta * (size - 0.5 * delta))
+
+
+def huber_backward(grad: Tensor, difference: Tensor, delta: float) -> Tensor:
+    """grad * d, held at -delta * grad and delta * grad from |d| = delta on."""
+    inside = torch.where(difference >= delta, grad * delta, grad * difference)
+    return torch.where(difference <= -delta, grad * -delta, inside)
+
+
+@defines(aten.smooth_l1_loss.default)
+@computes_in_float32
+def smooth_l1_loss_forward(x: Tensor, target: Tensor, reduction: int = MEAN, beta: float = 1.0) -> Tensor:
+    """smooth_l1(x - target); beta 0 is the L1 loss."""
+    return reduced((x - target).abs() if beta == 0 else smooth_l1(x - target, beta), reduction)
+
+
+@defines(aten.smooth_l1_loss_backward.default)
+@computes_in_float32
+def smooth_l1_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int, beta: float) -> Tensor:
+    """Derivative in x."""
+    grad = reduced_backward(grad, x, reduction)
+    return grad * torch.sign(x - target) if beta == 0 else smooth_l1_backward(grad, x - target, beta)
+
+
+@defines(aten.huber_loss.default)
+@computes_in_float32
+def huber_loss_forward(x: Tensor, target: Tensor, reduction: int = MEAN, delta: float = 1.0) -> Tensor:
+    """huber(x - target)."""
+    return reduced(huber(x - target, delta), reduction)
+
+
+@defines(aten.huber_loss_backward.default)
+@computes_in_float32
+def huber_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int, delta: float) -> Tensor:
+    """Derivative in x."""
+    return huber_backward(reduced_backward(grad, x, reduction), x - target, delta)
+
+
+# ---- public functions ------------------------------------------------------------------------------------
+
+_smooth_l1 = differentiable(smooth_l1, smooth_l1_backward)
+_huber = differentiable(huber, huber_backward)
+
+
+@computes_in_float32
+def _smooth_l1_loss(input: Tensor, target: Tensor, reduction: int, beta: float) -> Tensor:
+    return reduced(_smooth_l1(input - target, beta), reduction)
+
+
+@computes_in_float32
+def _huber_loss(input: Tensor, target: Tensor, reduction: int, delta: float) -> Tensor:
+    return reduced(_huber(input - target, delta), reduction)
+
+
+@computes_in_float32
+def _weighted(losses: Tensor, weight: Tensor, reduction: str, mean_over_weight: bool) -> Tensor:
+    """sum(weight * losses), divided for a mean by sum(weight) or by how many there are."""
+    if reduction not in ("none", "sum", "mean"):
+        raise ValueError(f"Invalid reduction mode: {reduction}. Expected one of 'none', 'mean', 'sum'.")
+    weighted = losses * weight
+    if reduction == "mean" and mean_over_weight:
+        return weighted.sum() / weight.sum()
+    return reduced(weighted, reduction_number(reduction))
+
+
+def _check_weight(weight: Tensor, input: Tensor) -> None:
+    if weight.size() != input.size():
+        raise ValueError("Weights and input must have the same size.")
+
+
+@traced_as(F.mse_loss)
+def mse_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """out = (input - target)^2, reduced.
+
+    Args:    weight: one factor an element; the mean is then over the weights
+    Shape:   input, target: broadcastable (with a warning)   returns: their shape, or a scalar when reduced
+    """
+    x, target = broadcast_with_warning(input, target)
+    number = reduction_number(reduction, size_average, reduce)
+    if weight is not None:
+        _check_weight(weight, input)
+        return _weighted(mse_loss_forward(x, target, NONE), weight, reduction, mean_over_weight=True)
+    require_floating_point("mse_cpu", x)
+    return mse_loss_forward(x, target, number)
+
+
+@traced_as(F.l1_loss)
+def l1_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """out = |input - target|, reduced; the gradient at equality is 0.
+
+    Args:    weight: one factor an element; the mean is then over the weights
+    Shape:   input, target: broadcastable (with a warning)   returns: their shape, or a scalar when reduced
+    """
+    x, target = broadcast_with_warning(input, target)
+    number = reduction_number(reduction, size_average, reduce)
+    if weight is not None:
+        _check_weight(weight, input)
+        return _weighted(l1_loss_forward(x, target, NONE), weight, reduction, mean_over_weight=True)
+    return l1_loss_forward(x, target, number)
+
+
+@traced_as(F.smooth_l1_loss)
+def smooth_l1_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    beta: float = 1.0,
+) -> Tensor:
+    """out = d^2 / (2 * beta) where |d| < beta, else |d| - beta / 2, d = input - target; reduced.
+
+    Raises:  RuntimeError for a negative beta
+    """
+    x, target = broadcast_with_warning(input, target)
+    number = reduction_number(reduction, size_average, reduce)
+    if beta == 0:
+        return l1_loss_forward(x, target, number)
+    if beta < 0:
+        raise RuntimeError("smooth_l1_loss does not support negative values for beta.")
+    require_floating_point("smooth_l1_cpu", x)
+    return _smooth_l1_loss(x, target, number, beta)
+
+
+@traced_as(F.huber_loss)
+def huber_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    delta: float = 1.0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """out = d^2 / 2 where |d| <= delta, else delta * (|d| - delta / 2), d = input - target; reduced.
+
+    Args:    weight: one factor an element
+    Raises:  RuntimeError unless delta > 0
+    """
+    x, target = broadcast_with_warning(input, target)
+    if weight is not None:
+        _check_weight(weight, input)
+    if delta <= 0:
+        raise RuntimeError("huber_loss does not support non-positive values for delta.")
+    require_floating_point("huber_cpu", x)
+    if weight is None:
+        return _huber_loss(x, target, reduction_number(reduction), delta)
+    return _weighted(_huber_loss(x, target, NONE, delta), weight, reduction, mean_over_weight=False)
+
+
+@traced_as(F.poisson_nll_loss)
+def poisson_nll_loss(
+    input: Tensor,
+    target: Tensor,
+    log_input: bool = True,
+    full: bool = False,
+    size_average: bool | None = None,
+    eps: float = 1e-8,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """out = exp(input) - target * input, or input - target * log(input + eps) unless log_input; reduced.
+
+    Args:    full: add Stirling's approximation of log(target!) where target > 1
+    """
+    if size_average is None and reduce is None and reduction not in ("none", "mean", "sum"):
+        raise ValueError(reduction + " is not a valid value for reduction")
+    number = reduction_number(reduction, size_average, reduce)
+    if log_input:
+        loss = torch.exp(input) - target * input
+    else:
+        loss = input - target * torch.log(input + eps)
+    if full:
+        stirling = target * torch.log(target) - target + 0.5 * torch.log(2 * math.pi * target)
+        loss = loss + torch.where(target <= 1, 0, stirling)
+    return reduced(loss, number)
+
+
+@traced_as(F.gaussian_nll_loss)
+def gaussian_nll_loss(
+    input: Tensor,
+    target: Tensor,
+    var: Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> Tensor:
+    """out = (log(v) + (input - target)^2 / v) / 2, v = max(var, eps), reduced.
+
+    Args:    full: add log(2 * pi) / 2; eps: takes no part in the gradient
+    Raises:  ValueError for a negative variance or one of the wrong shape
+    """
+    if isinstance(var, float):
+        if var < 0:
+            raise ValueError("var has negative entry/entries")
+        var = var * torch.ones_like(input)
+    elif can_read_values(var) and torch.any(var < 0):
+        raise ValueError("var has negative entry/entries")
+    if var.size() != input.size():
+        if input.size()[:-1] == var.size():
+            var = var.unsqueeze(-1)
+        elif input.ndim != var.ndim or _differing_ones(input, var) != 1:
+            raise ValueError("var is of incorrect size")
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(reduction + " is not valid")
+    var = var.clone()
+    with torch.no_grad():
+        var.clamp_(min=eps)
+    difference = input - target
+    loss = 0.5 * (torch.log(var) + difference * difference / var)
+    if full:
+        loss = loss + 0.5 * math.log(2 * math.pi)
+    return reduced(loss, reduction_number(reduction))
+
+
+def _differing_ones(input: Tensor, var: Tensor) -> int:
+    """The sum of var's sizes that differ from input's: 1 when exactly one differs and is 1."""
+    return sum(size for wanted, size in zip(input.size(), var.size(), strict=True) if wanted != size)
+
+
