@@ -110,6 +110,17 @@ reduce_all = _mask_test("reduce_all", True, "Whether every lane is true.")
 # ---- shuffles ---------------------------------------------------------------------------------------
 
 
+@intrinsic
+def lane_count(typingctx, x):  # type: ignore[no-untyped-def]
+    """How many lanes a vector has."""
+    width = _check_vector(x, "lane_count").lanes
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return ir.Constant(ir.IntType(64), width)
+
+    return types.intp(x), generate
+
+
 @intrinsic(prefer_literal=True)
 def extract(typingctx, vector, lane):  # type: ignore[no-untyped-def]
     """One lane of a vector."""

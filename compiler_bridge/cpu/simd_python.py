@@ -223,6 +223,11 @@ def reduce_all(mask: Vector) -> Any:
     return np.all(mask)
 
 
+def lane_count(x: Vector) -> int:
+    """How many lanes a vector has."""
+    return x.size
+
+
 def extract(vector: Vector, lane: int) -> Any:
     """One lane of a vector."""
     return vector[lane]
@@ -271,6 +276,7 @@ __all__ = [
     "i64",
     "insert",
     "iota",
+    "lane_count",
     "lane_mask",
     "like",
     "load",
