@@ -41,6 +41,7 @@ from compiler_bridge.cpu.simd_lanes import (
     reduce_max,
     reduce_min,
     reduce_mul,
+    reverse_quads,
     transpose,
     transpose8,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "reduce_max",
     "reduce_min",
     "reduce_mul",
+    "reverse_quads",
     "rint",
     "scatter",
     "splat",

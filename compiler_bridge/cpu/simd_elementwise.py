@@ -296,12 +296,13 @@ def cast(typingctx, x, dtype):  # type: ignore[no-untyped-def]
 
 @intrinsic(prefer_literal=True)
 def bitcast(typingctx, x, dtype):  # type: ignore[no-untyped-def]
-    """The same bits read as `dtype`, which must be as wide."""
+    """The same bits read as `dtype`; between dtypes of unequal width the lanes of a vector change."""
     target = COMPUTE_TYPES[literal_dtype(dtype, COMPUTE_TYPES)]
     form = types.unliteral(x)
-    if target == types.boolean or element_of(form).bitwidth != target.bitwidth:
-        fail(f"bitcast needs two types of equal width; got {form} and {target}")
-    result = with_element(form, target)
+    element = element_of(form)
+    if types.boolean in (element, target) or (not isinstance(form, Vec) and element.bitwidth != target.bitwidth):
+        fail(f"bitcast of a scalar needs two number types of equal width; got {form} and {target}")
+    result = Vec(target, form.lanes * element.bitwidth // target.bitwidth) if isinstance(form, Vec) else target
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.bitcast(args[0], llvm_type(result))

@@ -174,6 +174,19 @@ low_half = _half_word("low_half", False, "The first half of the lanes.")
 high_half = _half_word("high_half", True, "The second half of the lanes.")
 
 
+@intrinsic
+def reverse_quads(typingctx, vector):  # type: ignore[no-untyped-def]
+    """Lanes 3, 2, 1, 0, 7, 6, 5, 4, ..."""
+    if _check_vector(vector, "reverse_quads").lanes < 4:
+        fail(f"reverse_quads needs at least 4 lanes; got {vector}")
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        order = lane_indices(lane ^ 3 for lane in range(vector.lanes))
+        return builder.shuffle_vector(args[0], ir.Constant(args[0].type, ir.Undefined), order)
+
+    return vector(vector), generate
+
+
 def build_transpose(builder: Any, rows: Any) -> Any:
     """Transpose n LLVM vectors of n lanes in log2(n) rounds of exchanges between pairs of rows."""
     count = len(rows)

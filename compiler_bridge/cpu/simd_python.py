@@ -171,10 +171,10 @@ def cast(x: Any, dtype: str) -> Any:
 
 
 def bitcast(x: Any, dtype: str) -> Any:
-    """The same bits read as `dtype`, which must be as wide."""
+    """The same bits read as `dtype`; between dtypes of unequal width the lanes of a vector change."""
     value = typed(x)
-    if value.dtype.itemsize != COMPUTE_DTYPES[dtype].itemsize:
-        raise TypeError(f"bitcast needs two types of equal width; got {value.dtype} and {dtype}")
+    if not isinstance(value, Vector) and value.dtype.itemsize != COMPUTE_DTYPES[dtype].itemsize:
+        raise TypeError(f"bitcast of a scalar needs two types of equal width; got {value.dtype} and {dtype}")
     return value.view(COMPUTE_DTYPES[dtype])
 
 
@@ -245,6 +245,11 @@ def concat_vectors(low: Vector, high: Vector) -> Vector:
     return np.concatenate([low, high]).view(Vector)
 
 
+def reverse_quads(vector: Vector) -> Vector:
+    """Lanes 3, 2, 1, 0, 7, 6, 5, 4, ..."""
+    return vector[np.arange(vector.size) ^ 3]
+
+
 def transpose(rows: Any) -> Any:
     """A tuple of n vectors of n lanes -> the tuple of the matrix's columns."""
     return tuple(column.copy().view(Vector) for column in np.stack(rows).T)
@@ -299,6 +304,7 @@ __all__ = [
     "reduce_max",
     "reduce_min",
     "reduce_mul",
+    "reverse_quads",
     "rint",
     "scatter",
     "splat",
