@@ -45,6 +45,7 @@ from compiler_bridge.ir import (
 )
 from compiler_bridge.lower.lowering import apply, constant
 from compiler_bridge.ops import OPS
+from compiler_bridge.rules import simplify_node
 
 SYMBOL_HINT = 64  # a stand-in for an unknown size where only a guess of magnitude is needed
 LARGEST_EXPRESSION = 60  # operations; Numba's front end is superlinear in the length of a function
@@ -244,7 +245,7 @@ class Inliner:
         nodes: list[Node] = []
         for node in self.graph.nodes:
             if isinstance(node, (Map, Reduce, Contract, Scatter)):
-                node = self.inline_into(node)
+                node = simplify_node(self.inline_into(simplify_node(node)))
             nodes.append(node)
             for name in node_outputs(node):
                 self.producers[name] = node

@@ -349,8 +349,13 @@ def node_reads(node: Node) -> set[str]:
     return reads
 
 
-def map_expr(expr: Expr, index: Callable[[Index], Index], load: Callable[[Load], Expr]) -> Expr:
-    """Rebuild an expression bottom-up: `index` rewrites every index, `load` every (rewritten) load."""
+def map_expr(
+    expr: Expr,
+    index: Callable[[Index], Index],
+    load: Callable[[Load], Expr],
+    apply: Callable[[Apply], Expr] | None = None,
+) -> Expr:
+    """Rebuild an expression bottom-up: `index` rewrites every index, `load` and `apply` what was rebuilt."""
     cache: dict[Expr, Expr] = {}
 
     def rewrite_index(old: Index) -> Index:
@@ -363,7 +368,8 @@ def map_expr(expr: Expr, index: Callable[[Index], Index], load: Callable[[Load],
         if old in cache:
             return cache[old]
         if isinstance(old, Apply):
-            new: Expr = replace(old, args=tuple(go(a) for a in old.args))
+            rebuilt = replace(old, args=tuple(go(a) for a in old.args))
+            new: Expr = rebuilt if apply is None else apply(rebuilt)
         elif isinstance(old, Load):
             mask = None if old.mask is None else go(old.mask)
             new = load(replace(old, index=rewrite_index(old.index), mask=mask))
