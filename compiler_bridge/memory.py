@@ -1,13 +1,21 @@
-"""Where temporaries live: offsets within one arena by lifetime, and the arenas themselves.
+"""Where temporaries live: offsets within one arena by lifetime, the arenas themselves, the outputs' storages.
 
 All graphs of a process share the pool of arenas: a graph holds one only while it runs, so that forward,
 backward and the next graph work in the same, warm memory. Two calls at the same time hold two.
+
+Memory fresh from the system costs a page fault per 4 KiB at first touch, several times what writing it costs.
+Large outputs (activations, gradients) are therefore given storages that earlier outputs had, once nobody
+holds these any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache as remember
 
 import torch
 
@@ -94,3 +102,111 @@ class ArenaPool:
 
 
 ARENAS = ArenaPool()
+
+
+EMPTY_STRIDED: Callable[..., torch.Tensor] = getattr(
+    torch._C._dynamo.guards, "_empty_strided_cpu", torch.empty_strided
+)
+RECYCLED_FROM = 32 * 1024  # bytes; smaller tensors come from the heap, where pages stay mapped
+PROBES = 16
+_use_count: Callable[[int], int] = torch._C._storage_Use_Count
+
+
+class _Storage:
+    """A storage that was given out, and its address then."""
+
+    __slots__ = ("address", "handle", "storage")
+
+    def __init__(self, tensor: torch.Tensor):
+        self.storage = tensor.untyped_storage()
+        self.handle = self.storage._cdata
+        self.address = tensor.data_ptr()
+
+    def references(self) -> tuple[int, int]:
+        """References to the memory from C++ (tensors, saved activations ...), and from Python to the storage
+        object, of which there is one per storage."""
+        return _use_count(self.handle), sys.getrefcount(self.storage)
+
+    def is_same_memory(self) -> bool:
+        """False once it was moved to shared memory, resized or copied on write: each changes the address."""
+        return self.storage.data_ptr() == self.address
+
+
+@remember
+def _idle_references() -> tuple[int, int] | None:
+    """What `references` says of a storage nobody else holds; None if it can't tell (nothing is reused)."""
+    tensor = torch.empty(1)
+    storage = _Storage(tensor)
+    held_by_tensor = storage.references()
+    del tensor
+    idle = storage.references()
+    object_held = storage.storage
+    held_by_object = storage.references()
+    del object_held
+    return idle if idle < held_by_tensor and idle < held_by_object else None
+
+
+class OutputPool:
+    """Gives out tensors over storages that come back by themselves, when their last user lets go of them.
+
+    Correct whatever callers do with an output: every reference to its memory (tensors, views, numpy arrays,
+    saved activations, storage objects) is counted by torch or by Python. The tensor itself is new each time:
+    its version counter, autograd state and Python object are nobody else's.
+    """
+
+    def __init__(self, idle_limit: int):
+        self.idle_limit = idle_limit
+        self._idle = _idle_references()
+        self._shelves: dict[int, deque[_Storage]] = {}
+
+    def empty(
+        self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, nbytes: int
+    ) -> torch.Tensor:
+        """As torch.empty_strided; `nbytes` is the size of the storage."""
+        shelf = self._shelves.get(nbytes)
+        if shelf is None:
+            shelf = self._shelves.setdefault(nbytes, deque())
+        for _ in range(min(len(shelf), PROBES)):
+            try:
+                storage = shelf.popleft()  # given out the longest ago
+            except IndexError:  # another thread took the last one
+                break
+            if not storage.is_same_memory():
+                continue
+            tensor = None
+            if storage.references() == self._idle:
+                tensor = torch.empty(0, dtype=dtype).set_(storage.storage, 0, shape, strides)  # type: ignore
+            shelf.append(storage)  # only now: another thread must find it held
+            if tensor is not None:
+                return tensor
+        self._limit_idle()
+        tensor = EMPTY_STRIDED(shape, strides, dtype)
+        if self._idle is not None:
+            shelf.append(_Storage(tensor))
+        return tensor
+
+    def idle_bytes(self) -> int:
+        """Memory held for reuse."""
+        return sum(
+            nbytes * sum(storage.references() == self._idle for storage in shelf.copy())
+            for nbytes, shelf in list(self._shelves.items())
+        )
+
+    def _limit_idle(self) -> None:
+        """Free what is idle when it is too much: called when new memory is about to be needed."""
+        if self.idle_bytes() > self.idle_limit:
+            self.clear()
+
+    def clear(self) -> None:
+        """Let go of every storage that is idle, and forget the others."""
+        self._shelves = {}
+
+
+def _quarter_of_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    except (AttributeError, ValueError, OSError):
+        return 1 << 30
+
+
+OUTPUTS = OutputPool(idle_limit=_quarter_of_memory())

@@ -17,7 +17,7 @@ from compiler_bridge import cache
 from compiler_bridge.cpu import threads as layout
 from compiler_bridge.program import CompiledKernel, FunctionArgument, KernelStep, PointerArgument, Program
 from compiler_bridge.runtime import TensorsOfCall, run_extern
-from compiler_bridge.specialize import ARENA_BASE, NativeSegment, Specialized
+from compiler_bridge.specialize import ARENA_BASE, NativeSegment, Specialized, extent
 
 if TYPE_CHECKING:
     from compiler_bridge.runtime import CompiledGraph
@@ -89,8 +89,8 @@ class _Memory:
             end = specialized.arena_offsets[name] + specialized.numel[name] * itemsize * threads
             return _array_at(self.arena.data_ptr() + offset, end - offset, itemsize)
         base = self.tensors.base(name, buffer.kind)
-        extent = 0 if base.numel() == 0 else 1 + sum((s - 1) * t for s, t in zip(base.shape, base.stride()))
-        return _array_at(base.data_ptr() + offset, extent * itemsize - offset, itemsize)
+        nbytes = extent(base.shape, base.stride()) * itemsize
+        return _array_at(base.data_ptr() + offset, nbytes - offset, itemsize)
 
 
 def _array_at(address: int, nbytes: int, itemsize: int) -> np.ndarray:

@@ -20,7 +20,7 @@ import torch
 from compiler_bridge import cache, settings
 from compiler_bridge.cpu import threads as layout
 from compiler_bridge.errors import InvalidInput, InvalidProgram
-from compiler_bridge.memory import ARENAS
+from compiler_bridge.memory import ARENAS, EMPTY_STRIDED, OUTPUTS, RECYCLED_FROM
 from compiler_bridge.program import (
     CompiledKernel,
     DynamicStep,
@@ -39,9 +39,6 @@ from compiler_bridge.specialize import (
 )
 
 REMEMBERED_SIZES = 64
-_empty_strided: Callable[..., torch.Tensor] = getattr(
-    torch._C._dynamo.guards, "_empty_strided_cpu", torch.empty_strided
-)
 
 
 def load(program: Program) -> CompiledGraph:
@@ -96,7 +93,12 @@ class CompiledGraph:
             frame = specialized.frames.pop()
         except IndexError:
             frame = Frame(specialized, self.constants)
-        fresh = [_empty_strided(shape, strides, dtype) for shape, strides, dtype in frame.allocations]
+        fresh = [
+            OUTPUTS.empty(shape, strides, dtype, nbytes)
+            if nbytes >= RECYCLED_FROM
+            else EMPTY_STRIDED(shape, strides, dtype)
+            for shape, strides, dtype, nbytes in frame.allocations
+        ]
         arena = ARENAS.take(specialized.arena_bytes) if specialized.arena_bytes else None
         pointers = [inputs[index].data_ptr() for index in specialized.tensor_inputs]
         pointers += [tensor.data_ptr() for tensor in fresh]
@@ -191,7 +193,7 @@ class Frame:
         for name, value in constants.items():
             self.bases[specialized.bases[name]] = value.data_ptr()
         self.arguments = np.zeros(max(1, len(specialized.slots)), dtype=np.int64)
-        self.allocations = [(a.shape, a.strides, a.dtype) for a in specialized.allocations]
+        self.allocations = [(a.shape, a.strides, a.dtype, a.nbytes) for a in specialized.allocations]
         packed = len(specialized.tensor_inputs) + len(specialized.allocations) + 1
         self.pack = struct.Struct(f"={packed}q").pack_into
         self.headers = np.zeros((len(specialized.segments), layout.HEADER_WORDS), dtype=np.int64)

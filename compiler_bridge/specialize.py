@@ -91,12 +91,22 @@ Segment = NativeSegment | ExternSegment
 
 @dataclass(frozen=True)
 class Allocation:
-    """A fresh tensor for an output buffer. `direct`: the output with this index is the tensor itself."""
+    """A fresh tensor for an output buffer."""
 
     buffer_name: str
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes from the first to the last element."""
+        return extent(self.shape, self.strides) * self.dtype.itemsize
+
+
+def extent(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements from the first to the last of a strided tensor, both included."""
+    return 0 if 0 in shape else 1 + sum((size - 1) * stride for size, stride in zip(shape, strides))
 
 
 @dataclass
@@ -376,10 +386,7 @@ def _covers(view: ConcreteView, buffer: Buffer, numel: Mapping[str, int]) -> boo
     """Whether a tensor of the view's shape and strides has room for the whole buffer."""
     if (view.buffer_name, view.offset, view.dtype) != (buffer.name, 0, buffer.dtype):
         return False
-    if 0 in view.shape:
-        return numel[buffer.name] == 0
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides))
-    return extent >= numel[buffer.name]
+    return extent(view.shape, view.strides) >= numel[buffer.name]
 
 
 def _release_externs(

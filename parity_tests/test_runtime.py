@@ -188,16 +188,17 @@ def test_segments_around_aten_calls(executor, two_threads):
     c = TensorView("c", (n,), (1,), 0, torch.float32)
     steps[1] = ExternStep(torch.add, (a, a), {}, [c], "for the test")
     steps[2] = KernelStep("k2_reverse", [PointerArgument("c"), PointerArgument("out"), SizeArgument(n)], n)
-    steps.append(ExternStep(torch.sub, (c, b), {"alpha": 0}, [TensorView("d", (n,), (1,), 0, c.dtype)], "test"))
+    d = TensorView("d", (n,), (1,), 0, torch.float32)
+    steps.append(ExternStep(torch.sub, (c, b), {"alpha": 0}, [d], "for the test"))
     program = reverse_program(n, steps=steps)
     program.buffers += [Buffer(name, torch.float32, n, "extern") for name in "cd"]
     program.buffers[2].kind = "constant"
     program.buffers[2].value = torch.ones(n)
-    program.outputs.append(TensorView("d", (n,), (1,), 0, torch.float32))
+    program.outputs.append(d)
     x = torch.randn(n)
-    out, d = load(program)(x)
+    out, extern = load(program)(x)
     torch.testing.assert_close(out, reverse(x), rtol=0, atol=0)
-    torch.testing.assert_close(d, (x + 1) * 2, rtol=0, atol=0)
+    torch.testing.assert_close(extern, (x + 1) * 2, rtol=0, atol=0)
 
 
 def test_extern_result_in_other_strides(executor):
@@ -361,6 +362,70 @@ def test_arenas_are_reused():
     assert pool.take(500) is first
     pool.give_back(second)
     assert pool.take(5000).numel() == 5000
+
+
+LARGE = (128, 128)
+
+
+def new_output(pool):
+    return pool.empty(LARGE, (128, 1), torch.float32, 128 * 128 * 4)
+
+
+def test_an_output_nobody_holds_is_recycled():
+    pool = memory.OutputPool(1 << 30)
+    first = new_output(pool)
+    address = first.data_ptr()
+    del first
+    again = new_output(pool)
+    assert again.data_ptr() == address and again.shape == LARGE and not again.requires_grad
+    assert new_output(pool).data_ptr() != address
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda t: t[3:5],
+        lambda t: t.numpy(),
+        lambda t: t.untyped_storage(),
+        lambda t: t.detach(),
+        lambda t: torch.utils.dlpack.to_dlpack(t),
+        lambda t: memoryview(t.numpy()),
+        lambda t: (t.view(-1).requires_grad_() * 2).grad_fn,
+        lambda t: t.requires_grad_().exp().sum().grad_fn,
+        lambda t: torch._lazy_clone(t),
+    ],
+)
+def test_an_output_somebody_holds_is_not_recycled(hold):
+    """Whatever way the memory can still be seen, nobody else writes into it."""
+    pool = memory.OutputPool(1 << 30)
+    first = new_output(pool).fill_(7)
+    address = first.data_ptr()
+    held = hold(first)
+    del first
+    for _ in range(3):
+        new = new_output(pool).fill_(0)
+        assert new.data_ptr() != address
+    if isinstance(held, torch.Tensor):
+        assert (held == 7).all()
+    del held
+
+
+def test_an_output_moved_to_shared_memory_is_not_recycled():
+    pool = memory.OutputPool(1 << 30)
+    first = new_output(pool).share_memory_()
+    address = first.data_ptr()
+    del first
+    assert new_output(pool).data_ptr() != address
+
+
+def test_idle_outputs_are_limited():
+    pool = memory.OutputPool(idle_limit=300_000)
+    held = [new_output(pool) for _ in range(8)]
+    assert pool.idle_bytes() == 0
+    held.clear()
+    assert pool.idle_bytes() == 8 * 65536
+    pool.empty((100, 128), (128, 1), torch.float32, 100 * 128 * 4)
+    assert pool.idle_bytes() <= 300_000
 
 
 # -------------------------------------------------------------------------------------------------- cache

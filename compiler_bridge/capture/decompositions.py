@@ -1,8 +1,8 @@
 """What AOTAutograd replaces while it traces: composite ATen operations by their pynn definitions.
 
 The one table of meanings is `pynn.definitions.DEFINITIONS`. Beside it stand the random draws (unless the
-user asked for torch's own numbers) and a short, named list of torch's decompositions that only move or reshape
-data or are plain algebra on operations we do lower; no computation a layer is about comes from there.
+user asked for torch's own numbers) and a short, named list of torch's decompositions that only move or
+reshape data or are plain algebra on operations we do lower; no computation a layer is about comes from there.
 """
 
 from __future__ import annotations

@@ -45,12 +45,23 @@ def our_operations_known() -> Iterator[None]:
 
 def partition(joint_module: fx.GraphModule, joint_inputs: Any, **kwargs: Any) -> Any:
     """Joint graph -> (forward graph, backward graph)."""
+    remove_detach(joint_module.graph)
     with our_operations_known():
         return partitioners.min_cut_rematerialization_partition(joint_module, joint_inputs, **kwargs)
 
 
+def remove_detach(graph: fx.Graph) -> None:
+    """detach(x) -> x. Valid because nothing differentiates these graphs; a saved value and an output that
+    differ only by detach become one buffer."""
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
 def simplify_graph(gm: fx.GraphModule) -> fx.GraphModule:
     """Drop dead nodes and merge equal ones, as the partitioner does to training graphs; in place."""
+    remove_detach(gm.graph)
     with our_operations_known():
         gm.graph.eliminate_dead_code()
         gm.graph = compile_utils.fx_graph_cse(gm.graph)
