@@ -17,6 +17,7 @@ from compiler_bridge.cpu.language import (
     cast,
     extract,
     helper,
+    iota_like,
     like,
     low_half,
     mulhi_u32,
@@ -74,17 +75,23 @@ def philox_words_consecutive(seed, index):
     where a product's halves change places, and the two lanes of a block too: the words of a block
     in reverse order.
     """
-    lanes = low_half(index - extract(index, 0))  # 0, 1, 2, ...
+    lanes = iota_like(low_half(index))
     even = (lanes & 1) == 0
-    start = extract(index, 0) >> 2
-    state = cast(where(even, (lanes >> 1) + start, 0), "uint64")
+    state = cast(where(even, (lanes >> 1) + (extract(index, 0) >> 2), 0), "uint64")
     multiplier = cast(where(even, like(lanes, MULTIPLIER_0), MULTIPLIER_1), "uint64")
-    for number in range(10):
-        low, high = round_keys(seed, number)
-        key = cast(where(even, like(lanes, low), high), "uint64")
-        swapped = bitcast(reverse_quads(bitcast((state & LOW_WORD) * multiplier, "uint32")), "uint64")
-        state = swapped ^ (state >> 32) ^ key
+    key = key_lanes(even, lanes, seed & LOW_WORD, (seed >> 32) & LOW_WORD)
+    step = key_lanes(even, lanes, KEY_STEP_0, KEY_STEP_1)
+    for _ in range(10):
+        swapped = reverse_quads(bitcast((state & LOW_WORD) * multiplier, "uint32"))
+        state = bitcast(swapped ^ bitcast(state >> 32, "uint32") ^ key, "uint64")
+        key = key + step
     return bitcast(state, "uint32")
+
+
+@helper
+def key_lanes(even, lanes, low, high):
+    """The uint32 lanes low, 0, high, 0, low, 0, high, 0, ..."""
+    return bitcast(cast(where(even, like(lanes, low), high), "uint64"), "uint32")
 
 
 @helper

@@ -75,6 +75,19 @@ def iota(typingctx, lanes, dtype):  # type: ignore[no-untyped-def]
     return result(lanes, dtype), generate
 
 
+@intrinsic
+def iota_like(typingctx, x):  # type: ignore[no-untyped-def]
+    """0, 1, 2, ... with the dtype and lanes of x."""
+    if not isinstance(x, Vec):
+        fail(f"iota_like takes a vector; got {x}")
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        form = llvm_type(x)
+        return ir.Constant(form, [ir.Constant(form.element, lane) for lane in range(x.lanes)])
+
+    return x(x), generate
+
+
 @intrinsic(prefer_literal=True)
 def lane_mask(typingctx, count, lanes):  # type: ignore[no-untyped-def]
     """Mask of the first `count` lanes."""

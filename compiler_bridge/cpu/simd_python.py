@@ -80,6 +80,11 @@ def iota(lanes: int, dtype: str) -> Vector:
     return np.arange(lanes).astype(COMPUTE_DTYPES[dtype]).view(Vector)
 
 
+def iota_like(x: Vector) -> Vector:
+    """0, 1, 2, ... with the dtype and lanes of x."""
+    return np.arange(x.size).astype(x.dtype).view(Vector)
+
+
 def lane_mask(count: Any, lanes: int) -> Vector:
     """Mask of the first `count` lanes."""
     return (np.arange(lanes) < count).view(Vector)
@@ -281,6 +286,7 @@ __all__ = [
     "i64",
     "insert",
     "iota",
+    "iota_like",
     "lane_count",
     "lane_mask",
     "like",
