@@ -53,6 +53,7 @@ def _plan_words(plan: GemmPlan, table_address: int) -> tuple[np.ndarray, ...]:
         row[t.ENTRY_LENGTH] = entry.length
         row[t.ENTRY_PARTS] = plan.threads
         row[t.ENTRY_BARRIER] = 1
+    entries[-1:, t.ENTRY_BARRIER] = 0  # the end of the parallel region is one
     header = np.zeros(t.HEADER_WORDS, dtype=np.int64)
     slots, bases = np.zeros(2, dtype=np.int64), np.zeros(1, dtype=np.int64)
     header[t.HEADER_SLOTS] = slots.ctypes.data

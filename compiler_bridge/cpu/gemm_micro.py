@@ -3,8 +3,9 @@
     C[0:rows, 0:columns] (+)= sum over k of A[:, k] * B[k, :]
 
 A comes packed as [k][ROWS] and B as [k][columns]. ROWS is 6 and the columns fill two registers (AVX2: 6 x 16
-in float32, AVX-512: 6 x 32) or four where there are 32 registers of four lanes (NEON: 6 x 16). That is 12 or
-more independent sums, enough to hide the latency of fma, and leaves registers for B and one value of A.
+in float32, AVX-512: 6 x 32) or four where registers have four lanes and there are 32 of them (NEON: 6 x 16).
+That is 12 or more independent sums, enough to hide the latency of fma, and leaves registers for B and a value
+of A. A second tile of 4 rows makes every even number of rows a sum of whole tiles.
 """
 
 from __future__ import annotations
@@ -14,45 +15,29 @@ from typing import Any
 
 import numpy as np
 
-from compiler_bridge.cpu.language import (
-    NATIVE_LANES,
-    broadcast_load,
-    fma,
-    load,
-    outlined_helper,
-    prefetch,
-    splat,
-    store,
-)
+from compiler_bridge.cpu.gemm_plan import ROWS, compute_dtype, panel_columns
+from compiler_bridge.cpu.language import broadcast_load, fma, load, outlined_helper, prefetch, splat, store
 
-ROWS = 6
-"""Rows of a packed panel of A; panels with fewer rows are padded."""
-
-COMPUTE_DTYPE = {"float32": "float32", "float64": "float64", "bfloat16": "float32", "float16": "float32"}
-"""dtype of the operands -> dtype the products are summed in, which is also that of C."""
+FEWER_ROWS = 4
+"""Rows of the smaller tile."""
 
 
-def tile_columns(compute: str) -> int:
-    """Columns of a packed panel of B."""
-    columns = max(16, 2 * NATIVE_LANES)
-    return columns if compute == "float32" else columns // 2
-
-
-def zero_of(compute: str) -> Any:
-    """0 as a typed scalar."""
-    return np.dtype(compute).type(0)
+def zero_of(dtype: str) -> Any:
+    """0 as a typed scalar of the sums."""
+    return np.dtype(compute_dtype(dtype)).type(0)
 
 
 @cache
 def micro_kernel(compute: str, rows: int) -> Any:
-    """multiply(k_count, a, b, c, c_row, accumulate) for a tile of 4, 5 or 6 rows.
+    """multiply(k_count, a, b, c, c_row, accumulate) for a tile of ROWS or FEWER_ROWS rows.
 
     a: packed panel [k_count][ROWS]   b: packed panel [k_count][columns]
     c: first element of the tile, whose columns are contiguous and whose rows are c_row apart
+    accumulate: 0 stores the sums, else they are added to C
     """
-    width = tile_columns(compute)
+    width = panel_columns(compute)
     zero = zero_of(compute)
-    has_row4, has_row5 = rows > 4, rows > 5
+    has_all_rows = rows == ROWS
 
     @outlined_helper
     def multiply(k_count, a, b, c, c_row, accumulate):  # type: ignore[no-untyped-def]
@@ -65,26 +50,23 @@ def micro_kernel(compute: str, rows: int) -> Any:
             c1 = fma(broadcast_load(a, k * ROWS + 1, width), b_row, c1)
             c2 = fma(broadcast_load(a, k * ROWS + 2, width), b_row, c2)
             c3 = fma(broadcast_load(a, k * ROWS + 3, width), b_row, c3)
-            if has_row4:
+            if has_all_rows:
                 c4 = fma(broadcast_load(a, k * ROWS + 4, width), b_row, c4)
-            if has_row5:
                 c5 = fma(broadcast_load(a, k * ROWS + 5, width), b_row, c5)
-        if accumulate:
+        if accumulate != 0:
             c0 += load(c, 0, width)
             c1 += load(c, c_row, width)
             c2 += load(c, 2 * c_row, width)
             c3 += load(c, 3 * c_row, width)
-            if has_row4:
+            if has_all_rows:
                 c4 += load(c, 4 * c_row, width)
-            if has_row5:
                 c5 += load(c, 5 * c_row, width)
         store(c, 0, c0)
         store(c, c_row, c1)
         store(c, 2 * c_row, c2)
         store(c, 3 * c_row, c3)
-        if has_row4:
+        if has_all_rows:
             store(c, 4 * c_row, c4)
-        if has_row5:
             store(c, 5 * c_row, c5)
 
     return multiply
@@ -96,22 +78,16 @@ def write_tile(compute: str) -> Any:
 
     For tiles at the edge of C and for a C whose columns are not contiguous.
     """
-    width = tile_columns(compute)
+    width = panel_columns(compute)
 
     @outlined_helper
     def write(tile, c, c_row, c_column, rows, columns, accumulate):  # type: ignore[no-untyped-def]
         for row in range(rows):
-            if c_column == 1:
-                value = load(tile, row * width, width)
-                if accumulate:
-                    value += load(c, row * c_row, width, columns)
-                store(c, row * c_row, value, columns)
-            else:
-                for column in range(columns):
-                    index = row * c_row + column * c_column
-                    element = load(tile, row * width + column)
-                    if accumulate:
-                        element += load(c, index)
-                    store(c, index, element)
+            for column in range(columns):
+                index = row * c_row + column * c_column
+                element = load(tile, row * width + column)
+                if accumulate != 0:
+                    element += load(c, index)
+                store(c, index, element)
 
     return write

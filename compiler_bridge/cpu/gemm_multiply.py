@@ -14,26 +14,23 @@ from typing import Any
 
 from compiler_bridge.cpu import gemm_table as slot
 from compiler_bridge.cpu.gemm_callback import call_epilogue, call_pack
-from compiler_bridge.cpu.gemm_micro import COMPUTE_DTYPE, ROWS, micro_kernel, tile_columns, write_tile
-from compiler_bridge.cpu.gemm_pack import pack_columns, pack_rows
-from compiler_bridge.cpu.language import address_of, helper, kernel, offset_pointer, outlined_helper, pointer, pointer_at
+from compiler_bridge.cpu.gemm_micro import FEWER_ROWS, micro_kernel, write_tile
+from compiler_bridge.cpu.gemm_pack import pack_panel
+from compiler_bridge.cpu.gemm_plan import ROWS, TILE_BYTES, compute_dtype, panel_columns
+from compiler_bridge.cpu.language import address_of, i64, kernel, offset_pointer, outlined_helper, pointer, pointer_at
 
 PACK_K_STEP = 128
 """How much of k is packed for one panel of B before going to the next one: bounds the pages in use."""
 
-TILE_BYTES = 1024
-"""Scratch for one register tile, before the packed A: at least ROWS * columns elements, whole cache lines."""
 
-
-@helper
+@outlined_helper
 def batch_offset(tab, batch, outer, inner):  # type: ignore[no-untyped-def]
-    """Elements from the first matrix to matrix number `batch`."""
-    inner_count = max(1, tab[slot.BATCH_INNER])
-    batch_outer = batch // inner_count
-    return batch_outer * tab[outer] + (batch - batch_outer * inner_count) * tab[inner]
+    """Elements from the first matrix to matrix number `batch`; outer, inner: the slots of the strides."""
+    batch_outer = batch // tab[slot.BATCH_INNER]
+    return batch_outer * tab[outer] + (batch - batch_outer * tab[slot.BATCH_INNER]) * tab[inner]
 
 
-@helper
+@outlined_helper
 def finish_region(tab, batch, row_begin, row_end, column_begin, column_end):  # type: ignore[no-untyped-def]
     """Call the epilogue on a finished region, in the caller's rows and columns."""
     if tab[slot.EPILOGUE] == 0:
@@ -51,9 +48,8 @@ def finish_region(tab, batch, row_begin, row_end, column_begin, column_end):  # 
 @cache
 def pack_panel_of_b(dtype: str) -> Any:
     """pack(tab, batch, column, panel, k_begin, k_count, thread): from memory or by the caller's function."""
-    compute = COMPUTE_DTYPE[dtype]
-    width = tile_columns(compute)
-    pack_strided = pack_columns(dtype)
+    width = panel_columns(dtype)
+    pack_strided = pack_panel(dtype)
 
     @outlined_helper
     def pack(tab, batch, column, panel, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
@@ -62,10 +58,10 @@ def pack_panel_of_b(dtype: str) -> Any:
             call_pack(tab[slot.PACK_B], tab[slot.PACK_B_TABLE], address_of(panel), batch * tab[slot.N] + column,
                       count, k_begin, k_count, thread)  # fmt: skip
         else:
-            start = batch_offset(tab, batch, slot.B_OUTER, slot.B_INNER)
+            start = batch_offset(tab, batch, i64(slot.B_OUTER), i64(slot.B_INNER))
             start += column * tab[slot.B_COLUMN] + k_begin * tab[slot.B_K]
             source = offset_pointer(pointer(tab, slot.B, dtype), start)
-            pack_strided(panel, source, tab[slot.B_COLUMN], tab[slot.B_K], count, k_count)
+            pack_strided(panel, i64(width), source, tab[slot.B_COLUMN], tab[slot.B_K], count, k_count)
 
     return pack
 
@@ -73,8 +69,8 @@ def pack_panel_of_b(dtype: str) -> Any:
 @cache
 def pack_b_kernel(dtype: str) -> Any:
     """Kernel over the panels of all B: WORKSPACE[batch][panel][k][column of the panel]."""
-    compute = COMPUTE_DTYPE[dtype]
-    width = tile_columns(compute)
+    compute = compute_dtype(dtype)
+    width = panel_columns(dtype)
     pack = pack_panel_of_b(dtype)
 
     @kernel
@@ -82,7 +78,7 @@ def pack_b_kernel(dtype: str) -> Any:
         k_total = tab[slot.K]
         panels = (tab[slot.N] + width - 1) // width
         workspace = pointer(tab, slot.WORKSPACE, compute)
-        for k_begin in range(0, k_total, PACK_K_STEP):
+        for k_begin in range(i64(0), k_total, PACK_K_STEP):
             k_count = min(PACK_K_STEP, k_total - k_begin)
             for unit in range(begin, end):
                 batch = unit // panels
@@ -93,31 +89,33 @@ def pack_b_kernel(dtype: str) -> Any:
     return gemm_pack_b
 
 
+@outlined_helper
+def small_panels(rows):  # type: ignore[no-untyped-def]
+    """How many of the ceil(rows / ROWS) panels of A have FEWER_ROWS rows; they come last, the last may lack some."""
+    panels = (rows + ROWS - 1) // ROWS
+    return min(panels, (panels * ROWS - rows) // (ROWS - FEWER_ROWS))
+
+
 @cache
 def pack_block_of_a(dtype: str) -> Any:
-    """pack(tab, batch, row, rows, block, k_begin, k_count, thread): rows of A as panels [panel][k][ROWS].
-
-    The rows are shared out evenly: ceil(rows / ROWS) panels of at most ROWS rows that differ by one at most.
-    """
-    compute = COMPUTE_DTYPE[dtype]
-    pack_strided = pack_rows(dtype)
+    """pack(tab, batch, row, row_end, block, k_begin, k_count, thread): rows of A as panels [panel][k][ROWS]."""
+    pack_strided = pack_panel(dtype)
 
     @outlined_helper
-    def pack(tab, batch, row, rows, block, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
-        panels = (rows + ROWS - 1) // ROWS
-        smaller = rows // panels
-        larger_panels = rows - smaller * panels
-        matrix = pointer(tab, slot.A, dtype)
-        start = batch_offset(tab, batch, slot.A_OUTER, slot.A_INNER) + k_begin * tab[slot.A_K]
+    def pack(tab, batch, row, row_end, block, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
+        panels = (row_end - row + ROWS - 1) // ROWS
+        large = panels - small_panels(row_end - row)
+        start = batch_offset(tab, batch, i64(slot.A_OUTER), i64(slot.A_INNER)) + k_begin * tab[slot.A_K]
+        matrix = offset_pointer(pointer(tab, slot.A, dtype), start)
         for index in range(panels):
-            count = smaller + 1 if index < larger_panels else smaller
+            count = min(ROWS if index < large else FEWER_ROWS, row_end - row)
             panel = offset_pointer(block, index * ROWS * k_count)
             if tab[slot.PACK_A] != 0:
                 call_pack(tab[slot.PACK_A], tab[slot.PACK_A_TABLE], address_of(panel), batch * tab[slot.M] + row,
                           count, k_begin, k_count, thread)  # fmt: skip
             else:
-                source = offset_pointer(matrix, start + row * tab[slot.A_ROW])
-                pack_strided(panel, source, tab[slot.A_ROW], tab[slot.A_K], count, k_count)
+                source = offset_pointer(matrix, row * tab[slot.A_ROW])
+                pack_strided(panel, i64(ROWS), source, tab[slot.A_ROW], tab[slot.A_K], count, k_count)
             row += count
 
     return pack
@@ -129,32 +127,29 @@ def multiply_panel(compute: str) -> Any:
 
     One panel of B with all the panels of A in the block; `c` is their first element of C.
     """
-    width = tile_columns(compute)
-    four, five, six = micro_kernel(compute, 4), micro_kernel(compute, 5), micro_kernel(compute, 6)
+    width = panel_columns(compute)
+    six, four = micro_kernel(compute, ROWS), micro_kernel(compute, FEWER_ROWS)
     write = write_tile(compute)
 
     @outlined_helper
     def multiply(tile, a_block, b_panel, k_count, rows, columns, c, c_row, c_column, accumulate):  # type: ignore[no-untyped-def]
         panels = (rows + ROWS - 1) // ROWS
-        smaller = rows // panels
-        larger_panels = rows - smaller * panels
-        direct = columns == width and c_column == 1
+        large = panels - small_panels(rows)
+        whole_columns = columns == width and c_column == 1
         for index in range(panels):
-            count = smaller + 1 if index < larger_panels else smaller
-            if direct and count == 6:
-                six(k_count, a_block, b_panel, c, c_row, accumulate)
-            elif direct and count == 5:
-                five(k_count, a_block, b_panel, c, c_row, accumulate)
-            elif direct and count == 4:
-                four(k_count, a_block, b_panel, c, c_row, accumulate)
+            size = ROWS if index < large else FEWER_ROWS
+            direct = whole_columns and rows >= size
+            target, target_row = c if direct else tile, c_row if direct else i64(width)
+            add = accumulate if direct else i64(0)
+            if index < large:
+                six(k_count, a_block, b_panel, target, target_row, add)
             else:
-                if count > 4:
-                    six(k_count, a_block, b_panel, tile, width, False)
-                else:
-                    four(k_count, a_block, b_panel, tile, width, False)
-                write(tile, c, c_row, c_column, count, columns, accumulate)
+                four(k_count, a_block, b_panel, target, target_row, add)
+            if not direct:
+                write(tile, c, c_row, c_column, min(size, rows), columns, accumulate)
             a_block = offset_pointer(a_block, ROWS * k_count)
-            c = offset_pointer(c, count * c_row)
+            c = offset_pointer(c, size * c_row)
+            rows -= size
 
     return multiply
 
@@ -162,27 +157,25 @@ def multiply_panel(compute: str) -> Any:
 @cache
 def multiply_tile(dtype: str) -> Any:
     """multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread): one tile of C."""
-    compute = COMPUTE_DTYPE[dtype]
-    width = tile_columns(compute)
+    compute = compute_dtype(dtype)
+    width = panel_columns(dtype)
     pack_a, pack_b, multiply_columns = pack_block_of_a(dtype), pack_panel_of_b(dtype), multiply_panel(compute)
 
     @outlined_helper
     def multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread):  # type: ignore[no-untyped-def]
-        k_total = tab[slot.K]
-        c_row, c_column = tab[slot.C_ROW], tab[slot.C_COLUMN]
+        k_total, c_row, c_column = tab[slot.K], tab[slot.C_ROW], tab[slot.C_COLUMN]
         scratch = tab[slot.SCRATCH] + thread * tab[slot.SCRATCH_BYTES]
         tile, a_block = pointer_at(scratch, compute), pointer_at(scratch + TILE_BYTES, compute)
         own_panel = pointer_at(scratch + tab[slot.SCRATCH_B], compute)
-        panels = (tab[slot.N] + width - 1) // width
-        first_panel = batch * panels if tab[slot.B_BATCHES] > 1 else 0
-        c_start = batch_offset(tab, batch, slot.C_OUTER, slot.C_INNER) + row_begin * c_row
+        first_panel = (tab[slot.N] + width - 1) // width * batch if tab[slot.B_BATCHES] > 1 else i64(0)
+        c_start = batch_offset(tab, batch, i64(slot.C_OUTER), i64(slot.C_INNER)) + row_begin * c_row
         c_matrix = offset_pointer(pointer(tab, slot.C, compute), c_start)
         rows = row_end - row_begin
-        k_begin = 0
-        while True:  # once even when K is 0: C becomes 0
+        # once even when K is 0: C becomes 0
+        for k_begin in range(i64(0), max(k_total, 1), tab[slot.K_BLOCK]):
             k_count = min(tab[slot.K_BLOCK], k_total - k_begin)
-            accumulate = k_begin > 0 or tab[slot.ACCUMULATE] != 0
-            pack_a(tab, batch, row_begin, rows, a_block, k_begin, k_count, thread)
+            accumulate = i64(1) if k_begin > 0 else tab[slot.ACCUMULATE]
+            pack_a(tab, batch, row_begin, row_end, a_block, k_begin, k_count, thread)
             for column in range(column_begin, column_end, width):
                 b_panel = own_panel
                 if tab[slot.B_IS_PACKED] != 0:
@@ -193,9 +186,6 @@ def multiply_tile(dtype: str) -> Any:
                 c = offset_pointer(c_matrix, column * c_column)
                 columns = min(width, column_end - column)
                 multiply_columns(tile, a_block, b_panel, k_count, rows, columns, c, c_row, c_column, accumulate)
-            k_begin += k_count
-            if k_begin >= k_total:
-                break
         finish_region(tab, batch, row_begin, row_end, column_begin, column_end)
 
     return multiply
@@ -204,7 +194,7 @@ def multiply_tile(dtype: str) -> Any:
 @cache
 def multiply_kernel(dtype: str) -> Any:
     """Kernel over the tiles of C: [batch][column block][row block]."""
-    width = tile_columns(COMPUTE_DTYPE[dtype])
+    width = panel_columns(dtype)
     multiply = multiply_tile(dtype)
 
     @kernel

@@ -19,9 +19,14 @@ from compiler_bridge.cpu.simd_types import NATIVE_LANES
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 KERNELS = ("pack_b", "multiply", "dot", "axpy")
 
-ROWS = 6  # gemm_micro.ROWS, not imported: planning must not import Numba
+ROWS = 6
+"""Rows of a packed panel of A, padded where there are fewer."""
+
 TILE_BYTES = 1024
+"""Scratch for one register tile, before everything else a thread keeps there: whole cache lines."""
+
 LINE = 64
+"""Bytes of a cache line."""
 
 MAX_BLOCK_ROWS = 144
 """Rows of A packed at a time: 144 x 384 float32 are 216 KiB, less than half of a 512 KiB L2."""

@@ -12,11 +12,13 @@ from functools import cache
 from typing import Any
 
 from compiler_bridge.cpu import gemm_table as slot
-from compiler_bridge.cpu.gemm_micro import COMPUTE_DTYPE, tile_columns, zero_of
-from compiler_bridge.cpu.gemm_multiply import TILE_BYTES, batch_offset, finish_region
+from compiler_bridge.cpu.gemm_micro import zero_of
+from compiler_bridge.cpu.gemm_multiply import batch_offset, finish_region
+from compiler_bridge.cpu.gemm_plan import TILE_BYTES, compute_dtype, panel_columns
 from compiler_bridge.cpu.language import (
     NATIVE_LANES,
     fma,
+    i64,
     kernel,
     load,
     offset_pointer,
@@ -44,7 +46,7 @@ def copy_rows(dtype: str) -> Any:
     @outlined_helper
     def copy(tab, batch, rows):  # type: ignore[no-untyped-def]
         k_total, row_stride, k_stride = tab[slot.K], tab[slot.A_ROW], tab[slot.A_K]
-        matrix = offset_pointer(pointer(tab, slot.A, dtype), batch_offset(tab, batch, slot.A_OUTER, slot.A_INNER))
+        matrix = offset_pointer(pointer(tab, slot.A, dtype), batch_offset(tab, batch, i64(slot.A_OUTER), i64(slot.A_INNER)))
         for row in range(tab[slot.M]):
             done = 0
             if k_stride == 1:
@@ -146,7 +148,7 @@ def write_sums(compute: str) -> Any:
 @cache
 def dot_columns(dtype: str) -> Any:
     """dot_all(tab, batch, a, sums, column_begin, column_end): all rows times some columns."""
-    compute = COMPUTE_DTYPE[dtype]
+    compute = compute_dtype(dtype)
     lanes = NATIVE_LANES if compute == "float32" else NATIVE_LANES // 2
     many, one, write = dot_rows(compute), dot_one_row(compute), write_sums(compute)
 
@@ -154,8 +156,8 @@ def dot_columns(dtype: str) -> Any:
     def dot_all(tab, batch, a, sums, column_begin, column_end):  # type: ignore[no-untyped-def]
         m, k_total, b_column = tab[slot.M], tab[slot.K], tab[slot.B_COLUMN]
         k_done = k_total // lanes * lanes
-        b_matrix = offset_pointer(pointer(tab, slot.B, dtype), batch_offset(tab, batch, slot.B_OUTER, slot.B_INNER))
-        c_matrix = offset_pointer(pointer(tab, slot.C, compute), batch_offset(tab, batch, slot.C_OUTER, slot.C_INNER))
+        b_matrix = offset_pointer(pointer(tab, slot.B, dtype), batch_offset(tab, batch, i64(slot.B_OUTER), i64(slot.B_INNER)))
+        c_matrix = offset_pointer(pointer(tab, slot.C, compute), batch_offset(tab, batch, i64(slot.C_OUTER), i64(slot.C_INNER)))
         for column in range(column_begin, column_end, DOT_COLUMNS):
             columns = min(DOT_COLUMNS, column_end - column)
             column1 = min(1, columns - 1) * b_column  # a column that does not exist repeats the last one
@@ -178,7 +180,7 @@ def dot_columns(dtype: str) -> Any:
 @cache
 def dot_kernel(dtype: str) -> Any:
     """Kernel over [batch][column block]."""
-    compute = COMPUTE_DTYPE[dtype]
+    compute = compute_dtype(dtype)
     copy, dot_all = copy_rows(dtype), dot_columns(dtype)
 
     @kernel
@@ -186,7 +188,7 @@ def dot_kernel(dtype: str) -> Any:
         scratch = tab[slot.SCRATCH] + thread * tab[slot.SCRATCH_BYTES]
         sums, a = pointer_at(scratch, compute), pointer_at(scratch + TILE_BYTES, compute)
         n, blocks = tab[slot.N], tab[slot.COLUMN_BLOCKS]
-        copied = -1
+        copied = i64(-1)
         for unit in range(begin, end):
             batch = unit // blocks
             block = unit - batch * blocks
@@ -195,7 +197,7 @@ def dot_kernel(dtype: str) -> Any:
                 copied = batch
             column_begin, column_end = n * block // blocks, n * (block + 1) // blocks
             dot_all(tab, batch, a, sums, column_begin, column_end)
-            finish_region(tab, batch, 0, tab[slot.M], column_begin, column_end)
+            finish_region(tab, batch, i64(0), tab[slot.M], column_begin, column_end)
 
     return gemm_dot
 
@@ -209,8 +211,8 @@ K_STEP = 4
 @cache
 def add_rows(dtype: str) -> Any:
     """add(sums, columns, a, a_k, b, b_row): sums[:] += sum over four k of a[k] * b[k, :]."""
-    compute = COMPUTE_DTYPE[dtype]
-    lanes = tile_columns(compute)
+    compute = compute_dtype(dtype)
+    lanes = panel_columns(compute)
 
     @outlined_helper
     def add(sums, columns, a, a_k, b, b_row):  # type: ignore[no-untyped-def]
@@ -253,15 +255,15 @@ def add_row(dtype: str) -> Any:
 @cache
 def axpy_columns(dtype: str) -> Any:
     """axpy_all(tab, batch, sums, column_begin, columns): sums[row][column] of all rows, some columns."""
-    compute = COMPUTE_DTYPE[dtype]
+    compute = compute_dtype(dtype)
     zero = zero_of(compute)
     add_four, add_one = add_rows(dtype), add_row(dtype)
 
     @outlined_helper
     def axpy_all(tab, batch, sums, column_begin, columns):  # type: ignore[no-untyped-def]
         m, k_total, a_row, a_k, b_row = tab[slot.M], tab[slot.K], tab[slot.A_ROW], tab[slot.A_K], tab[slot.B_K]
-        a_matrix = offset_pointer(pointer(tab, slot.A, dtype), batch_offset(tab, batch, slot.A_OUTER, slot.A_INNER))
-        b_start = batch_offset(tab, batch, slot.B_OUTER, slot.B_INNER) + column_begin
+        a_matrix = offset_pointer(pointer(tab, slot.A, dtype), batch_offset(tab, batch, i64(slot.A_OUTER), i64(slot.A_INNER)))
+        b_start = batch_offset(tab, batch, i64(slot.B_OUTER), i64(slot.B_INNER)) + column_begin
         b_matrix = offset_pointer(pointer(tab, slot.B, dtype), b_start)
         for index in range(m * columns):
             store(sums, index, zero)
@@ -286,7 +288,7 @@ def write_rows(compute: str) -> Any:
 
     @outlined_helper
     def write(tab, batch, sums, column_begin, columns):  # type: ignore[no-untyped-def]
-        start = batch_offset(tab, batch, slot.C_OUTER, slot.C_INNER) + column_begin * tab[slot.C_COLUMN]
+        start = batch_offset(tab, batch, i64(slot.C_OUTER), i64(slot.C_INNER)) + column_begin * tab[slot.C_COLUMN]
         c = offset_pointer(pointer(tab, slot.C, compute), start)
         for row in range(tab[slot.M]):
             for column in range(columns):
@@ -302,7 +304,7 @@ def write_rows(compute: str) -> Any:
 @cache
 def axpy_kernel(dtype: str) -> Any:
     """Kernel over [batch][column block]."""
-    compute = COMPUTE_DTYPE[dtype]
+    compute = compute_dtype(dtype)
     axpy_all, write = axpy_columns(dtype), write_rows(compute)
 
     @kernel
@@ -315,6 +317,6 @@ def axpy_kernel(dtype: str) -> Any:
             column_begin, column_end = n * block // blocks, n * (block + 1) // blocks
             axpy_all(tab, batch, sums, column_begin, column_end - column_begin)
             write(tab, batch, sums, column_begin, column_end - column_begin)
-            finish_region(tab, batch, 0, tab[slot.M], column_begin, column_end)
+            finish_region(tab, batch, i64(0), tab[slot.M], column_begin, column_end)
 
     return gemm_axpy
