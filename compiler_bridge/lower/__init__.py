@@ -1,11 +1,15 @@
 """FX graph of ATen operations -> loop IR."""
 
 from compiler_bridge.lower import (  # noqa: F401  (each registers its lowerings)
+    arithmetic,
     contractions,
+    convolutions,
     creation,
-    indexing,
+    gathers,
+    placement,
     pointwise,
     reductions,
+    scatters,
     views,
 )
 from compiler_bridge.lower.graph import lower_graph

@@ -6,25 +6,25 @@ from typing import Any
 
 from torch import fx
 
-from compiler_bridge.ir import Apply, Axis, Expr
+from compiler_bridge.ir import Apply, Axis, Expr, IndexValue, Size, strided_index
 from compiler_bridge.lower.lowering import (
-    NoLowering,
     Lowering,
+    NoLowering,
     apply,
     cast,
+    compute_dtype_of,
     constant,
-    dtype_name,
     index_expr,
     lowers,
 )
-from compiler_bridge.ops import compute_dtype, dtype_kind
+from compiler_bridge.ops import dtype_kind
 
 
 def filled(lowering: Lowering, node: fx.Node, value: Any) -> Any:
     val = node.meta["val"]
     if val.device.type != "cpu":
         raise NoLowering(f"tensor on {val.device}")
-    dtype = compute_dtype(dtype_name(val.dtype))
+    dtype = compute_dtype_of(node)
     return lowering.map(val, lambda axes: lowering.operand(value, axes, dtype))
 
 
@@ -67,28 +67,53 @@ def lower_ones(lowering: Lowering, node: fx.Node) -> Any:
 
 @lowers("aten.arange", "prims.iota")
 def lower_arange(lowering: Lowering, node: fx.Node) -> Any:
-    name = str(node.target)
+    """start + step * i, in int64 or float64 and rounded once"""
     start: Any = 0
     step: Any = 1
-    if name.startswith("prims.iota"):
+    if str(node.target).startswith("prims.iota"):
         start, step = node.kwargs["start"], node.kwargs["step"]
-    elif ".start" in name:
+    elif ".start" in str(node.target):
         start = node.args[0]
         step = node.args[2] if len(node.args) > 2 else 1
-    val = node.meta["val"]
-    dtype = compute_dtype(dtype_name(val.dtype))
-    if dtype_kind(dtype) == "bool":
+    dtype = compute_dtype_of(node)
+    if dtype == "bool":
         raise NoLowering("arange of bool")
+    exact = "float64" if any(isinstance(v, float) for v in (start, step)) else "int64"
 
     def value(axes: tuple[Axis, ...]) -> Expr:
-        position = cast(index_expr(axes[0]), dtype)
+        position = cast(index_expr(axes[0]), exact)
         if step != 1:
-            position = apply("mul", position, lowering.operand(step, axes, dtype))
-        if isinstance(start, (int, float)) and start == 0:
-            return position
-        return apply("add", position, lowering.operand(start, axes, dtype))
+            position = apply("mul", position, lowering.operand(step, axes, exact))
+        if not (isinstance(start, (int, float)) and start == 0):
+            position = apply("add", position, lowering.operand(start, axes, exact))
+        return cast(position, dtype)
 
-    return lowering.map(val, value)
+    return lowering.map(node.meta["val"], value)
+
+
+@lowers("aten.linspace")
+def lower_linspace(lowering: Lowering, node: fx.Node) -> Any:
+    """start + step * i in the first half, end - step * (n - 1 - i) in the second, as ATen does"""
+    start, end, count = node.args[:3]
+    dtype = compute_dtype_of(node)
+    if not all(isinstance(v, (int, float)) for v in (start, end, count)) or dtype_kind(dtype) != "float":
+        raise NoLowering("linspace of integers, or between tensors")
+    step = (end - start) / max(count - 1, 1)  # pyright: ignore
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        position = index_expr(axes[0])
+        left = apply("sub", constant(count - 1, "int64"), position)  # pyright: ignore
+        ahead = apply("mul", constant(step, dtype), cast(position, dtype))
+        behind = apply("mul", constant(step, dtype), cast(left, dtype))
+        first = apply("lt", position, constant(count // 2, "int64"))  # pyright: ignore
+        return apply(
+            "where",
+            first,
+            apply("add", constant(start, dtype), ahead),
+            apply("sub", constant(end, dtype), behind),
+        )
+
+    return lowering.map(node.meta["val"], value)
 
 
 @lowers("pynn.uniform")
@@ -97,10 +122,10 @@ def lower_uniform(lowering: Lowering, node: fx.Node) -> Any:
     seed = lowering.view(node.args[0])
 
     def value(axes: tuple[Axis, ...]) -> Expr:
-        position: Expr = constant(0, "int64")
-        for axis in axes:
-            position = apply("mul", position, constant(axis.extent, "int64"))
-            position = apply("add", position, index_expr(axis))
+        strides: list[Size] = [1]
+        for axis in reversed(axes[1:]):
+            strides.insert(0, strides[0] * axis.extent)
+        position = IndexValue("int64", strided_index(axes, strides))
         return Apply("float32", "philox_uniform", (lowering.load_view(seed, ()), position))
 
     return lowering.map(node.meta["val"], value)
@@ -111,7 +136,7 @@ def lower_triangle(lowering: Lowering, node: fx.Node) -> Any:
     diagonal = node.args[1] if len(node.args) > 1 else 0
     compare = "le" if "tril" in str(node.target) else "ge"
     val = node.meta["val"]
-    dtype = compute_dtype(dtype_name(val.dtype))
+    dtype = compute_dtype_of(node)
 
     def value(axes: tuple[Axis, ...]) -> Expr:
         row, column = index_expr(axes[-2]), index_expr(axes[-1])
@@ -124,7 +149,7 @@ def lower_triangle(lowering: Lowering, node: fx.Node) -> Any:
 
 @lowers("aten.eye")
 def lower_eye(lowering: Lowering, node: fx.Node) -> Any:
-    dtype = compute_dtype(dtype_name(node.meta["val"].dtype))
+    dtype = compute_dtype_of(node)
     return lowering.map(
         node.meta["val"], lambda axes: cast(apply("eq", index_expr(axes[0]), index_expr(axes[1])), dtype)
     )

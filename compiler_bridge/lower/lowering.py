@@ -7,7 +7,6 @@ A lowering function is registered for an ATen operation with `@lowers("aten.sum"
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -28,12 +27,11 @@ from compiler_bridge.ir import (
     Map,
     Node,
     Origin,
-    Reduce,
     Size,
     Value,
     strided_index,
 )
-from compiler_bridge.ops import DTYPE_NAMES, OPS, compute_dtype, dtype_kind
+from compiler_bridge.ops import DTYPE_NAMES, DTYPES, OPS, compute_dtype, dtype_kind
 
 LoweringFunction = Callable[["Lowering", fx.Node], Any]
 LOWERINGS: dict[str, LoweringFunction] = {}
@@ -71,6 +69,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     if dtype not in DTYPE_NAMES:
         raise NoLowering(f"dtype {dtype} has no kernel; supported are {', '.join(DTYPE_NAMES.values())}")
     return DTYPE_NAMES[dtype]
+
+
+def compute_dtype_of(node: fx.Node) -> str:
+    """The dtype in which an FX node's result is computed."""
+    return compute_dtype(dtype_name(node.meta["val"].dtype))
 
 
 def axes_of(shape: Sequence[Size], prefix: str = "i") -> tuple[Axis, ...]:
@@ -144,14 +147,14 @@ class Lowering:
         self.graph.buffers[name] = buffer
         return buffer
 
-    def buffer_like(self, val: torch.Tensor) -> Buffer:
-        """A new buffer with the shape, dtype and strides that torch's own result would have."""
+    def buffer_like(self, val: torch.Tensor, dtype: str | None = None) -> Buffer:
+        """A new buffer with the shape, strides and (unless given) dtype that torch's own result would have."""
         strides = sizes(val.stride())
         if any(stride == 0 and extent not in (0, 1) for stride, extent in zip(strides, val.shape)):
             raise NoLowering(
                 f"{self.current} has overlapping strides {tuple(strides)}; expected a dense result"
             )
-        return self.new_buffer(val.shape, dtype_name(val.dtype), strides)
+        return self.new_buffer(val.shape, dtype or dtype_name(val.dtype), strides)
 
     def whole(self, buffer: Buffer) -> BufferView:
         return BufferView(buffer.name, buffer.shape, buffer.strides, 0)
@@ -178,7 +181,10 @@ class Lowering:
                     continue  # broadcast
                 position = Index(((position.name, 1),), 0)
             total = total + position.scaled(stride)
-        dtype = compute_dtype(self.graph.buffers[view.buffer].dtype)
+        stored = self.graph.buffers[view.buffer].dtype
+        if stored not in DTYPES:
+            raise NoLowering(f"dtype {stored} has no kernel; supported are {', '.join(DTYPES)}")
+        dtype = compute_dtype(stored)
         return Load(dtype, view.buffer, total, **extra)
 
     def operand(self, arg: Any, axes: Sequence[Axis], dtype: str) -> Expr:
@@ -199,25 +205,13 @@ class Lowering:
 
     def map(self, val: torch.Tensor, value: Callable[[tuple[Axis, ...]], Expr]) -> BufferView:
         """A Map over the shape of `val`; `value` gets one axis a dimension."""
-        buffer = self.buffer_like(val)
+        return self.map_into(self.buffer_like(val), value)
+
+    def map_into(self, buffer: Buffer, value: Callable[[tuple[Axis, ...]], Expr]) -> BufferView:
         axes = axes_of(buffer.shape)
         expr = to_storage(value(axes), buffer.dtype)
         store = strided_index(axes, buffer.strides)
-        self.graph.nodes.append(Map(buffer.name, self.origin(), real_axes(axes), store, expr))
-        return self.whole(buffer)
-
-    def reduce(
-        self,
-        buffer: Buffer,
-        kept: Sequence[Axis],
-        reduced: Sequence[Axis],
-        strides: Sequence[Size],
-        value: Expr,
-        op: str,
-    ) -> BufferView:
-        store = strided_index(kept, strides)
-        node = Reduce(buffer.name, self.origin(), real_axes(kept), real_axes(reduced), store, value, op)
-        self.graph.nodes.append(node)
+        self.append(Map(buffer.name, self.origin(), real_axes(axes), store, expr))
         return self.whole(buffer)
 
     def append(self, node: Node) -> None:
@@ -254,7 +248,6 @@ def index_expr(axis: Axis, dtype: str = "int64") -> Expr:
     return cast(IndexValue("int64", Index(((axis.name, 1),), 0)), dtype)
 
 
-def with_mask(expr: Expr, mask: Expr) -> Expr:
-    """Guard a load by a further mask."""
-    assert isinstance(expr, Load)
-    return replace(expr, mask=mask if expr.mask is None else apply("bitwise_and", expr.mask, mask))
+def both(mask: Expr | None, condition: Expr) -> Expr:
+    """mask and condition"""
+    return condition if mask is None else apply("bitwise_and", mask, condition)

@@ -8,60 +8,86 @@ import torch
 from torch import fx
 
 from compiler_bridge.ir import Axis, Expr
-from compiler_bridge.lower.lowering import NoLowering, Lowering, apply, cast, constant, dtype_name, lowers
-from compiler_bridge.ops import ATEN_POINTWISE, ScalarOp, compute_dtype, dtype_kind
+from compiler_bridge.lower.lowering import (
+    Lowering,
+    NoLowering,
+    apply,
+    cast,
+    compute_dtype_of,
+    constant,
+    dtype_name,
+    lowers,
+)
+from compiler_bridge.ops import ATEN_POINTWISE, DTYPES, ScalarOp, compute_dtype, dtype_kind
+
+BOOLEAN_ROWS = {
+    "add": "bitwise_or",
+    "mul": "bitwise_and",
+    "maximum": "bitwise_or",
+    "minimum": "bitwise_and",
+    "ne": "bitwise_xor",
+}
+"""What arithmetic means on bools."""
+
+ORDER = ("eq", "ne", "lt", "le", "gt", "ge")
 
 
-def result_dtype(lowering: Lowering, *args: Any) -> str:
-    """torch's promotion of tensors and scalars, as a compute dtype."""
-    values = [lowering.meta(a) if isinstance(a, fx.Node) else a for a in args]
-    dtype = (
-        values[0].dtype if isinstance(values[0], torch.Tensor) else torch.result_type(values[0], values[-1])
-    )
-    for other in values[1:]:
-        promoted = torch.result_type(values[0], other) if isinstance(values[0], torch.Tensor) else dtype
-        dtype = promoted
-    if len(values) > 1 and not isinstance(values[0], torch.Tensor):
-        dtype = torch.result_type(values[0], values[1])
-    return compute_dtype(dtype_name(dtype))
+def promoted_dtype(lowering: Lowering, *args: Any) -> str:
+    """torch's promotion of two tensors or scalars (the storage dtype)."""
+
+    def example(arg: Any) -> Any:
+        if isinstance(arg, fx.Node):
+            val = arg.meta["val"]
+            return val if isinstance(val, torch.Tensor) else 1
+        return arg
+
+    values = [example(arg) for arg in args]
+    if len(values) == 1:
+        return dtype_name(values[0].dtype)
+    return dtype_name(torch.result_type(*values))
 
 
 def lower_row(row: ScalarOp, lowering: Lowering, node: fx.Node) -> Any:
     args = node.args[: row.arity]
-    val = node.meta["val"]
-    out = compute_dtype(dtype_name(val.dtype))
-    if row.result == "bool":
-        dtype = result_dtype(lowering, *args)
-    else:
-        dtype = out
-    kind = dtype_kind(dtype)
-    name = row.name
-    if kind == "bool":
-        name = {
-            "add": "bitwise_or",
-            "mul": "bitwise_and",
-            "maximum": "bitwise_or",
-            "minimum": "bitwise_and",
-            "ne": "bitwise_xor",
-        }.get(name, name)
-        if name in ("eq", "lt", "le", "gt", "ge"):
-            dtype = "int32"
-    if kind == "int" and name in ("floor", "ceil", "trunc", "rint"):
-        return lowering.map(val, lambda axes: lowering.operand(args[0], axes, dtype))
-    if kind == "int" and name == "fabs":
-        return lowering.map(val, lambda axes: integer_abs(lowering.operand(args[0], axes, dtype)))
-    if kind == "int" and name in ("isnan", "isinf"):
-        return lowering.map(val, lambda axes: constant(False, "bool"))
-
-    alpha = node.kwargs.get("alpha", 1)
+    if len(args) < row.arity:
+        raise NoLowering(f"{row.name} of {len(args)} arguments")
+    stored = promoted_dtype(lowering, *args) if row.result == "bool" else dtype_name(node.meta["val"].dtype)
+    dtype, kind, name = compute_dtype(stored), dtype_kind(stored), row.name
+    alpha: Any = node.kwargs.get("alpha", 1)
+    if kind == "bool" and name in BOOLEAN_ROWS:
+        name = BOOLEAN_ROWS[name]
+        if alpha != 1:
+            raise NoLowering(f"alpha={alpha} of bools")
+    elif kind == "bool" and name in ORDER:
+        stored = dtype = "int32"
+    if kind != "float" and row.kinds == "f":
+        return lower_float_row_of_integers(row, lowering, node, dtype)
 
     def value(axes: tuple[Axis, ...]) -> Expr:
-        operands = [lowering.operand(a, axes, dtype) for a in args]
+        operands = [lowering.operand(rounded(a, stored), axes, dtype) for a in args]
         if alpha != 1:
             operands[1] = apply("mul", operands[1], lowering.operand(alpha, axes, dtype))
         return apply(name, *operands, dtype="bool" if row.result == "bool" else None)
 
-    return lowering.map(val, value)
+    def rounded(arg: Any, stored: str) -> Any:
+        """A scalar that is compared with 16-bit floats has 16 bits."""
+        if name in ORDER and stored in ("float16", "bfloat16") and isinstance(arg, (int, float)):
+            return torch.tensor(arg, dtype=DTYPES[stored]).item()
+        return arg
+
+    return lowering.map(node.meta["val"], value)
+
+
+def lower_float_row_of_integers(row: ScalarOp, lowering: Lowering, node: fx.Node, dtype: str) -> Any:
+    """Rounding, abs and the predicates of NaN, where the argument is an integer or a bool."""
+    val, arg = node.meta["val"], node.args[0]
+    if row.name in ("floor", "ceil", "trunc", "rint") or (row.name == "fabs" and dtype == "bool"):
+        return lowering.map(val, lambda axes: lowering.operand(arg, axes, dtype))
+    if row.name == "fabs":
+        return lowering.map(val, lambda axes: integer_abs(lowering.operand(arg, axes, dtype)))
+    if row.name in ("isnan", "isinf", "isfinite"):
+        return lowering.map(val, lambda axes: constant(row.name == "isfinite", "bool"))
+    raise NoLowering(f"{row.name} of {dtype}")
 
 
 def integer_abs(x: Expr) -> Expr:
@@ -78,28 +104,77 @@ register_rows()
 
 @lowers("aten.round.decimals")
 def lower_round_decimals(lowering: Lowering, node: fx.Node) -> Any:
-    raise NoLowering("round to decimals")
+    raise NoLowering("rounding to decimals")
 
 
 @lowers("aten.relu")
 def lower_relu(lowering: Lowering, node: fx.Node) -> Any:
-    val = node.meta["val"]
-    dtype = compute_dtype(dtype_name(val.dtype))
-    return lowering.map(
-        val, lambda axes: apply("maximum", lowering.operand(node.args[0], axes, dtype), constant(0, dtype))
-    )
+    dtype = compute_dtype_of(node)
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        return apply("maximum", lowering.operand(node.args[0], axes, dtype), constant(0, dtype))
+
+    return lowering.map(node.meta["val"], value)
+
+
+@lowers("aten.square")
+def lower_square(lowering: Lowering, node: fx.Node) -> Any:
+    dtype = compute_dtype_of(node)
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        x = lowering.operand(node.args[0], axes, dtype)
+        return apply("mul", x, x)
+
+    return lowering.map(node.meta["val"], value)
 
 
 @lowers("aten.rsub")
 def lower_rsub(lowering: Lowering, node: fx.Node) -> Any:
-    if node.kwargs.get("alpha", 1) != 1 or len(node.args) > 2:
-        raise NoLowering("rsub with alpha")
-    val = node.meta["val"]
-    dtype = compute_dtype(dtype_name(val.dtype))
-    x, other = node.args
-    return lowering.map(
-        val, lambda axes: apply("sub", lowering.operand(other, axes, dtype), lowering.operand(x, axes, dtype))
-    )
+    """other - alpha * x"""
+    x, other, *rest = node.args
+    alpha: Any = rest[0] if rest else node.kwargs.get("alpha", 1)
+    dtype = compute_dtype_of(node)
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        subtracted = lowering.operand(x, axes, dtype)
+        if alpha != 1:
+            subtracted = apply("mul", lowering.operand(alpha, axes, dtype), subtracted)
+        return apply("sub", lowering.operand(other, axes, dtype), subtracted)
+
+    return lowering.map(node.meta["val"], value)
+
+
+@lowers("aten.addcmul", "aten.addcdiv")
+def lower_addc(lowering: Lowering, node: fx.Node) -> Any:
+    """x + value * (a * b)   or   x + value * (a / b)"""
+    op = "mul" if "addcmul" in str(node.target) else "div"
+    factor: Any = node.kwargs.get("value", 1)
+    dtype = compute_dtype_of(node)
+    if op == "div" and dtype_kind(dtype) != "float":
+        raise NoLowering("addcdiv of integers")
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        x, a, b = (lowering.operand(arg, axes, dtype) for arg in node.args[:3])
+        if factor != 1:
+            a = apply("mul", lowering.operand(factor, axes, dtype), a)
+        return apply("add", x, apply(op, a, b))
+
+    return lowering.map(node.meta["val"], value)
+
+
+@lowers("aten.lerp")
+def lower_lerp(lowering: Lowering, node: fx.Node) -> Any:
+    """a + w * (b - a) for |w| < 1/2, else b - (b - a) * (1 - w), as ATen does (exact at both ends)"""
+    dtype = compute_dtype_of(node)
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        a, b, w = (lowering.operand(arg, axes, dtype) for arg in node.args[:3])
+        difference = apply("sub", b, a)
+        near = apply("add", a, apply("mul", w, difference))
+        far = apply("sub", b, apply("mul", difference, apply("sub", constant(1, dtype), w)))
+        return apply("where", apply("lt", apply("fabs", w), constant(0.5, dtype)), near, far)
+
+    return lowering.map(node.meta["val"], value)
 
 
 @lowers("aten.logical_and", "aten.logical_or", "aten.logical_xor")
@@ -122,131 +197,39 @@ def as_bool(lowering: Lowering, arg: Any, axes: tuple[Axis, ...]) -> Expr:
     return cast(lowering.operand(arg, axes, dtype), "bool")
 
 
-@lowers("aten.div.Tensor_mode", "aten.div.Scalar_mode")
-def lower_div_mode(lowering: Lowering, node: fx.Node) -> Any:
-    mode = node.kwargs.get("rounding_mode")
-    val = node.meta["val"]
-    dtype = compute_dtype(dtype_name(val.dtype))
-
-    def value(axes: tuple[Axis, ...]) -> Expr:
-        a, b = (lowering.operand(arg, axes, dtype) for arg in node.args[:2])
-        if mode is None:
-            return apply("div", a, b)
-        if dtype_kind(dtype) == "int":
-            if mode == "floor":
-                return apply("floor_divide", a, b)
-            raise NoLowering("integer division that truncates")
-        if mode == "trunc":
-            return apply("trunc", apply("div", a, b))
-        return float_floor_divide(a, b)
-
-    return lowering.map(val, value)
-
-
-def float_floor_divide(a: Expr, b: Expr) -> Expr:
-    """floor(a / b), computed as ATen does: (a - a mod b) / b, rounded."""
-    quotient = apply("div", apply("sub", a, float_remainder(a, b)), b)
-    return apply("where", apply("eq", b, constant(0, b.dtype)), apply("div", a, b), apply("rint", quotient))
-
-
-def float_remainder(a: Expr, b: Expr) -> Expr:
-    """a - b * floor(a / b)"""
-    return apply("sub", a, apply("mul", b, apply("floor", apply("div", a, b))))
-
-
-@lowers("aten.floor_divide", "aten.remainder")
-def lower_floor_divide(lowering: Lowering, node: fx.Node) -> Any:
-    val = node.meta["val"]
-    dtype = compute_dtype(dtype_name(val.dtype))
-    if dtype_kind(dtype) != "int":
-        raise NoLowering("remainder of floating-point numbers")
-    op = "remainder" if "remainder" in str(node.target) else "floor_divide"
-    if isinstance(node.args[1], fx.Node):
-        raise NoLowering(f"integer {op} by a tensor (division by zero must raise)")
-    return lowering.map(val, lambda axes: apply(op, *(lowering.operand(a, axes, dtype) for a in node.args)))
-
-
-@lowers("aten.pow")
-def lower_pow(lowering: Lowering, node: fx.Node) -> Any:
-    base, exponent = node.args
-    val = node.meta["val"]
-    dtype = compute_dtype(dtype_name(val.dtype))
-    if dtype_kind(dtype) != "float":
-        if not isinstance(exponent, int) or not 0 <= exponent <= 4:
-            raise NoLowering("integer power")
-
-    def value(axes: tuple[Axis, ...]) -> Expr:
-        x = lowering.operand(base, axes, dtype)
-        if isinstance(exponent, (int, float)):
-            simple = power_by_constant(x, float(exponent))
-            if simple is not None:
-                return simple
-        return apply("pow", x, lowering.operand(exponent, axes, dtype))
-
-    return lowering.map(val, value)
-
-
-def power_by_constant(x: Expr, exponent: float) -> Expr | None:
-    """x**2 -> x * x and so on, as ATen does for these exponents."""
-    if exponent == 0:
-        return constant(1, x.dtype)
-    if exponent == 1:
-        return x
-    if exponent in (2.0, 3.0, 4.0):
-        square = apply("mul", x, x)
-        return square if exponent == 2 else apply("mul", square, x if exponent == 3 else square)
-    if exponent == 0.5:
-        return apply("sqrt", x)
-    if exponent == -0.5:
-        return apply("rsqrt", x)
-    if exponent == -1:
-        return apply("reciprocal", x)
-    if exponent == -2:
-        return apply("reciprocal", apply("mul", x, x))
-    return None
-
-
 @lowers("aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther", "aten.where.Scalar")
 def lower_where(lowering: Lowering, node: fx.Node) -> Any:
     condition, a, b = node.args
-    val = node.meta["val"]
-    dtype = compute_dtype(dtype_name(val.dtype))
-    return lowering.map(
-        val,
-        lambda axes: apply(
-            "where",
-            as_bool(lowering, condition, axes),
-            lowering.operand(a, axes, dtype),
-            lowering.operand(b, axes, dtype),
-        ),
-    )
+    dtype = compute_dtype_of(node)
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        kept = as_bool(lowering, condition, axes)
+        return apply("where", kept, lowering.operand(a, axes, dtype), lowering.operand(b, axes, dtype))
+
+    return lowering.map(node.meta["val"], value)
 
 
 @lowers("aten.masked_fill")
 def lower_masked_fill(lowering: Lowering, node: fx.Node) -> Any:
     x, mask, fill = node.args
-    val = node.meta["val"]
-    dtype = compute_dtype(dtype_name(val.dtype))
-    return lowering.map(
-        val,
-        lambda axes: apply(
-            "where",
-            as_bool(lowering, mask, axes),
-            lowering.operand(fill, axes, dtype),
-            lowering.operand(x, axes, dtype),
-        ),
-    )
+    dtype = compute_dtype_of(node)
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        filled = as_bool(lowering, mask, axes)
+        return apply("where", filled, lowering.operand(fill, axes, dtype), lowering.operand(x, axes, dtype))
+
+    return lowering.map(node.meta["val"], value)
 
 
 @lowers("aten.clamp", "aten.clamp_min", "aten.clamp_max")
 def lower_clamp(lowering: Lowering, node: fx.Node) -> Any:
-    bounds = list(node.args[1:]) + [node.kwargs.get(k) for k in ("min", "max") if k in node.kwargs]
-    low = node.kwargs.get("min", node.args[1] if len(node.args) > 1 else None)
-    high = node.kwargs.get("max", node.args[2] if len(node.args) > 2 else None)
-    if "clamp_max" in str(node.target):
-        low, high = None, bounds[0]
-    val = node.meta["val"]
-    dtype = compute_dtype(dtype_name(val.dtype))
+    """min(max(x, low), high); NaN in any of them wins"""
+    name = str(node.target).split(".")[1]
+    bounds: Any = list(node.args[1:]) + [None, None]
+    if name == "clamp_max":
+        bounds = [None, bounds[0]]
+    low, high = node.kwargs.get("min", bounds[0]), node.kwargs.get("max", bounds[1])
+    dtype = compute_dtype_of(node)
 
     def value(axes: tuple[Axis, ...]) -> Expr:
         x = lowering.operand(node.args[0], axes, dtype)
@@ -256,7 +239,7 @@ def lower_clamp(lowering: Lowering, node: fx.Node) -> Any:
             x = apply("minimum", x, lowering.operand(high, axes, dtype))
         return x
 
-    return lowering.map(val, value)
+    return lowering.map(node.meta["val"], value)
 
 
 @lowers(
@@ -266,35 +249,29 @@ def lower_clamp(lowering: Lowering, node: fx.Node) -> Any:
     "prims.convert_element_type",
     "aten.contiguous",
     "aten.lift_fresh_copy",
-    "prims.device_put",
     "aten.to",
 )
 def lower_copy(lowering: Lowering, node: fx.Node) -> Any:
     val = node.meta["val"]
-    if val.device.type != "cpu":
-        raise NoLowering(f"copy to {val.device}")
-    source = node.args[1] if str(node.target).startswith("aten.copy") else node.args[0]
-    dtype = compute_dtype(dtype_name(val.dtype))
-
-    def value(axes: tuple[Axis, ...]) -> Expr:
-        x = lowering.operand(source, axes, compute_dtype(dtype_name(lowering.meta(source).dtype)))
-        return cast(x, dtype)
-
-    return lowering.map(val, value)
+    if val.device.type != "cpu" or val.layout != torch.strided:
+        raise NoLowering(f"copy to {val.device}, {val.layout}")
+    source = node.args[1] if str(node.target).startswith("aten.copy.") else node.args[0]
+    source_dtype = compute_dtype(dtype_name(lowering.meta(source).dtype))
+    return lowering.map(
+        val, lambda axes: cast(lowering.operand(source, axes, source_dtype), compute_dtype_of(node))
+    )
 
 
 @lowers("aten.sign", "aten.sgn")
 def lower_sign(lowering: Lowering, node: fx.Node) -> Any:
-    val = node.meta["val"]
-    dtype = compute_dtype(dtype_name(val.dtype))
-    if dtype == "bool":
-        return lowering.map(val, lambda axes: lowering.operand(node.args[0], axes, dtype))
+    """(0 < x) - (x < 0): 0 for NaN"""
+    dtype = compute_dtype_of(node)
 
     def value(axes: tuple[Axis, ...]) -> Expr:
         x = lowering.operand(node.args[0], axes, dtype)
+        if dtype == "bool":
+            return x
         zero = constant(0, dtype)
-        positive = cast(apply("lt", zero, x), dtype)
-        negative = cast(apply("lt", x, zero), dtype)
-        return apply("sub", positive, negative)
+        return apply("sub", cast(apply("lt", zero, x), dtype), cast(apply("lt", x, zero), dtype))
 
-    return lowering.map(val, value)
+    return lowering.map(node.meta["val"], value)

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from compiler_bridge.ir import Apply, Axis, BufferView, Expr, size_product
+from compiler_bridge.ir import (
+    Axis,
+    BufferView,
+    Expr,
+    Index,
+    IndexValue,
+    Reduce,
+    Size,
+    size_product,
+    strided_index,
+)
 from compiler_bridge.lower.lowering import (
-    NoLowering,
     Lowering,
+    NoLowering,
     apply,
     axes_of,
     cast,
+    compute_dtype_of,
     constant,
     dtype_name,
-    index_expr,
     lowers,
+    real_axes,
+    sizes,
 )
-from compiler_bridge.ops import compute_dtype, dtype_kind
+from compiler_bridge.ops import dtype_kind
 
 
 def reduced_dims(dims: Any, rank: int) -> list[int]:
@@ -34,27 +46,35 @@ def reduce_value(
     lowering: Lowering,
     val: torch.Tensor,
     source: BufferView,
-    dims: list[int],
+    dims: Sequence[int],
     keepdim: bool,
     op: str,
     value: Callable[[tuple[Axis, ...]], Expr],
+    stored: str | None = None,
 ) -> BufferView:
-    """One Reduce over `dims` of source's shape into a buffer shaped like val."""
+    """One Reduce over `dims` of source's shape into a buffer laid out like val (of dtype `stored`, if given)."""
     axes = axes_of(source.shape)
-    buffer = lowering.buffer_like(val)
+    strides = sizes(val.stride())
+    shape = sizes(val.shape)
+    buffer = lowering.new_buffer(shape, stored or dtype_name(val.dtype), strides)
     kept = [axis for k, axis in enumerate(axes) if k not in dims]
-    strides = [s for k, s in enumerate(buffer.strides) if not keepdim or k not in dims]
-    reduced = [axes[k] for k in dims]
-    expr = value(axes)
-    lowering.reduce(buffer, kept, reduced, strides, expr, op)
+    kept_strides = [s for k, s in enumerate(strides) if not keepdim or k not in dims]
+    reduced = real_axes([axes[k] for k in dims])
+    store = strided_index(kept, kept_strides)
+    lowering.append(Reduce(buffer.name, lowering.origin(), real_axes(kept), reduced, store, value(axes), op))
     return lowering.whole(buffer)
 
 
 def arguments(node: fx.Node) -> tuple[Any, bool]:
     """(dim, keepdim) of a reduction call."""
-    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
     return dims, bool(keepdim)
+
+
+def require_elements(op: str, source: BufferView, dims: Sequence[int]) -> None:
+    if any(source.shape[d] == 0 for d in dims):
+        raise NoLowering(f"{op} over an empty dimension")
 
 
 @lowers(
@@ -74,81 +94,104 @@ def lower_reduce(lowering: Lowering, node: fx.Node) -> Any:
     source = lowering.view(node.args[0])
     val = node.meta["val"]
     dims, keepdim = arguments(node)
-    rank = len(source.shape)
-    dims = reduced_dims(dims, rank)
-    dtype = compute_dtype(dtype_name(val.dtype))
-    if op in ("any", "all"):
-        dtype = "bool"
-    elif dtype == "bool" and op in ("max", "min"):
+    dims = reduced_dims(dims, len(source.shape))
+    dtype = compute_dtype_of(node)
+    if op in ("any", "all") and val.dtype != torch.bool:
+        raise NoLowering(f"{op} that gives {val.dtype}")
+    if dtype == "bool" and op in ("max", "min"):
         op = "any" if op == "max" else "all"
-    if op in ("max", "min") and any(source.shape[d] == 0 for d in dims):
-        raise NoLowering(f"{op} over an empty dimension")
-    count = size_product(source.shape[d] for d in dims)
-    scratch = val
-    if name == "mean" and val.dtype != torch.float32 and val.dtype != torch.float64:
-        scratch = val.to(torch.float32)  # the sum is not rounded before the division
+    if op in ("max", "min"):
+        require_elements(op, source, dims)
 
     def value(axes: tuple[Axis, ...]) -> Expr:
         return cast(lowering.load_view(source, axes), dtype)
 
-    result = reduce_value(lowering, scratch, source, dims, keepdim, op, value)
     if name != "mean":
-        return result
-    return lowering.map(
-        val, lambda axes: apply("div", lowering.load_view(result, axes), constant(count, dtype))
-    )
+        return reduce_value(lowering, val, source, dims, keepdim, op, value)
+    # the sum is not rounded to 16 bits before the division
+    total = reduce_value(lowering, val, source, dims, keepdim, op, value, dtype)
+    count = constant(size_product(source.shape[d] for d in dims), dtype)
+    return lowering.map(val, lambda axes: apply("div", lowering.load_view(total, axes), count))
+
+
+@lowers("aten.linalg_vector_norm")
+def lower_vector_norm(lowering: Lowering, node: fx.Node) -> Any:
+    """ord 2: sqrt(sum(x * x));  1: sum(|x|);  inf: max(|x|)"""
+    given = dict(zip(("self", "ord", "dim", "keepdim"), node.args))
+    given.update(node.kwargs)
+    order: Any = given.get("ord", 2)
+    source, val, dtype = lowering.view(given["self"]), node.meta["val"], compute_dtype_of(node)
+    dims = reduced_dims(given.get("dim"), len(source.shape))
+    if order not in (1, 2, float("inf")) or dtype_kind(dtype) != "float":
+        raise NoLowering(f"vector norm of order {order}")
+    if order == float("inf"):
+        require_elements("max", source, dims)
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        x = cast(lowering.load_view(source, axes), dtype)
+        return apply("mul", x, x) if order == 2 else apply("fabs", x)
+
+    op = "max" if order == float("inf") else "sum"
+    keepdim = bool(given.get("keepdim", False))
+    if order != 2:
+        return reduce_value(lowering, val, source, dims, keepdim, op, value)
+    total = reduce_value(lowering, val, source, dims, keepdim, op, value, dtype)
+    return lowering.map(val, lambda axes: apply("sqrt", lowering.load_view(total, axes)))
 
 
 @lowers("aten.argmax", "aten.argmin", "aten.max.dim", "aten.min.dim")
 def lower_arg_extremum(lowering: Lowering, node: fx.Node) -> Any:
     """m = max(x); index = min(where(x == m, position, n)).  NaN counts as the extremum, the first wins."""
-    name = str(node.target)
-    op = "max" if "max" in name else "min"
+    op = "max" if "max" in str(node.target) else "min"
     source = lowering.view(node.args[0])
     dims, keepdim = arguments(node)
-    if dims is None or len(source.shape) == 0:
-        raise NoLowering(f"{name} over the flattened tensor")
     dims = reduced_dims(dims, len(source.shape))
-    extent = source.shape[dims[0]]
-    if extent == 0:
-        raise NoLowering(f"{name} over an empty dimension")
+    require_elements(op, source, dims)
     val = node.meta["val"]
     index_val = val if isinstance(val, torch.Tensor) else val[1]
-    x_meta = lowering.meta(node.args[0])
-    dtype = compute_dtype(dtype_name(x_meta.dtype))
-    if dtype == "bool":
-        raise NoLowering(f"{name} of bool")
-    values_val = torch.amax(x_meta, dims, keepdim)
+    stored = dtype_name(lowering.meta(node.args[0]).dtype)
+    if stored == "bool":
+        raise NoLowering(f"{node.target} of bools")
 
     def x(axes: tuple[Axis, ...]) -> Expr:
         return lowering.load_view(source, axes)
 
-    values = reduce_value(lowering, values_val, source, dims, keepdim, op, x)
+    values = reduce_value(lowering, index_val, source, dims, keepdim, op, x, stored)
 
     def position(axes: tuple[Axis, ...]) -> Expr:
         element = x(axes)
-        kept = axes if keepdim else [a for k, a in enumerate(axes) if k not in dims]
-        broadcast = [Axis(a.name, 1) if k in dims else a for k, a in enumerate(axes)] if keepdim else kept
-        best = lowering.load_view(values, broadcast)
+        kept = [Axis(a.name, 1) if k in dims else a for k, a in enumerate(axes)]
+        best = lowering.load_view(
+            values, kept if keepdim else [a for k, a in enumerate(kept) if k not in dims]
+        )
         hit = apply("eq", element, best)
-        if dtype_kind(dtype) == "float":
+        if dtype_kind(stored) == "float":
             hit = apply("bitwise_or", hit, apply("isnan", element))
-        return apply("where", hit, index_expr(axes[dims[0]]), constant(extent, "int64"))
+        count = constant(size_product(source.shape[d] for d in dims), "int64")
+        return apply("where", hit, flat_position(axes, dims), count)
 
     indices = reduce_value(lowering, index_val, source, dims, keepdim, "min", position)
     return indices if isinstance(val, torch.Tensor) else (values, indices)
 
 
+def flat_position(axes: tuple[Axis, ...], dims: Sequence[int]) -> Expr:
+    """The number of the element among the reduced ones, row-major."""
+    strides: list[Size] = [1]
+    for k in reversed(dims[1:]):
+        strides.insert(0, strides[0] * axes[k].extent)
+    return IndexValue("int64", strided_index([axes[k] for k in dims], strides) if dims else Index())
+
+
 @lowers("aten.dot", "aten.mv")
 def lower_dot(lowering: Lowering, node: fx.Node) -> Any:
+    """out[i] = sum over j of matrix[i, j] * vector[j]"""
     matrix, vector = (lowering.view(a) for a in node.args)
-    val = node.meta["val"]
-    dtype = compute_dtype(dtype_name(val.dtype))
+    dtype = compute_dtype_of(node)
+    if dtype_kind(dtype) != "float":
+        raise NoLowering(f"product of {dtype}")
     last = len(matrix.shape) - 1
 
     def value(axes: tuple[Axis, ...]) -> Expr:
-        return Apply(
-            dtype, "mul", (lowering.load_view(matrix, axes), lowering.load_view(vector, axes[last:]))
-        )
+        return apply("mul", lowering.load_view(matrix, axes), lowering.load_view(vector, axes[last:]))
 
-    return reduce_value(lowering, val, matrix, [last], False, "sum", value)
+    return reduce_value(lowering, node.meta["val"], matrix, [last], False, "sum", value)

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from compiler_bridge.ir import BufferView
-from compiler_bridge.lower.lowering import NoLowering, Lowering, lowers, sizes, to_size
+from compiler_bridge.lower.lowering import Lowering, NoLowering, lowers, sizes, to_size
 
 VIEWS = """alias as_strided detach diagonal expand lift_fresh permute select slice squeeze t transpose unfold
 unsqueeze view _unsafe_view _reshape_alias view_as expand_as movedim swapaxes unbind split split_with_sizes

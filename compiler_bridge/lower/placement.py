@@ -1,0 +1,233 @@
+"""Moving whole pieces: concatenation, padding, slices put back, flips, repeats, rolls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import fx
+
+from compiler_bridge.ir import Axis, BufferView, Expr, Index, IndexValue, Load, Map, Size, strided_index
+from compiler_bridge.lower.lowering import (
+    Lowering,
+    NoLowering,
+    apply,
+    axes_of,
+    both,
+    cast,
+    compute_dtype_of,
+    constant,
+    index_expr,
+    lowers,
+    real_axes,
+)
+
+
+def shifted_load(lowering: Lowering, view: BufferView, axes: Sequence[Axis], shifts: dict[int, Size]) -> Load:
+    """view[..., axis - shift, ...], and 0 outside of the view (what can't be outside is not checked)."""
+    index: list[Any] = list(axes)
+    mask: Expr | None = None
+    noted: list[tuple[str, Size]] = []
+    for k, shift in shifts.items():
+        axis, extent = axes[k], view.shape[k]
+        # an axis of extent 1 is no loop variable: its position is the constant 0
+        moved = (Index((), 0) if axis.extent == 1 else Index(((axis.name, 1),), 0)) + (-shift)
+        index[k] = moved
+        if axis.extent != 1:
+            noted.append((axis.name, shift))
+        position = IndexValue("int64", moved)
+        if not (isinstance(shift, int) and shift <= 0):
+            mask = both(mask, apply("ge", position, constant(0, "int64")))
+        last = axis.extent - 1 - shift - extent
+        if not (isinstance(last, int) and last < 0):
+            mask = both(mask, apply("lt", position, constant(extent, "int64")))
+    load = lowering.load_view(view, index)
+    assert isinstance(load, Load)
+    return replace(load, mask=mask, shifts=tuple(noted))
+
+
+def with_dimension(view: BufferView, dim: int) -> BufferView:
+    """The view with a further dimension of extent 1."""
+    shape, strides = list(view.shape), list(view.strides)
+    shape.insert(dim, 1)
+    strides.insert(dim, 0)
+    return replace(view, shape=tuple(shape), strides=tuple(strides))
+
+
+@lowers("aten.cat")
+def lower_cat(lowering: Lowering, node: fx.Node) -> Any:
+    tensors: Any = node.args[0]
+    rank = node.meta["val"].dim()
+    # torch ignores empty 1-d tensors among others
+    views = [lowering.view(t) for t in tensors if lowering.meta(t).dim() == rank]
+    return concatenate(lowering, node, views)
+
+
+@lowers("aten.stack")
+def lower_stack(lowering: Lowering, node: fx.Node) -> Any:
+    tensors: Any = node.args[0]
+    dim = dim_argument(node)
+    return concatenate(lowering, node, [with_dimension(lowering.view(t), dim) for t in tensors])
+
+
+def dim_argument(node: fx.Node) -> int:
+    dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    return dim % max(node.meta["val"].dim(), 1)
+
+
+def concatenate(lowering: Lowering, node: fx.Node, views: list[BufferView]) -> BufferView:
+    """out[..., i, ...] = views[0][i] if i < n0 else views[1][i - n0] if i < n0 + n1 else ..."""
+    dim, dtype = dim_argument(node), compute_dtype_of(node)
+    if any(view.shape[dim] != 0 for view in views):
+        views = [view for view in views if view.shape[dim] != 0]
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        result: Expr | None = None
+        offset: Size = 0
+        for view in views:
+            part = cast(shifted_load(lowering, view, axes, {dim: offset}), dtype)
+            if result is None:
+                result = part
+            else:
+                before = apply("lt", index_expr(axes[dim]), constant(offset, "int64"))
+                result = apply("where", before, result, part)
+            offset = offset + view.shape[dim]
+        assert result is not None
+        return result
+
+    return lowering.map(node.meta["val"], value)
+
+
+@lowers("aten.constant_pad_nd")
+def lower_constant_pad(lowering: Lowering, node: fx.Node) -> Any:
+    source = lowering.view(node.args[0])
+    pads: Any = [lowering.size_of(p) for p in node.args[1]]  # pyright: ignore
+    fill: Any = node.args[2] if len(node.args) > 2 else 0
+    dtype = compute_dtype_of(node)
+    rank = len(source.shape)
+    shifts = {
+        rank - 1 - k: pads[2 * k] for k in range(len(pads) // 2) if pads[2 * k] != 0 or pads[2 * k + 1] != 0
+    }
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        load = shifted_load(lowering, source, axes, shifts)
+        if fill == 0 or load.mask is None:
+            return load
+        return apply("where", load.mask, load, constant(fill, dtype))
+
+    return lowering.map(node.meta["val"], value)
+
+
+@lowers("aten.slice_backward", "aten.select_backward")
+def lower_slice_backward(lowering: Lowering, node: fx.Node) -> Any:
+    """Zeros of the input's shape with the gradient at the sliced places (step 1)."""
+    gradient, shape, dim, start, *rest = node.args
+    view = lowering.view(gradient)
+    full = [lowering.size_of(s) for s in shape]  # pyright: ignore
+    dim = int(dim) % len(full)  # pyright: ignore
+    if "select" in str(node.target):
+        view = with_dimension(view, dim)
+    elif rest[1] != 1:
+        raise NoLowering(f"slice_backward with step {rest[1]}; expected 1")
+    begin = within(lowering.size_of(start), full[dim])
+    return lowering.map(node.meta["val"], lambda axes: shifted_load(lowering, view, axes, {dim: begin}))
+
+
+def within(start: Size, extent: Size) -> Size:
+    """A slice's start counted from the front and cut to the extent."""
+    if isinstance(start, int) and start < 0:
+        start = start + extent
+    if isinstance(start, int) and isinstance(extent, int):
+        return min(max(start, 0), extent)
+    return start
+
+
+@lowers("aten.slice_scatter", "aten.select_scatter")
+def lower_slice_scatter(lowering: Lowering, node: fx.Node) -> Any:
+    """base, with `source` at the sliced places (step 1)"""
+    select = "select" in str(node.target)
+    base, source = node.args[0], lowering.view(node.args[1])
+    full = lowering.view(base).shape
+    given: dict[str, Any] = dict(
+        zip(("dim", "index") if select else ("dim", "start", "end", "step"), node.args[2:])
+    )
+    given.update(node.kwargs)
+    dim = int(given.get("dim") or 0) % len(full)
+    if (given.get("step") or 1) != 1:
+        raise NoLowering(f"slice_scatter with step {given['step']}; expected 1")
+    if select:
+        source = with_dimension(source, dim)
+    start = within(lowering.size_of(given.get("index" if select else "start") or 0), full[dim])
+    dtype = compute_dtype_of(node)
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        load = shifted_load(lowering, source, axes, {dim: start})
+        if load.mask is None:
+            return cast(load, dtype)
+        return apply("where", load.mask, cast(load, dtype), lowering.operand(base, axes, dtype))
+
+    return lowering.map(node.meta["val"], value)
+
+
+@lowers("aten.flip")
+def lower_flip(lowering: Lowering, node: fx.Node) -> Any:
+    """out[i] = x[n - 1 - i]"""
+    source = lowering.view(node.args[0])
+    dims = {d % len(source.shape) for d in node.args[1]}  # pyright: ignore
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        index: list[Any] = list(axes)
+        for k in dims:
+            if axes[k].extent != 1:
+                index[k] = Index(((axes[k].name, -1),), axes[k].extent - 1)
+        return lowering.load_view(source, index)
+
+    return lowering.map(node.meta["val"], value)
+
+
+@lowers("aten.roll")
+def lower_roll(lowering: Lowering, node: fx.Node) -> Any:
+    """out[i] = x[i - shift] if i >= shift else x[i - shift + n], one dimension after the other"""
+    shifts: Any = [lowering.size_of(s) for s in node.args[1]]  # pyright: ignore
+    dims: Any = node.args[2] if len(node.args) > 2 else []
+    source = lowering.view(node.args[0])
+    if not dims:
+        raise NoLowering("roll of the flattened tensor")
+    for shift, dim in zip(shifts, dims):
+        dim = dim % len(source.shape)
+        extent = source.shape[dim]
+        if not isinstance(extent, int) or not isinstance(shift, int):
+            raise NoLowering("roll by or along a symbolic size")
+        source = rolled(lowering, node, source, dim, shift % extent if extent else 0)
+    return source
+
+
+def rolled(lowering: Lowering, node: fx.Node, source: BufferView, dim: int, shift: int) -> BufferView:
+    extent = source.shape[dim]
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        if shift == 0:
+            return lowering.load_view(source, axes)
+        wrapped = shifted_load(lowering, source, axes, {dim: shift - extent})
+        kept = shifted_load(lowering, source, axes, {dim: shift})
+        return apply("where", apply("lt", index_expr(axes[dim]), constant(shift, "int64")), wrapped, kept)
+
+    return lowering.map(node.meta["val"], value)
+
+
+@lowers("aten.repeat")
+def lower_repeat(lowering: Lowering, node: fx.Node) -> Any:
+    """out[r * n + i] = x[i]: every dimension becomes two axes."""
+    source = lowering.view(node.args[0])
+    repeats = [lowering.size_of(r) for r in node.args[1]]  # pyright: ignore
+    buffer = lowering.buffer_like(node.meta["val"])
+    lead = len(repeats) - len(source.shape)
+    extents = (1,) * lead + source.shape
+    outer, inner = axes_of(repeats, "r"), axes_of(extents, "i")
+    coarse = [n * s for n, s in zip(extents, buffer.strides)]
+    store = strided_index(inner, buffer.strides) + strided_index(outer, coarse)
+    value = lowering.load_view(source, inner[lead:])
+    axes = tuple(a for pair in zip(outer, inner) for a in pair)
+    lowering.append(Map(buffer.name, lowering.origin(), real_axes(axes), store, value))
+    return lowering.whole(buffer)
