@@ -15,6 +15,7 @@ from compiler_bridge.emit.program import KernelInfo, build_program
 from compiler_bridge.fuse import inline_producers
 from compiler_bridge.group import Group, group_nodes
 from compiler_bridge.ir import Extern, Graph
+from compiler_bridge.legalize import give_scatters_a_base
 from compiler_bridge.lower import lower_graph
 from compiler_bridge.program import Program
 from compiler_bridge.runtime import load
@@ -43,6 +44,11 @@ records: list[GraphRecord] = []
 MOST_RECORDS = 64
 
 
+def legalize(graph: Graph) -> Graph:
+    """What code generation takes for granted."""
+    return make_contracts_plain(give_scatters_a_base(graph))
+
+
 def compile_graph(
     module: fx.GraphModule, example_inputs: Any, kind: str = "inference", options: Any = None
 ) -> Callable[..., list[Any]]:
@@ -64,7 +70,7 @@ def compile_graph(
         from compiler_bridge.verify import verify
 
         verify(graph)
-    fused: Graph = stage("fuse", lambda: make_contracts_plain(inline_producers(graph)))
+    fused: Graph = stage("fuse", lambda: legalize(inline_producers(graph)))
     groups: list[Group] = stage("group", lambda: group_nodes(fused))
     program, kernels = stage("emit", lambda: build_program(fused, groups, f"{kind}{len(records)}"))
     compiled = stage("load", lambda: load(program))

@@ -149,17 +149,11 @@ class ProgramBuilder:
         self.kernels.append(KernelInfo(name, nodes, notes))
 
     def alias_scatter_bases(self) -> None:
-        """A scatter works in place on its base, when nobody else reads that; else the base is copied first."""
+        """A scatter works in place on its base (`legalize` has made sure that nobody else reads it)."""
         for group in self.groups:
             node = group.nodes[0]
-            if not isinstance(node, Scatter) or node.base is None:
-                continue
-            readers = [n for g in self.groups for n in g.nodes if node.base in node_reads(n)]
-            base = self.graph.buffers[node.base]
-            if len(readers) == 1 and base.kind == "temporary" and node.base not in self.returned:
+            if isinstance(node, Scatter) and node.base is not None:
                 self.alias[node.base] = node.output
-            else:
-                raise UnsupportedOp(node.origin.op, "scatter over a base that is read elsewhere")
 
     def resolve(self, buffer: str) -> str:
         while buffer in self.alias:
