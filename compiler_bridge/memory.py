@@ -107,7 +107,7 @@ ARENAS = ArenaPool()
 EMPTY_STRIDED: Callable[..., torch.Tensor] = getattr(
     torch._C._dynamo.guards, "_empty_strided_cpu", torch.empty_strided
 )
-RECYCLED_FROM = 32 * 1024  # bytes; smaller tensors come from the heap, where pages stay mapped
+RECYCLED_FROM = 128 * 1024  # bytes; smaller tensors come from the heap, where pages tend to stay mapped
 PROBES = 16
 _use_count: Callable[[int], int] = torch._C._storage_Use_Count
 

@@ -364,11 +364,11 @@ def test_arenas_are_reused():
     assert pool.take(5000).numel() == 5000
 
 
-LARGE = (128, 128)
+LARGE = (256, 128)
 
 
 def new_output(pool):
-    return pool.empty(LARGE, (128, 1), torch.float32, 128 * 128 * 4)
+    return pool.empty(LARGE, (128, 1), torch.float32, 256 * 128 * 4)
 
 
 def test_an_output_nobody_holds_is_recycled():
@@ -419,13 +419,13 @@ def test_an_output_moved_to_shared_memory_is_not_recycled():
 
 
 def test_idle_outputs_are_limited():
-    pool = memory.OutputPool(idle_limit=300_000)
+    pool = memory.OutputPool(idle_limit=600_000)
     held = [new_output(pool) for _ in range(8)]
     assert pool.idle_bytes() == 0
     held.clear()
-    assert pool.idle_bytes() == 8 * 65536
+    assert pool.idle_bytes() == 8 * 131072
     pool.empty((100, 128), (128, 1), torch.float32, 100 * 128 * 4)
-    assert pool.idle_bytes() <= 300_000
+    assert pool.idle_bytes() <= 600_000
 
 
 # -------------------------------------------------------------------------------------------------- cache

@@ -23,6 +23,11 @@ from torch._functorch import compile_utils, partitioners
 _lock = threading.RLock()
 
 
+def _operations(name: str) -> list[Any]:
+    """pynn::name, if `capture/random.py` is loaded (without it no graph holds such a node)."""
+    return [getattr(torch.ops.pynn, name)] if hasattr(torch.ops.pynn, name) else []
+
+
 @contextmanager
 def our_operations_known() -> Iterator[None]:
     """Within, torch's partitioner and common-subexpression pass treat our random operations as they must."""
@@ -31,10 +36,10 @@ def our_operations_known() -> Iterator[None]:
     def op_list() -> Any:
         types = torch_op_list()
         for known in (types.fusible_ops, types.recomputable_ops):
-            known.add(torch.ops.pynn.uniform)
+            known.update(_operations("uniform"))
         return types
 
-    random_ops = [*compile_utils.rand_ops, torch.ops.pynn.seed]
+    random_ops = [*compile_utils.rand_ops, *_operations("seed")]
     with (
         _lock,
         patch.object(partitioners, "get_default_op_list", op_list),
