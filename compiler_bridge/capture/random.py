@@ -1,3 +1,78 @@
+"""Random numbers that need not be stored: a seed drawn once, and a pure function of seed and position.
+
+    seed()              an int64 drawn from torch's CPU generator
+    uniform(seed, size) element i (row-major) is word i % 4 of Philox4x32-10(key = seed, counter = i // 4),
+                        its upper 24 bits over 2^24: in [0, 1)
+
+A dropout mask is `uniform(seed, size) >= p`; the backward pass computes it again from the seed. `seed` is
+marked nondeterministic, so that no pass merges, moves or repeats its calls; `uniform` is pure.
+
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). `cpu/philox.py` is the same
+function for kernels.
+"""
+
 from __future__ import annotations
-def random_uniform(seed, size):
-    raise NotImplementedError
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["philox_words", "random_uniform"]
+
+LOW_32 = 0xFFFFFFFF
+ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+
+LIBRARY = torch.library.Library("pynn", "FRAGMENT")
+LIBRARY.define("seed() -> Tensor", tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag))
+LIBRARY.define("uniform(Tensor seed, SymInt[] size) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def philox_words(seed: Tensor, counter: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four independent 32-bit numbers for each counter, as int64.
+
+    Shape: seed: [] int64   counter: [*] int64   returns: four of [*]
+    """
+    c0, c1 = counter & LOW_32, (counter >> 32) & LOW_32
+    c2 = c3 = torch.zeros_like(counter)
+    k0, k1 = seed & LOW_32, (seed >> 32) & LOW_32
+    for _ in range(ROUNDS):
+        # The 64-bit product wraps around, but its bit pattern is the unsigned one.
+        product_0, product_1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        high_0, high_1 = (product_0 >> 32) & LOW_32, (product_1 >> 32) & LOW_32
+        c0, c1, c2, c3 = high_1 ^ c1 ^ k0, product_1 & LOW_32, high_0 ^ c3 ^ k1, product_0 & LOW_32
+        k0, k1 = (k0 + KEY_STEPS[0]) & LOW_32, (k1 + KEY_STEPS[1]) & LOW_32
+    return c0, c1, c2, c3
+
+
+def random_uniform(seed: Tensor, size: Sequence[int]) -> Tensor:
+    """float32 numbers in [0, 1), a function of the seed and the position only.
+
+    Shape: seed: [] int64   returns: size
+    """
+    count = math.prod(size)
+    counters = torch.arange((count + 3) // 4, dtype=torch.int64, device=seed.device)
+    words = torch.stack(philox_words(seed, counters), -1).flatten()[:count]
+    return ((words >> 8).to(torch.float32) * 2.0**-24).reshape(list(size))
+
+
+def draw_seed() -> Tensor:
+    """A seed from torch's default CPU generator, so that torch.manual_seed rules it."""
+    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
+
+
+LIBRARY.impl("seed", draw_seed, "CompositeExplicitAutograd")
+LIBRARY.impl("uniform", random_uniform, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("pynn::seed", lib=LIBRARY)
+def _seed_fake():
+    return torch.empty((), dtype=torch.int64)
+
+
+@torch.library.register_fake("pynn::uniform", lib=LIBRARY)
+def _uniform_fake(seed, size):
+    return seed.new_empty(size, dtype=torch.float32)

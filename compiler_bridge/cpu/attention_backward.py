@@ -26,16 +26,17 @@ from compiler_bridge.cpu.attention_blocks import (
     add_number_mask,
     exp2_of_score,
     fill,
+    fill_dropout_factors,
+    float_from_bits,
     mask_causal,
     multiply_block,
+    multiply_elements,
     pack_transposed,
     rows_as_float32,
     store_scaled_row,
 )
 from compiler_bridge.cpu.attention_slots import SLOT
 from compiler_bridge.cpu.language import (
-    bitcast,
-    cast,
     f32,
     helper,
     kernel,
@@ -50,7 +51,10 @@ from compiler_bridge.cpu.language import (
     transpose8,
 )
 
-Q, K, V, MASK, OUT, LOGSUMEXP = (SLOT[name] for name in ("q", "k", "v", "mask", "out", "logsumexp"))
+Q, K, V, MASK, SEED = (SLOT[name] for name in ("q", "k", "v", "mask", "seed"))
+OUT, LOGSUMEXP, DROPOUT_BITS, KEPT_FACTOR_BITS = (
+    SLOT[name] for name in ("out", "logsumexp", "dropout_bits", "kept_factor_bits")
+)
 GRAD_OUT, DQ, DK, DV = (SLOT[name] for name in ("grad_out", "dq", "dk", "dv"))
 DMASK, DMASK_SUMS, MASK_SEQ, MASK_KV_SEQ = (SLOT[name] for name in ("dmask", "dmask_sums", "mask_seq", "mask_kv_seq"))
 BATCH, HEADS, GROUP, SEQ, KV_SEQ = (SLOT[name] for name in ("batch", "heads", "group", "seq", "kv_seq"))
@@ -165,7 +169,7 @@ def fill_rows(block, row_stride, rows, cols, value):
 
 
 @remember
-def backward_kernel(dtype: str, mask_dtype: str | None, dropout: bool, mask_grad: bool) -> Any:
+def backward_kernel(dtype: str, mask_dtype: str | None, dropped: bool, mask_grad: bool) -> Any:
     """The kernel for tensors of `dtype`; parallel over batch tasks * head tasks * chunks."""
     masked = mask_dtype is not None
     mask_storage = mask_dtype or "float32"
@@ -178,7 +182,7 @@ def backward_kernel(dtype: str, mask_dtype: str | None, dropout: bool, mask_grad
         grad_out, out, dq = pointer(tab, GRAD_OUT, dtype), pointer(tab, OUT, dtype), pointer(tab, DQ, dtype)
         query_block, key_block = tab[QUERY_BLOCK], tab[KEY_BLOCK]
         head_dim, value_dim, head_cols, value_cols = tab[HEAD_DIM], tab[VALUE_DIM], tab[HEAD_COLS], tab[VALUE_COLS]
-        scale = bitcast(cast(tab[SCALE_BITS], "int32"), "float32")
+        scale = float_from_bits(tab[SCALE_BITS])
         query_columns = scratch
         grad_columns = offset_pointer(query_columns, head_cols * query_block)
         scores = offset_pointer(grad_columns, value_cols * query_block)
@@ -190,6 +194,8 @@ def backward_kernel(dtype: str, mask_dtype: str | None, dropout: bool, mask_grad
         packed_grads = offset_pointer(packed_queries, query_block * head_cols)
         packed_keys = offset_pointer(packed_grads, query_block * value_cols)
         packed_values = offset_pointer(packed_keys, key_block * head_cols)
+        factors = offset_pointer(packed_values, key_block * value_cols)
+        square = offset_pointer(factors, (key_block + 8) * query_block)
         query_row = head_cols if tab[PACK_QUERIES] != 0 else tab[Q + 3]
         grad_row = value_cols if tab[PACK_GRADS] != 0 else tab[GRAD_OUT + 3]
         key_row = head_cols if tab[PACK_KEYS] != 0 else tab[K + 3]
@@ -239,6 +245,12 @@ def backward_kernel(dtype: str, mask_dtype: str | None, dropout: bool, mask_grad
                 mask_causal(scores, query_block, keys, lanes, first_key, first_query)
             multiply_block(value_rows, value_row, 1, grad_columns, query_block, dscores, query_block, keys, lanes,
                            value_dim, False)  # fmt: skip
+            if dropped:
+                index = row * tab[KV_SEQ] + first_key
+                fill_dropout_factors(
+                    factors, query_block, keys, queries, load(pointer(tab, SEED, "int64"), 0), index, tab[KV_SEQ],
+                    float_from_bits(tab[DROPOUT_BITS]), float_from_bits(tab[KEPT_FACTOR_BITS]), square)  # fmt: skip
+                multiply_elements(dscores, factors, keys * query_block)
             if mask_grad:
                 differentiate_softmax(scores, dscores, query_block, keys, lanes, logsumexp, delta, f32(1.0))
                 position = (batch * tab[DMASK_SUMS + 1] + head * tab[DMASK_SUMS + 2]
@@ -249,14 +261,16 @@ def backward_kernel(dtype: str, mask_dtype: str | None, dropout: bool, mask_grad
                 scale_block(dscores, keys * query_block, scale)
             else:
                 differentiate_softmax(scores, dscores, query_block, keys, lanes, logsumexp, delta, scale)
+            if dropped:
+                multiply_elements(scores, factors, keys * query_block)
             multiply_block(scores, query_block, 1, grad_rows, grad_row, offset_pointer(dvalue, first_key * dvalue_row),
                            dvalue_row, keys, value_cols, queries, True)  # fmt: skip
             multiply_block(dscores, query_block, 1, query_rows, query_row, offset_pointer(dkey, first_key * dkey_row),
                            dkey_row, keys, head_cols, queries, True)  # fmt: skip
             multiply_block(dscores, 1, query_block, key_rows, key_row, dquery, head_cols, queries, head_cols, keys,
                            True)  # fmt: skip
-        for row in range(queries):
-            store_scaled_row(dquery, row * head_cols, head_dim, f32(1.0), dq, dq_position + row * tab[DQ + 3],
+        for query in range(queries):
+            store_scaled_row(dquery, query * head_cols, head_dim, f32(1.0), dq, dq_position + query * tab[DQ + 3],
                              tab[DQ + 4])  # fmt: skip
 
     @kernel

@@ -12,6 +12,7 @@ from compiler_bridge.cpu.language import (
     address_of,
     bitcast,
     broadcast_load,
+    cast,
     f32,
     fma,
     helper,
@@ -25,6 +26,7 @@ from compiler_bridge.cpu.language import (
     transpose8,
     where,
 )
+from compiler_bridge.cpu.philox import philox_uniform_consecutive
 
 TILE = max(16, 2 * NATIVE_LANES)
 """Lanes of one tile: two registers with AVX2 and AVX-512, four with NEON."""
@@ -45,6 +47,12 @@ EXP2_COEFFICIENTS = tuple(
               0.001326472614891827)
 )  # fmt: skip
 SMALLEST_EXPONENT = f32(-127.0)
+
+
+@helper
+def float_from_bits(bits):
+    """The float32 whose bits an argument table holds as an integer."""
+    return bitcast(cast(bits, "int32"), "float32")
 
 
 @helper
@@ -269,3 +277,44 @@ def add_to_row(scores, position, values):
 
 add_number_mask = define_add_mask(bias_of_number)
 add_bool_mask = define_add_mask(bias_of_bool)
+
+
+@outlined_helper
+def dropout_lanes(seed, index, dropout, kept_factor):
+    """The factors of 8 consecutive scores from element `index` on: 0 with probability dropout."""
+    numbers = philox_uniform_consecutive(seed, iota(8, "int64") + index)
+    return where(numbers >= dropout, splat(kept_factor, 8), f32(0.0))
+
+
+@outlined_helper
+def fill_dropout_factors(factors, factors_row, keys, queries, seed, index, kv_seq, dropout, kept_factor, square):
+    """factors[key, query] = what dropout multiplies the weight of element index + query * kv_seq + key with.
+
+    Up to 7 rows below the last key and columns beyond the last query are written too. `square` is room for
+    8 x 8 numbers: they are drawn along the keys, then transposed.
+    """
+    for query in range(0, queries, 8):
+        for key in range(0, keys, 8):
+            for row in range(8):
+                first = index + (query + row) * kv_seq + key
+                store(square, 8 * row, dropout_lanes(seed, first, dropout, kept_factor))
+            columns = transpose8(
+                load(square, 0, 8), load(square, 8, 8), load(square, 16, 8), load(square, 24, 8),
+                load(square, 32, 8), load(square, 40, 8), load(square, 48, 8), load(square, 56, 8),
+            )  # fmt: skip
+            target = key * factors_row + query
+            store(factors, target, columns[0])
+            store(factors, target + factors_row, columns[1])
+            store(factors, target + 2 * factors_row, columns[2])
+            store(factors, target + 3 * factors_row, columns[3])
+            store(factors, target + 4 * factors_row, columns[4])
+            store(factors, target + 5 * factors_row, columns[5])
+            store(factors, target + 6 * factors_row, columns[6])
+            store(factors, target + 7 * factors_row, columns[7])
+
+
+@outlined_helper
+def multiply_elements(target, factors, count):
+    """target *= factors, element by element; count is a multiple of 8."""
+    for position in range(0, count, 8):
+        store(target, position, load(target, position, 8) * load(factors, position, 8))

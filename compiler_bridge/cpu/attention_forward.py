@@ -17,8 +17,6 @@ from __future__ import annotations
 from functools import cache as remember
 from typing import Any
 
-import numpy as np
-
 from compiler_bridge.cpu.attention_blocks import (
     LANES,
     LN_2,
@@ -29,16 +27,17 @@ from compiler_bridge.cpu.attention_blocks import (
     add_number_mask,
     exp2_of_score,
     fill,
+    fill_dropout_factors,
+    float_from_bits,
     mask_causal,
     multiply_block,
+    multiply_elements,
     pack_transposed,
     rows_as_float32,
     store_scaled_row,
 )
 from compiler_bridge.cpu.attention_slots import SLOT
 from compiler_bridge.cpu.language import (
-    bitcast,
-    cast,
     f32,
     helper,
     kernel,
@@ -51,8 +50,12 @@ from compiler_bridge.cpu.language import (
     store,
     where,
 )
+from compiler_bridge.cpu.mathlib import log
 
-Q, K, V, MASK, OUT, LOGSUMEXP = (SLOT[name] for name in ("q", "k", "v", "mask", "out", "logsumexp"))
+Q, K, V, MASK, SEED = (SLOT[name] for name in ("q", "k", "v", "mask", "seed"))
+OUT, LOGSUMEXP, DROPOUT_BITS, KEPT_FACTOR_BITS = (
+    SLOT[name] for name in ("out", "logsumexp", "dropout_bits", "kept_factor_bits")
+)
 HEADS, GROUP, SEQ, KV_SEQ = (SLOT[name] for name in ("heads", "group", "seq", "kv_seq"))
 HEAD_DIM, VALUE_DIM, HEAD_COLS, VALUE_COLS = (
     SLOT[name] for name in ("head_dim", "value_dim", "head_cols", "value_cols")
@@ -110,13 +113,13 @@ def store_rows(block, block_row, rows, cols, factors, target, row_stride, col_st
 @outlined_helper
 def finish_softmax(largest, total, inverse, queries, logsumexp):
     """inverse = 1 / total and logsumexp = ln(2) * largest + ln(total); a row without any weight gets 1 and 0."""
-    for query in range(queries):
-        weight = load(total, query)
+    for query in range(0, queries, LANES):
+        weight = load(total, query, LANES)
         nothing = weight == f32(0.0)
         safe = where(nothing, f32(1.0), weight)
         store(inverse, query, f32(1.0) / safe)
-        result = load(largest, query) * LN_2 + np.log(safe)
-        store(logsumexp, query, where(nothing, f32(0.0), f32(result)))
+        result = where(nothing, f32(0.0), load(largest, query, LANES) * LN_2 + log(safe))
+        store(logsumexp, query, result, min(LANES, queries - query))
 
 
 @helper
@@ -129,7 +132,7 @@ def block_of_task(task, blocks, causal):
 
 
 @remember
-def forward_kernel(dtype: str, mask_dtype: str | None, dropout: bool) -> Any:
+def forward_kernel(dtype: str, mask_dtype: str | None, dropped: bool) -> Any:
     """The kernel for tensors of `dtype`; parallel over batch * heads * query blocks."""
     masked = mask_dtype is not None
     mask_storage = mask_dtype or "float32"
@@ -141,15 +144,17 @@ def forward_kernel(dtype: str, mask_dtype: str | None, dropout: bool) -> Any:
         mask, out = pointer(tab, MASK, mask_storage), pointer(tab, OUT, dtype)
         query_block, key_block = tab[QUERY_BLOCK], tab[KEY_BLOCK]
         head_cols, value_cols = tab[HEAD_COLS], tab[VALUE_COLS]
-        factor = bitcast(cast(tab[SCALE_BITS], "int32"), "float32") * LOG2_E
+        factor = float_from_bits(tab[SCALE_BITS]) * LOG2_E
         query_columns = pointer_at(tab[SCRATCH] + thread * tab[SCRATCH_BYTES], "float32")
         scores = offset_pointer(query_columns, head_cols * query_block)
-        block_out = offset_pointer(scores, key_block * query_block)
+        block_out = offset_pointer(scores, (key_block + 8) * query_block)
         largest = offset_pointer(block_out, query_block * value_cols)
         total = offset_pointer(largest, query_block)
         shrink = offset_pointer(total, query_block)
         packed_keys = offset_pointer(shrink, query_block)
         packed_values = offset_pointer(packed_keys, key_block * head_cols)
+        factors = offset_pointer(packed_values, key_block * value_cols)
+        square = offset_pointer(factors, (key_block + 8) * query_block)
         key_row = head_cols if tab[PACK_KEYS] != 0 else tab[K + 3]
         value_row = value_cols if tab[PACK_VALUES] != 0 else tab[V + 3]
         for task in range(begin, end):
@@ -180,6 +185,12 @@ def forward_kernel(dtype: str, mask_dtype: str | None, dropout: bool) -> Any:
                 if tab[CAUSAL] != 0 and first_key + keys > first_query + 1:
                     mask_causal(scores, query_block, keys, lanes, first_key, first_query)
                 update_softmax(scores, query_block, keys, lanes, largest, total, shrink)
+                if dropped:
+                    index = ((batch * tab[HEADS] + head) * tab[SEQ] + first_query) * tab[KV_SEQ] + first_key
+                    fill_dropout_factors(
+                        factors, query_block, keys, queries, load(pointer(tab, SEED, "int64"), 0), index, tab[KV_SEQ],
+                        float_from_bits(tab[DROPOUT_BITS]), float_from_bits(tab[KEPT_FACTOR_BITS]), square)  # fmt: skip
+                    multiply_elements(scores, factors, keys * query_block)
                 if first_key > 0:
                     scale_rows(block_out, value_cols, queries, shrink)
                 value_rows = rows_as_float32(

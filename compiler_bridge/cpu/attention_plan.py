@@ -112,17 +112,24 @@ class AttentionSizes:
     def query_blocks(self) -> int:
         return -(-self.q.shape[2] // self.query_block)
 
-    def fill_table(self, table: ArgumentTable, causal: bool, scale: float) -> None:
+    def dropout_floats(self, dropout: float) -> int:
+        """Scratch for the dropout factors of a block of scores, and of an 8 x 8 square."""
+        return (self.key_block + 8) * self.query_block + 64 if dropout > 0.0 else 0
+
+    def fill_table(self, table: ArgumentTable, causal: bool, scale: float, dropout: float) -> None:
         batch, heads, seq, head_dim = self.q.shape
         for name, layout in (("q", self.q), ("k", self.k), ("v", self.v)):
             table.tensor(name, layout.strides)
         table.tensor("logsumexp", (heads * seq, seq, 1, 0))
+        if dropout > 0.0:
+            table.tensor("seed", (0, 0, 0, 0))
         table.sizes(
             batch=batch, heads=heads, group=max(1, heads // max(1, self.k.shape[1])), seq=seq,
             kv_seq=self.k.shape[2], head_dim=head_dim, value_dim=self.v.shape[3],
             scale_bits=float_bits(scale), causal=int(causal), query_block=self.query_block,
             key_block=self.key_block, query_blocks=self.query_blocks, head_cols=self.head_cols,
-            value_cols=self.value_cols,
+            value_cols=self.value_cols, dropout_bits=float_bits(dropout),
+            kept_factor_bits=float_bits(1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0),
         )  # fmt: skip
 
 
@@ -141,9 +148,9 @@ def plan_attention_forward(
     sizes = AttentionSizes.of(q, k, v)
     cols = sizes.head_cols + sizes.value_cols
     floats = sizes.query_block * (cols + 3) + (sizes.key_block + 8) * (sizes.query_block + cols)
-    scratch_bytes = round_up(4 * floats, 64)
+    scratch_bytes = round_up(4 * (floats + sizes.dropout_floats(dropout)), 64)
     table = ArgumentTable()
-    sizes.fill_table(table, causal, scale)
+    sizes.fill_table(table, causal, scale, dropout)
     table.tensor("out", out.strides)
     if mask is not None:
         table.tensor("mask", mask.broadcast_strides())
@@ -180,7 +187,7 @@ def plan_attention_backward(
     sizes = AttentionSizes.of(q, k, v)
     batch, kv_heads, kv_seq, _ = k.shape
     table = ArgumentTable()
-    sizes.fill_table(table, causal, scale)
+    sizes.fill_table(table, causal, scale, dropout)
     for name, layout in (("grad_out", grad_out), ("out", out), ("dq", dq), ("dk", dk), ("dv", dv)):
         table.tensor(name, layout.strides)
     if mask is not None:
@@ -192,7 +199,7 @@ def plan_attention_backward(
     cols = sizes.head_cols + sizes.value_cols
     floats = sizes.query_block * (2 * cols + sizes.head_cols + 2)
     floats += (sizes.key_block + 8) * (2 * sizes.query_block + cols)
-    scratch_bytes = round_up(4 * floats, 64)
+    scratch_bytes = round_up(4 * (floats + sizes.dropout_floats(dropout)), 64)
     offset = scratch_bytes * threads
     table.workspace("scratch", 0)
     partial = False

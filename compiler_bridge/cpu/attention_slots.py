@@ -6,8 +6,8 @@ TENSORS = ("q", "k", "v", "mask", "seed", "out", "logsumexp", "grad_out", "dq", 
            "dmask_sums")
 """Tensors: a slot with the address, then four with the strides of batch, heads, rows, columns (elements)."""
 
-SIZES = ("batch", "heads", "group", "seq", "kv_seq", "head_dim", "value_dim", "scale_bits", "keep_bits",
-         "keep_threshold", "causal", "query_block", "key_block", "query_blocks", "head_cols", "value_cols",
+SIZES = ("batch", "heads", "group", "seq", "kv_seq", "head_dim", "value_dim", "scale_bits", "dropout_bits",
+         "kept_factor_bits", "causal", "query_block", "key_block", "query_blocks", "head_cols", "value_cols",
          "pack_queries", "pack_keys", "pack_values", "pack_grads", "chunks", "batch_tasks", "head_tasks", "scratch", "scratch_bytes",
          "partial_dk", "partial_dv", "mask_seq", "mask_kv_seq")  # fmt: skip
 """Plain numbers and workspace addresses."""
