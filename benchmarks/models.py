@@ -187,13 +187,15 @@ def t5(size: Size) -> Workload:
         # Given, not shifted inside the model: its check that no label is -100 breaks the graph.
         start = torch.zeros(batch, 1, dtype=torch.int64)
         decoder = torch.cat([start, labels[:, :-1]], dim=1)
-        return {"input_ids": tokens(size.vocab, batch, seq, seed), "decoder_input_ids": decoder, "labels": labels}
+        source = tokens(size.vocab, batch, seq, seed)
+        return {"input_ids": source, "decoder_input_ids": decoder, "labels": labels}
 
     return Workload("t5", T5ForConditionalGeneration(config), draw, model_loss, without_labels)
 
 
 BUILDERS: dict[str, Callable[[Size], Workload]] = {
-    builder.__name__: builder for builder in (demo_gpt, transformer_encoder, transformer, gpt2, bert, llama, vit, t5)
+    builder.__name__: builder
+    for builder in (demo_gpt, transformer_encoder, transformer, gpt2, bert, llama, vit, t5)
 }
 
 

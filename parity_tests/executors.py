@@ -31,26 +31,23 @@ def prepare(executor: str, function: Callable) -> Callable:
     import pynn
 
     torch._dynamo.reset()
-    return pynn.compile(function)
+    return pynn.compile(function, strict=True, eager_random=True, dynamic=False)
 
 
 @contextlib.contextmanager
 def settings_for(executor: str) -> Iterator[None]:
-    """Set the compiler up for the executor, drawing torch's eager random numbers, and back afterwards."""
-    if executor == "eager":
+    """Set the compiler up for the executor, and back afterwards."""
+    if executor != "ir":
         yield
         return
     from compiler_bridge import settings
 
-    wanted = {"EAGER_RANDOM": True, "INTERPRET_IR": executor == "ir"}
-    before = {name: getattr(settings, name) for name in wanted}
+    before = settings.INTERPRET_IR
+    settings.INTERPRET_IR = True
     try:
-        for name, value in wanted.items():
-            setattr(settings, name, value)
         yield
     finally:
-        for name, value in before.items():
-            setattr(settings, name, value)
+        settings.INTERPRET_IR = before
 
 
 def in_executor_process(executor: str, function: Callable, *arguments: Any) -> Any:

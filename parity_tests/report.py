@@ -75,7 +75,8 @@ def write_html(lines: list[Line], undefined: list[str], path: Path) -> None:
         "<!doctype html><meta charset=utf-8><title>pynn parity</title>"
         f"<style>{STYLE}</style><h1>pynn parity</h1>"
         f"<p>torch {torch.__version__}. {len(lines)} lines, {failing} failing. A line passes when "
-        f"error(pynn) &le; {FACTOR:g} &times; error(C++) + {FLOOR_ULPS:g} roundings, both against float64.</p>"
+        f"error(pynn) &le; {FACTOR:g} &times; error(C++) + {FLOOR_ULPS:g} roundings, both against "
+        "float64.</p>"
         f"<table><tr>{headings}</tr>{''.join(rows)}</table>"
         f"<p>Not defined by pynn yet (torch's own is used): {html.escape(', '.join(undefined))}</p>"
     )

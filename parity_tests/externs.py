@@ -1,0 +1,31 @@
+"""Which parts of the compiled graphs are ATen calls, and whether any of them computes floating point."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from compiler_bridge import pipeline
+
+# ATen calls that move data and compute nothing.
+DATA_MOVEMENT = {"aten::clone", "aten::copy_", "aten::cat", "aten::index_select", "aten::as_strided"}
+
+
+@contextmanager
+def record_graphs() -> Iterator[list[Any]]:
+    """Collect the records of the graphs compiled inside the block."""
+    before = {id(record) for record in pipeline.records}
+    graphs: list[Any] = []
+    yield graphs
+    graphs += [record for record in pipeline.records if id(record) not in before]
+
+
+def computing_externs(graphs: list[Any]) -> list[str]:
+    """Name the Externs that give floating-point results and are not data movement."""
+    found = []
+    for record in graphs:
+        for node in record.externs:
+            name = str(getattr(node.target, "name", lambda node=node: str(node.target))())
+            floats = [b for b in node.outputs if b and record.graph.buffers[b].dtype.is_floating_point]
+            if floats and not any(name.startswith(moved) for moved in DATA_MOVEMENT):
+                found.append(f"{name}: {node.reason}")
+    return found

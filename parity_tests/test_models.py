@@ -1,0 +1,127 @@
+"""Whole models, unmodified: five AdamW steps compiled as close to float64 as torch's own; any batch or
+sequence length; every floating-point computation in generated kernels.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+import pynn
+from benchmarks.models import BUILDERS, SMALL, Batch, Workload, build, demo_gpt
+from parity_tests.externs import computing_externs, record_graphs
+from parity_tests.tolerances import FACTOR, FLOOR_ULPS
+
+STEPS = 5
+FAST = {"demo_gpt"}
+NAMES = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in BUILDERS]
+
+
+@dataclass
+class Run:
+    """What a training left behind."""
+
+    losses: list[float]
+    parameters: list[Tensor]
+
+
+def to_double(batch: Batch) -> Batch:
+    return {name: t.double() if t.dtype.is_floating_point else t for name, t in batch.items()}
+
+
+def train(workload: Workload, model: torch.nn.Module, exact=False, compiled=False) -> Run:
+    """Take STEPS AdamW steps on seeded batches."""
+    model = model.double() if exact else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def loss_of(batch: Batch) -> Tensor:
+        return workload.loss(model, batch)
+
+    loss_of = pynn.compile(loss_of) if compiled else loss_of
+    losses = []
+    for step in range(STEPS):
+        batch = workload.draw(2, 16, 10 * step)
+        loss = loss_of(to_double(batch) if exact else batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return Run(losses, [p.detach().double() for p in model.parameters()])
+
+
+def distance(run: list[Tensor], exact: list[Tensor]) -> float:
+    """Root mean square of the difference over all elements: no single element's luck decides."""
+    squares = sum(((a.double() - b) ** 2).sum().item() for a, b in zip(run, exact, strict=True))
+    return (squares / sum(b.numel() for b in exact)) ** 0.5
+
+
+def assert_as_close(compiled: list[Tensor], eager: list[Tensor], exact: list[Tensor]) -> None:
+    """The tolerance of tolerances.py, with root mean squares in place of maxima."""
+    unit = torch.finfo(torch.float32).eps * distance(exact, [torch.zeros_like(t) for t in exact])
+    allowed = FACTOR * distance(eager, exact) + FLOOR_ULPS * unit
+    found = distance(compiled, exact)
+    assert found <= allowed, f"compiled is {found:.3g} from float64, eager {distance(eager, exact):.3g}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_five_training_steps(name: str):
+    workload = build(name, SMALL)
+    exact = train(workload, copy.deepcopy(workload.model), exact=True)
+    eager = train(workload, copy.deepcopy(workload.model))
+    with record_graphs() as graphs:
+        compiled = train(workload, copy.deepcopy(workload.model), compiled=True)
+    assert_as_close(compiled.parameters, eager.parameters, exact.parameters)
+    losses = [[torch.tensor(run.losses, dtype=torch.float64)] for run in (compiled, eager, exact)]
+    assert_as_close(*losses)
+    assert graphs, "nothing was compiled"
+    assert not computing_externs(graphs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_changing_batch_and_sequence_length(name: str):
+    workload = build(name, SMALL)
+    model = workload.model
+    exact_model = copy.deepcopy(model).double()
+    compiled = pynn.compile(lambda batch: workload.loss(model, batch))
+
+    def gradients(model: torch.nn.Module, loss: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        return [loss.detach(), *(g for g in found if g is not None)]
+
+    for batch_size, seq in [(2, 16), (3, 16), (3, 11), (1, 7), (5, 33), (2, 16)]:
+        batch = workload.draw(batch_size, seq, seq)
+        exact = gradients(exact_model, workload.loss(exact_model, to_double(batch)))
+        eager = gradients(model, workload.loss(model, batch))
+        assert_as_close(gradients(model, compiled(batch)), eager, exact)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(BUILDERS))
+def test_inference(name: str):
+    workload = build(name, SMALL)
+    model = workload.model.eval()
+    exact_model = copy.deepcopy(model).double()
+    compiled = pynn.compile(lambda batch: workload.infer(model, batch))
+    with torch.no_grad(), record_graphs() as graphs:
+        for batch_size in (1, 4):
+            batch = workload.draw(batch_size, 16, 1)
+            exact = workload.infer(exact_model, to_double(batch))
+            assert_as_close([compiled(batch)], [workload.infer(model, batch)], [exact])
+    assert not computing_externs(graphs)
+
+
+def test_gpt_written_with_pynn_starts_and_trains_like_torch():
+    """The demo's claim: the same source on pynn has the same parameters and the same losses."""
+    torch.manual_seed(0)
+    theirs = demo_gpt(SMALL)
+    torch.manual_seed(0)
+    ours = demo_gpt(SMALL, pynn)
+    for (name, a), (other, b) in zip(theirs.model.state_dict().items(), ours.model.state_dict().items()):
+        assert name == other and torch.equal(a, b)
+    exact = train(theirs, copy.deepcopy(theirs.model), exact=True)
+    eager = train(theirs, copy.deepcopy(theirs.model))
+    for compiled in (False, True):
+        found = train(ours, copy.deepcopy(ours.model), compiled=compiled)
+        assert_as_close(found.parameters, eager.parameters, exact.parameters)
