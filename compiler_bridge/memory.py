@@ -156,7 +156,6 @@ class OutputPool:
 
     def __init__(self, idle_limit: int):
         self.idle_limit = idle_limit
-        self._idle = _idle_references()
         self._shelves: dict[int, deque[_Storage]] = {}
 
     def empty(
@@ -174,21 +173,21 @@ class OutputPool:
             if not storage.is_same_memory():
                 continue
             tensor = None
-            if storage.references() == self._idle:
+            if storage.references() == _idle_references():
                 tensor = torch.empty(0, dtype=dtype).set_(storage.storage, 0, shape, strides)  # type: ignore
             shelf.append(storage)  # only now: another thread must find it held
             if tensor is not None:
                 return tensor
         self._limit_idle()
         tensor = EMPTY_STRIDED(shape, strides, dtype)
-        if self._idle is not None:
+        if _idle_references() is not None:
             shelf.append(_Storage(tensor))
         return tensor
 
     def idle_bytes(self) -> int:
         """Memory held for reuse."""
         return sum(
-            nbytes * sum(storage.references() == self._idle for storage in shelf.copy())
+            nbytes * sum(storage.references() == _idle_references() for storage in shelf.copy())
             for nbytes, shelf in list(self._shelves.items())
         )
 
