@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from compiler_bridge import settings
 from compiler_bridge.cpu import threads as thread_module
 from compiler_bridge.cpu.gemm_plan import GemmPlan, compute_dtype, gemm_kernel, plan_gemm
 
@@ -24,6 +25,7 @@ class BoundGemm:
     """A plan with its memory: `run()` computes C. Keeps the tensors and buffers it was made with alive."""
 
     def __init__(self, plan: GemmPlan, tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor], **callbacks: int):
+        """callbacks: slots that hold addresses (PACK_A, EPILOGUE, WORKSPACE of a packed B ...)."""
         self.plan = plan
         self._tensors = tensors
         self._workspace = _aligned(plan.workspace_bytes)
@@ -31,17 +33,32 @@ class BoundGemm:
         a, b, c = tensors
         if plan.table["SWAPPED"]:
             a, b = b, a
-        table = plan.fill_table(
-            A=a.data_ptr(), B=b.data_ptr(), C=c.data_ptr(),
-            WORKSPACE=self._workspace.ctypes.data, SCRATCH=self._scratch.ctypes.data, **callbacks,
-        )  # fmt: skip
+        self.workspace_address: int = self._workspace.ctypes.data
+        addresses = {
+            "A": a.data_ptr(), "B": b.data_ptr(), "C": c.data_ptr(),
+            "WORKSPACE": self.workspace_address, "SCRATCH": self._scratch.ctypes.data,
+        }  # fmt: skip
+        table = plan.fill_table(**(addresses | callbacks))
         self._table = np.array(table, dtype=np.int64)
-        self._words = _plan_words(plan, self._table.ctypes.data)
-        self._header = self._words[0].ctypes.data
-        self._run_plan = thread_module.load_drivers().run_plan
+        if not settings.INTERPRET:
+            self._words = _plan_words(plan, self._table.ctypes.data)
+            self._header: int = self._words[0].ctypes.data
+            self._run_plan = thread_module.load_drivers().run_plan
 
     def run(self) -> None:
-        self._run_plan(self._header)
+        """Compute C."""
+        if settings.INTERPRET:
+            self._run_interpreted()
+        else:
+            self._run_plan(self._header)
+
+    def _run_interpreted(self) -> None:
+        """Every thread's share, one after the other."""
+        for entry in self.plan.entries:
+            kernel, threads = gemm_kernel(entry.kernel, self.plan.dtype), self.plan.threads
+            for thread in range(threads):
+                begin, end = entry.length * thread // threads, entry.length * (thread + 1) // threads
+                kernel(self._table, begin, end, thread)
 
 
 def _plan_words(plan: GemmPlan, table_address: int) -> tuple[np.ndarray, ...]:

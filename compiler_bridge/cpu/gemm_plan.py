@@ -292,7 +292,10 @@ def _blocks(problem: _Problem, panels: int) -> tuple[int, int]:
 # ----------------------------------------------------------------------------------------------- kernels
 @dataclass(frozen=True)
 class GemmKernel:
-    """A kernel of the GEMM library; compiled (or taken from the cache) when `address` is first read."""
+    """A kernel of the GEMM library; compiled (or taken from the cache) when `address` is first read.
+
+    Calling it runs the plain Python function (PYNN_INTERPRET=1).
+    """
 
     name: str
     dtype: str
@@ -300,6 +303,9 @@ class GemmKernel:
     @property
     def address(self) -> int:
         return _address(self.name, self.dtype)
+
+    def __call__(self, tab: Any, begin: int, end: int, thread: int) -> None:
+        kernel_function(self.name, self.dtype)(tab, begin, end, thread)
 
 
 def gemm_kernel(name: str, dtype: str) -> GemmKernel:

@@ -1,0 +1,270 @@
+"""GEMM kernels against float64: no worse than torch's own product, in every layout, and their callbacks.
+
+An element's error is measured in units of sum |a||b|, the scale of its rounding errors. Ours may be twice
+torch's (sums in another order), or one rounding of the exact result where torch happens to be exact.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from compiler_bridge.cpu.gemm_launch import as_callback, bind_matmul, matmul_into
+from compiler_bridge.cpu.gemm_plan import ROWS, compute_dtype, panel_columns, plan_gemm
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# m, n, k: around the tile (6 x 16, 6 x 8), around the blocks (144, 384), few rows, few columns, empty
+SIZES = (
+    (1, 1, 1), (1, 33, 40), (2, 65, 33), (3, 100, 50), (4, 48, 64), (5, 7, 3), (6, 16, 8), (7, 33, 100),
+    (8, 40, 41), (9, 17, 16), (13, 31, 9), (64, 64, 64), (100, 130, 70), (145, 33, 385), (150, 200, 400),
+    (300, 17, 9), (40, 1, 77), (513, 3, 20), (290, 50, 12), (0, 3, 3), (3, 0, 3), (30, 40, 0), (1, 5, 0),
+)  # fmt: skip
+LAYOUTS = ("NNN", "NTN", "TNN", "TTN", "NNT", "NTT", "SSS")
+
+
+def make(shape: tuple[int, ...], layout: str, dtype: torch.dtype, fill: float | None = None) -> torch.Tensor:
+    """A matrix (or batch) that is row-major N, column-major T, or strided in both dims S."""
+    *batch, rows, columns = shape
+    if layout == "S":
+        x = torch.randn(*batch, rows * 2, columns * 3).to(dtype)[..., ::2, ::3]
+    else:
+        x = torch.randn(*batch, *((columns, rows) if layout == "T" else (rows, columns))).to(dtype)
+        x = x.transpose(-1, -2) if layout == "T" else x
+    return x if fill is None else x.fill_(fill)
+
+
+def sums_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def assert_no_worse(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, start: torch.Tensor | float = 0.0) -> None:
+    """out = start + a @ b, against exact arithmetic (float64, or torch's float64 product with long double)."""
+    precision = np.longdouble if out.dtype == torch.float64 else np.float64
+    x, y = (t.to(out.dtype).numpy().astype(precision) for t in (a, b))
+    begin = start.numpy().astype(precision) if isinstance(start, torch.Tensor) else start
+    exact, scale = begin + x @ y, np.abs(begin) + np.abs(x) @ np.abs(y)
+    theirs = torch.matmul(a.to(out.dtype), b.to(out.dtype)) + start
+    smallest = np.finfo(np.float32 if out.dtype == torch.float32 else np.float64)
+
+    def error(value: torch.Tensor) -> float:
+        return float((np.abs(value.numpy() - exact) / np.maximum(scale, smallest.tiny)).max(initial=0.0))
+
+    assert out.shape == theirs.shape
+    assert error(out) <= max(2 * error(theirs), float(smallest.eps)), (error(out), error(theirs))
+
+
+@pytest.mark.parametrize("threads", (1, 2))
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_product_is_no_worse_than_torch(dtype: torch.dtype, layout: str, threads: int):
+    for m, n, k in SIZES:
+        a, b = make((m, k), layout[0], dtype), make((k, n), layout[1], dtype)
+        out = make((m, n), layout[2], sums_dtype(dtype), fill=float("nan"))
+        matmul_into(out, a, b, threads=threads)
+        assert_no_worse(out, a, b)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    m=st.integers(0, 160), n=st.integers(0, 80), k=st.integers(0, 420), batch=st.lists(st.integers(1, 3), max_size=2),
+    layouts=st.tuples(*[st.sampled_from("NTS")] * 3), dtype=st.sampled_from(DTYPES),
+    threads=st.integers(1, 3), accumulate=st.booleans(), shared=st.sampled_from(("", "a", "b")),
+)  # fmt: skip
+def test_any_problem(m, n, k, batch, layouts, dtype, threads, accumulate, shared):
+    torch.manual_seed(m * 7 + n * 3 + k)
+    batch_a, batch_b = ([] if shared == "a" else batch), ([] if shared == "b" else batch)
+    a, b = make((*batch_a, m, k), layouts[0], dtype), make((*batch_b, k, n), layouts[1], dtype)
+    out = make((*batch, m, n), layouts[2], sums_dtype(dtype), fill=None if accumulate else float("nan"))
+    start = out.clone() if accumulate else 0.0
+    matmul_into(out, a, b, threads=threads, accumulate=accumulate)
+    assert_no_worse(out, a, b, start)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:4])
+@pytest.mark.parametrize("m", (1, 4, 8, 70))
+def test_nan_and_infinity_reach_exactly_their_rows_and_columns(m: int, layout: str):
+    """As in torch: 0 * inf is NaN, and nothing leaks out of padding (n and k are no multiples of the tile)."""
+    a, b = make((m, 37), layout[0], torch.float32), make((37, 45), layout[1], torch.float32)
+    a[0, 36], b[3, 44], b[5, 0] = float("inf"), float("nan"), float("-inf")
+    a[:, 5] = 0.0
+    out = matmul_into(torch.empty(m, 45), a, b)
+    expected = (a.double() @ b.double()).float()
+    torch.testing.assert_close(out.isnan(), expected.isnan())
+    torch.testing.assert_close(out.isinf(), expected.isinf())
+    assert out.isnan().any() and out.isinf().any()
+
+
+@pytest.mark.parametrize("m", (2, 20, 300))
+def test_empty_sum_overwrites_or_keeps(m: int):
+    a, b = torch.empty(m, 0), torch.empty(0, 19)
+    assert (matmul_into(torch.full((m, 19), float("nan")), a, b) == 0).all()
+    assert (matmul_into(torch.full((m, 19), 3.0), a, b, accumulate=True) == 3).all()
+
+
+@pytest.mark.parametrize("offset", ("row", "column", "k"))
+def test_indices_beyond_32_bits(offset: str):
+    """Strides of more than 2**31 elements, over memory that is reserved but hardly touched."""
+    far = 2**31 + 16
+    try:
+        memory = mmap.mmap(-1, 2 * (far + 64), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+    except OSError:
+        pytest.skip("8 GB of address space are not available")
+    storage = torch.frombuffer(memory, dtype=torch.float16)
+    strides = {"row": ((far, 1), (4, 1)), "column": ((4, 1), (1, far)), "k": ((1, far), (4, 1))}[offset]
+    k = 2 if offset == "k" else 3
+    a, b = torch.as_strided(storage, (2, k), strides[0]), torch.randn(k, 40).half()
+    if offset == "column":
+        a, b = torch.randn(9, 3).half(), torch.as_strided(storage, (3, 2), strides[1])
+    target = b if offset == "column" else a
+    target.copy_(torch.randn(target.shape))
+    assert_no_worse(matmul_into(torch.empty(a.shape[0], b.shape[1]), a, b), a, b)
+
+
+# ---- prologue and epilogue --------------------------------------------------------------------------
+
+
+def array_at(address: int, elements: int, dtype: Any = np.float32) -> np.ndarray:
+    """Memory at an address as a flat array."""
+    import ctypes
+
+    nbytes = elements * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * nbytes).from_address(address), dtype)
+
+
+@pytest.mark.parametrize("threads", (1, 2))
+@pytest.mark.parametrize(
+    "batch, m, n, k",
+    ((1, 150, 90, 400), (1, 20, 700, 30), (3, 50, 40, 20), (2, 3, 50, 40), (1, 200, 2, 64), (2, 40, 3, 16)),
+)
+def test_epilogue_sees_each_finished_element_once(batch: int, m: int, n: int, k: int, threads: int):
+    """The epilogue doubles its region and counts; also where the kernels work on the transposed product."""
+    for layout in LAYOUTS[:4]:
+        a, b = make((batch, m, k), layout[0], torch.float32), make((batch, k, n), layout[1], torch.float32)
+        out = torch.full((batch, m, n), float("nan"))
+        rows, seen = out.view(batch * m, n).numpy(), np.zeros((batch * m, n), int)
+
+        def double(table, row_begin, row_end, column_begin, column_end, rows=rows, seen=seen):
+            assert table == 77 and row_begin // m == (row_end - 1) // m
+            rows[row_begin:row_end, column_begin:column_end] *= 2
+            seen[row_begin:row_end, column_begin:column_end] += 1
+
+        callback = as_callback(double, 5)
+        matmul_into(out, a, b, threads=threads, EPILOGUE=callback.address, EPILOGUE_TABLE=77)
+        assert (seen == 1).all()
+        assert_no_worse(out / 2, a, b)
+
+
+@pytest.mark.parametrize("threads", (1, 2))
+@pytest.mark.parametrize("batch, m, n, k", ((1, 150, 90, 400), (2, 200, 40, 20), (1, 5, 700, 30), (3, 7, 20, 33)))
+def test_operands_made_by_packing_functions(batch: int, m: int, n: int, k: int, threads: int):
+    """A and B exist only as functions that fill panels; the strides passed are never used."""
+    a, b = torch.randn(batch, m, k), torch.randn(batch, k, n)
+    by_row = a.view(batch * m, k).numpy()
+    by_column = b.transpose(1, 2).reshape(batch * n, k).numpy()
+
+    def fill(source, width, panel, first, count, k_begin, k_count):
+        values = np.zeros((k_count, width), np.float32)
+        values[:, :count] = source[first : first + count, k_begin : k_begin + k_count].T
+        array_at(panel, values.size)[:] = values.ravel()
+
+    def pack_a(table, panel, first, count, k_begin, k_count, thread):
+        assert table == 5 and count <= ROWS and thread < threads
+        fill(by_row, ROWS, panel, first, count, k_begin, k_count)
+
+    def pack_b(table, panel, first, count, k_begin, k_count, thread):
+        assert table == 6 and thread < threads
+        fill(by_column, panel_columns("float32"), panel, first, count, k_begin, k_count)
+
+    callbacks = as_callback(pack_a, 7), as_callback(pack_b, 7)
+    empty = torch.empty(1).expand(batch, m, k), torch.empty(1).expand(batch, k, n)
+    out = torch.full((batch, m, n), float("nan"))
+    matmul_into(out, *empty, threads=threads, PACK_A=callbacks[0].address, PACK_A_TABLE=5,
+                PACK_B=callbacks[1].address, PACK_B_TABLE=6)  # fmt: skip
+    assert_no_worse(out, a, b)
+
+
+def test_a_prologue_with_a_shared_b_sees_rows_through_the_batch():
+    """With one B for all, the batch is folded into the rows; the callback's row numbers stay the same."""
+    a, b = torch.randn(3, 30, 40), torch.randn(40, 50)
+    by_row = a.view(90, 40).numpy()
+
+    def pack_a(table, panel, first, count, k_begin, k_count, thread):
+        values = np.zeros((k_count, ROWS), np.float32)
+        values[:, :count] = by_row[first : first + count, k_begin : k_begin + k_count].T
+        array_at(panel, values.size)[:] = values.ravel()
+
+    out = torch.empty(3, 30, 50)
+    matmul_into(out, torch.empty(1).expand(3, 30, 40), b, PACK_A=as_callback(pack_a, 7).address)
+    assert_no_worse(out, a, b)
+
+
+# ---- the plan ----------------------------------------------------------------------------------------
+
+
+def test_packed_b_can_be_kept():
+    """A second product with the same B skips the packing."""
+    a, b = torch.randn(300, 70), torch.randn(70, 90)
+    bound = bind_matmul(torch.empty(300, 90), a, b, threads=1)
+    assert [entry.kernel for entry in bound.plan.entries] == ["pack_b", "multiply"]
+    bound.run()
+    again = torch.full((300, 90), float("nan"))
+    other = torch.randn(300, 70)
+    plan = plan_gemm(300, 90, 70, 1, "float32", (0, 70, 1), (0, 0, 0), (0, 90, 1), 1, b_prepacked=True)
+    assert [entry.kernel for entry in plan.entries] == ["multiply"]
+    from compiler_bridge.cpu.gemm_launch import BoundGemm
+
+    second = BoundGemm(plan, (other, b, again), WORKSPACE=bound.workspace_address)
+    second.run()
+    assert_no_worse(again, other, b)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="dtype 'int8'"):
+        plan_gemm(1, 1, 1, 1, "int8", (0, 1, 1), (0, 1, 1), (0, 1, 1), 1)
+    with pytest.raises(ValueError, match="expected strides"):
+        plan_gemm(1, 1, 1, 1, "float32", (1, 1), (0, 1, 1), (0, 1, 1), 1)
+    with pytest.raises(ValueError, match="do not fit"):
+        matmul_into(torch.empty(2, 2), torch.empty(2, 3), torch.empty(4, 2))
+    with pytest.raises(KeyError, match="NONSENSE"):
+        matmul_into(torch.empty(2, 2), torch.empty(2, 3), torch.empty(3, 2), NONSENSE=1)
+    assert compute_dtype("bfloat16") == "float32"
+
+
+INTERPRETED = """
+    import torch
+    from compiler_bridge.cpu.gemm_launch import matmul_into
+    from parity_tests.test_gemm import make
+
+    torch.manual_seed(3)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for m, n, k in ((2, 19, 17), (8, 20, 21), (13, 35, 20), (150, 18, 3), (9, 3, 5), (2, 3, 0)):
+            for layout in ("NNN", "NTN", "SST"):
+                a, b = make((2, m, k), layout[0], dtype), make((2, k, n), layout[1], dtype)
+                out = make((2, m, n), layout[2], torch.float64 if dtype == torch.float64 else torch.float32, 0.0)
+                matmul_into(out, a, b, threads=2)
+                print(out.double().flatten().tolist())
+"""
+
+
+def test_interpreted_kernels_give_the_same_bits():
+    """The same source under plain Python (PYNN_INTERPRET=1)."""
+
+    def run(interpret: str) -> str:
+        environment = os.environ | {"PYNN_INTERPRET": interpret}
+        command = [sys.executable, "-c", textwrap.dedent(INTERPRETED)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    assert run("1") == run("0")
