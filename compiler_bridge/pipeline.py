@@ -36,6 +36,7 @@ class GraphRecord:
     path: str = ""
     compile_seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
+    compiled: Any = None
 
 
 records: list[GraphRecord] = []
@@ -87,6 +88,7 @@ def compile_graph(
         str(getattr(compiled, "path", "")),
         time.perf_counter() - start,
         stages,
+        compiled,
     )
     records.append(record)
     del records[:-MOST_RECORDS]
