@@ -156,14 +156,14 @@ def _full_mask(lanes: int) -> Any:
 
 def _gather(builder: Any, pointer: Any, index: Any, mask: Any, dtype: str) -> Any:
     raw = _raw_vector(dtype, index.type.count)
-    addresses = builder.gep(splat(builder, pointer, index.type.count), [index], source_etype=_raw_vector(dtype, 1).element)
+    addresses = builder.gep(splat(builder, pointer, index.type.count), [index], source_etype=STORAGE[dtype])
     align = ir.Constant(_I32, ITEM_BYTES[dtype])
     name = f"llvm.masked.gather.{mangled(raw)}.v{raw.count}p0"
     return call_intrinsic(builder, name, raw, [addresses, align, mask, constant(raw, _zero(raw.element))])
 
 
 def _scatter(builder: Any, pointer: Any, index: Any, mask: Any, value: Any, dtype: str) -> None:
-    addresses = builder.gep(splat(builder, pointer, index.type.count), [index], source_etype=_raw_vector(dtype, 1).element)
+    addresses = builder.gep(splat(builder, pointer, index.type.count), [index], source_etype=STORAGE[dtype])
     align = ir.Constant(_I32, ITEM_BYTES[dtype])
     name = f"llvm.masked.scatter.{mangled(value.type)}.v{index.type.count}p0"
     call_intrinsic(builder, name, ir.VoidType(), [value, addresses, align, mask])

@@ -172,7 +172,10 @@ def where(condition: Any, a: Any, b: Any) -> Any:
 def cast(x: Any, dtype: str) -> Any:
     """x converted to `dtype`; a storage-only dtype rounds or wraps in the type it is held in."""
     value = convert(x, COMPUTE_DTYPES[HELD_IN.get(dtype, dtype)])
-    return decode(encode(value, dtype), dtype) if dtype in HELD_IN else value
+    if dtype not in HELD_IN:
+        return value
+    rounded = decode(encode(value, dtype), dtype)
+    return rounded.view(Vector) if isinstance(value, Vector) else rounded
 
 
 def bitcast(x: Any, dtype: str) -> Any:
@@ -220,12 +223,12 @@ reduce_min = _reduction(minimum, "The smallest lane; NaN if any is NaN.")
 
 def reduce_any(mask: Vector) -> Any:
     """Whether any lane is true."""
-    return np.any(mask)
+    return mask.view(np.ndarray).any()
 
 
 def reduce_all(mask: Vector) -> Any:
     """Whether every lane is true."""
-    return np.all(mask)
+    return mask.view(np.ndarray).all()
 
 
 def lane_count(x: Vector) -> int:

@@ -1,0 +1,185 @@
+"""The mathematics library keeps the error each function states, over the whole range of its dtype.
+
+Error is in ulp of the reference value: float32 against torch in float64, float64 against mpmath.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mpmath as mp
+import numpy as np
+import pytest
+import torch
+
+from compiler_bridge.cpu import mathlib
+from parity_tests.kernel_runs import run_compiled
+from parity_tests.mathlib_cases import BINARY_CASES, CASES, MathCase
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, np.inf, -np.inf, np.nan, 1e30, -1e30, 1e-30, -1e-30]
+LIMITS = {"float32": (-126, 23, 128), "float64": (-1022, 52, 1024)}  # smallest exponent, bits, overflow
+
+
+def _evaluate(name: str, dtype: str, *inputs: np.ndarray) -> np.ndarray:
+    """The compiled word on whole vectors (the inputs' size is a multiple of 8)."""
+    output = np.empty_like(inputs[0])
+    loads = ", ".join(f'load(pointer(tab, {k}, "{dtype}"), i, 8)' for k in range(len(inputs)))
+    body = f"""
+        for i in range(begin, end, 8):
+            store(pointer(tab, {len(inputs)}, "{dtype}"), i, word({loads}))
+    """
+    run_compiled(body, [*inputs, output], 0, output.size, word=getattr(mathlib, name))
+    return output
+
+
+def _ulp_of(reference: np.ndarray, dtype: str) -> np.ndarray:
+    smallest, bits, _ = LIMITS[dtype]
+    size = np.maximum(np.abs(reference), 2.0**smallest)
+    return 2.0 ** (np.floor(np.log2(size)) - bits)
+
+
+def _worst(output: np.ndarray, reference: np.ndarray) -> tuple[float, int]:
+    """The largest error in ulp and where it is; an overflow counts as 2^128."""
+    with np.errstate(all="ignore"):
+        finite = np.isfinite(reference) & np.isfinite(reference.astype(np.float32))
+        got = np.where(np.isinf(output), np.copysign(2.0**128, output), output.astype(np.float64))
+        error = np.where(finite, np.abs(got - reference) / _ulp_of(reference, "float32"), 0.0)
+    error = np.where(np.isnan(got) & finite, np.inf, error)
+    where = int(np.argmax(error))
+    return float(error[where]), where
+
+
+def _sweep_float32(case: MathCase, step: int) -> None:
+    """Bit patterns 0, step, 2 step, ... of all 2^32, in blocks that fit in memory."""
+    worst = 0.0
+    block = 1 << 22
+    for first in range(0, 2**32, step * block):
+        bits = np.arange(first, min(first + step * block, 2**32), step, dtype=np.uint64).astype(np.uint32)
+        x = np.resize(bits, -(-bits.size // 8) * 8).view(np.float32)
+        output = _evaluate(case.name, "float32", x)
+        reference = case.reference(torch.from_numpy(x).double()).numpy()
+        error, where = _worst(output, reference)
+        assert error <= case.ulp_float32, f"{case.name}({x[where]!r}) = {output[where]!r}: {error} ulp"
+        with np.errstate(over="ignore"):
+            rounded = reference.astype(np.float32)
+        special = ~np.isfinite(rounded)
+        _assert_equal_special(case.name, x[special], output[special], rounded[special])
+        zero = rounded == 0
+        assert (np.signbit(output[zero]) == np.signbit(rounded[zero])).all(), f"{case.name}: sign of zero"
+        worst = max(worst, error)
+    print(f"{case.name}: largest error {worst:.3f} ulp, step {step}")
+
+
+def _assert_equal_special(name: str, x: np.ndarray, output: np.ndarray, expected: np.ndarray) -> None:
+    """NaN where NaN is expected, the same infinity where that is; 1 ulp below overflow may stay finite."""
+    largest = np.finfo(output.dtype).max
+    near_overflow = np.isinf(expected) & (np.abs(output) >= largest * (1 - 4e-7))
+    equal = (output == expected) | (np.isnan(output) & np.isnan(expected))
+    equal |= near_overflow & (np.sign(output) == np.sign(expected))
+    assert equal.all(), f"{name}({x[~equal][:3]}) = {output[~equal][:3]}, expected {expected[~equal][:3]}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_float32_error_over_the_whole_range(case: MathCase) -> None:
+    _sweep_float32(case, 10007)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_float32_error_densely(case: MathCase) -> None:
+    _sweep_float32(case, 61)
+
+
+def _samples_float64(case: MathCase) -> np.ndarray:
+    """Values of every magnitude inside the domain, more of them near 1."""
+    random = np.random.default_rng(5)
+    magnitudes = np.concatenate([random.uniform(-300, 300, 100), random.uniform(-3, 3, 400)])
+    values = 10.0**magnitudes * random.choice([-1.0, 1.0], magnitudes.size)
+    values = np.concatenate([values, random.uniform(-40, 40, 100), random.uniform(-1, 1, 200)])
+    inside = values[(values > case.low) & (values < case.high)]
+    return np.resize(inside, -(-inside.size // 8) * 8)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_float64_error_on_samples(case: MathCase) -> None:
+    x = _samples_float64(case)
+    output = _evaluate(case.name, "float64", x)
+    _check_float64(case, output, x)
+
+
+def _check_float64(case: Any, output: np.ndarray, *inputs: np.ndarray) -> None:
+    """Against mpmath, whose precision covers the cancellation of the largest arguments."""
+    smallest, bits, overflow = LIMITS["float64"]
+    with mp.workprec(1200):
+        for got, *arguments in zip(output.tolist(), *(values.tolist() for values in inputs)):
+            exact = case.exact(*(mp.mpf(argument) for argument in arguments))
+            size = abs(exact)
+            if size >= mp.mpf(2) ** overflow * (1 - mp.mpf(2) ** -50):
+                assert abs(got) >= 1.797e308, f"{case.name}{arguments} = {got}, expected {mp.nstr(exact)}"
+                continue
+            exponent = max(mp.frexp(size)[1] - 1, smallest) if size else smallest
+            error = abs(mp.mpf(got) - exact) / mp.mpf(2) ** (exponent - bits)
+            assert error <= case.ulp_float64, f"{case.name}{arguments} = {got!r}: {mp.nstr(error)} ulp"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_special_values_are_torchs(case: MathCase, dtype: str) -> None:
+    """Zeros with their signs, infinities, NaN, and arguments outside the domain."""
+    tiny = np.finfo(dtype).tiny
+    x = np.array([*SPECIAL, tiny / 4], dtype)
+    output = _evaluate(case.name, dtype, x)
+    expected = case.reference(torch.from_numpy(x)).numpy()
+    same = (output == expected) & (np.signbit(output) == np.signbit(expected))
+    same |= np.isnan(output) & np.isnan(expected)
+    same |= (expected != 0) & np.isclose(output, expected, rtol=10 * np.finfo(dtype).eps, atol=0)
+    assert same.all(), f"{case.name}({x[~same]}) = {output[~same]}, torch gives {expected[~same]}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", BINARY_CASES, ids=lambda case: case.name)
+def test_binary_special_values_are_torchs(case: Any, dtype: str) -> None:
+    values = np.array([*SPECIAL, 3.0, -3.0, 2.5, np.finfo(dtype).tiny / 4, 5e9 + 1], dtype)
+    values = np.resize(values, 24)
+    x, y = (grid.ravel().copy() for grid in np.meshgrid(values, values))
+    output = _evaluate(case.name, dtype, x, y)
+    expected = case.reference(torch.from_numpy(x), torch.from_numpy(y)).numpy()
+    same = (output == expected) & (np.signbit(output) == np.signbit(expected))
+    same |= np.isnan(output) & np.isnan(expected)
+    same |= (expected != 0) & np.isclose(output, expected, rtol=10 * np.finfo(dtype).eps, atol=0)
+    assert same.all(), (
+        f"{case.name}({x[~same][:4]}, {y[~same][:4]}) = {output[~same][:4]} {expected[~same][:4]}"
+    )
+
+
+@pytest.mark.parametrize("case", BINARY_CASES, ids=lambda case: case.name)
+def test_binary_float32_error(case: Any) -> None:
+    x, y = (values.astype(np.float32) for values in case.samples(1 << 18, 85.0))
+    output = _evaluate(case.name, "float32", x, y)
+    reference = case.reference(torch.from_numpy(x).double(), torch.from_numpy(y).double()).numpy()
+    error, where = _worst(output, reference)
+    assert error <= case.ulp_float32, (
+        f"{case.name}({x[where]!r}, {y[where]!r}) = {output[where]!r}: {error} ulp"
+    )
+
+
+@pytest.mark.parametrize("case", BINARY_CASES, ids=lambda case: case.name)
+def test_binary_float64_error(case: Any) -> None:
+    x, y = case.samples(512, 700.0)
+    _check_float64(case, _evaluate(case.name, "float64", x, y), x, y)
+
+
+@pytest.mark.parametrize("name", mathlib.__all__)
+def test_scalars_give_what_vectors_give(name: str) -> None:
+    """Every word on scalars of both dtypes: the bits of the vector version."""
+    count = 2 if name in {case.name for case in BINARY_CASES} else 1
+    for dtype in ("float32", "float64"):
+        x = np.linspace(0.1, 0.9, 8).astype(dtype)
+        single = np.empty_like(x)
+        arguments = ", ".join([f'load(pointer(tab, 0, "{dtype}"), i)'] * count)
+        body = f"""
+            for i in range(begin, end):
+                store(pointer(tab, 1, "{dtype}"), i, word({arguments}))
+        """
+        run_compiled(body, [x, single], 0, 8, word=getattr(mathlib, name))
+        np.testing.assert_array_equal(single, _evaluate(name, dtype, *[x] * count))
