@@ -66,6 +66,13 @@ class InvalidProgram(BridgeError):
     """A `Program` that contradicts itself: a defect of the code generator, not of the user's model."""
 
 
+class VerifyError(BridgeError):
+    """Loop IR that contradicts itself: a defect of the pass that made it, not of the user's model."""
+
+    def __init__(self, where: object, after: str, received: str, required: str):
+        super().__init__(f"after {after}: {where}: {received}", required, "please report it with the model")
+
+
 class InvalidInput(BridgeError):
     """A compiled graph called with other tensors than it was compiled for (checked when PYNN_DEBUG >= 1)."""
 

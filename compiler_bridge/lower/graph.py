@@ -40,10 +40,20 @@ def lower_graph(module: fx.GraphModule) -> Graph:
 def lower_placeholder(lowering: Lowering, node: fx.Node) -> Any:
     val = node.meta.get("val")
     if isinstance(val, torch.Tensor):
+        note_hints(lowering, (*val.shape, *val.stride()))
         return outside_tensor(lowering, val, f"input {node.name}", "input")
+    note_hints(lowering, (val,))
     size = to_size(val) if isinstance(val, (torch.SymInt, int)) else None
     lowering.graph.inputs.append(size)
     return size
+
+
+def note_hints(lowering: Lowering, values: Any) -> None:
+    """The size each symbol had while tracing."""
+    for value in values:
+        if isinstance(value, torch.SymInt) and isinstance(value.node.expr, sympy.Symbol):
+            if value.node.hint is not None:
+                lowering.graph.symbol_hints[value.node.expr] = int(value.node.hint)
 
 
 def outside_tensor(lowering: Lowering, val: torch.Tensor, where: str, kind: str) -> BufferView:
