@@ -30,7 +30,7 @@ CASES = (
     MathCase("exp", torch.exp, mp.exp, 1.0, 1.0),
     MathCase("exp2", torch.exp2, lambda x: mp.mpf(2) ** x, 1.0, 1.0),
     MathCase("expm1", torch.expm1, mp.expm1, 2.0, 2.0),
-    MathCase("sigmoid", torch.sigmoid, lambda x: 1 / (1 + mp.exp(-x)), 2.0, 2.0),
+    MathCase("sigmoid", torch.sigmoid, lambda x: 1 / (1 + mp.exp(-x)), 2.5, 2.5),
     MathCase("log", torch.log, mp.log, 1.0, 1.0, low=0.0),
     MathCase("log1p", torch.log1p, mp.log1p, 2.0, 2.0, low=-1.0),
     MathCase("log2", torch.log2, lambda x: mp.log(x, 2), 1.0, 1.0, low=0.0),
@@ -42,15 +42,15 @@ CASES = (
     MathCase("acosh", torch.acosh, mp.acosh, 3.0, 3.0, low=1.0),
     MathCase("atanh", torch.atanh, mp.atanh, 3.0, 3.0, low=-1.0, high=1.0),
     MathCase("atan", torch.atan, mp.atan, 2.0, 2.0),
-    MathCase("asin", torch.asin, mp.asin, 2.0, 2.0, low=-1.0, high=1.0),
+    MathCase("asin", torch.asin, mp.asin, 2.5, 2.5, low=-1.0, high=1.0),
     MathCase("acos", torch.acos, mp.acos, 2.0, 2.0, low=-1.0, high=1.0),
     MathCase("erf", torch.erf, mp.erf, 2.0, 2.0),
     MathCase("erfc", torch.erfc, mp.erfc, 4.0, 4.0),
     MathCase("erfinv", torch.erfinv, mp.erfinv, 4.0, 4.0, low=-1.0, high=1.0),
-    MathCase("sin", torch.sin, mp.sin, 1.0, 1.0),
-    MathCase("cos", torch.cos, mp.cos, 1.0, 1.0),
+    MathCase("sin", torch.sin, mp.sin, 1.5, 1.5),
+    MathCase("cos", torch.cos, mp.cos, 1.5, 1.5),
     MathCase("tan", torch.tan, mp.tan, 3.0, 3.0),
-    MathCase("rsqrt", torch.rsqrt, _reciprocal_root, 1.0, 1.0, low=0.0),
+    MathCase("rsqrt", torch.rsqrt, _reciprocal_root, 1.5, 1.5, low=0.0),
 )
 
 

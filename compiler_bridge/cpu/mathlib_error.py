@@ -71,18 +71,27 @@ def _erfinv_f32(x):
     """The inverse of erf: inf at 1, NaN beyond. Largest error: 4 ulp (float32 and float64).
 
     w = -log(1 - x^2):  x times a polynomial in w - 2.5 for w < 5, in sqrt(w) - 3 beyond;
-    float64 starts from that of float32 and takes two steps of Halley's method on erf(y) - x.
+    float64 takes one step of Halley's method from there.
     """
-    return erfinv_domain(x, erfinv_estimate(x))
+    return erfinv_domain(x, erfinv_estimate(x, -log(fma(x, -x, 1.0))))
 
 
 @helper
-def erfinv_estimate(x):
-    """erfinv(x) to about float32's precision, |x| < 1."""
-    w = -log(fma(x, -x, 1.0))
+def erfinv_estimate(x, w):
+    """erfinv(x) to about 24 bits, |x| < 1."""
     centre = ERFINV_CENTRE(minimum(w, 5.0) - 2.5)
     tail = ERFINV_TAIL(sqrt(w) - 3.0)
     return x * where(w < 5.0, centre, tail)
+
+
+def _erfinv_f64(x):
+    """Halley's step for f(y) = erf(y) - x, whose f'' / f' is -2 y; from erfc where x is near 1."""
+    size = fabs(x)
+    start = erfinv_estimate(size, -log((1.0 - size) * (1.0 + size)))
+    missing = where(size < 0.5, erf(start) - size, (1.0 - size) - erfc(start))
+    step = missing * SQRT_PI_HALF / gauss(start)
+    refined = start - step / fma(start, step, 1.0)
+    return erfinv_domain(x, copysign(refined, x))
 
 
 @helper
@@ -93,4 +102,4 @@ def erfinv_domain(x, result):
     return where(size <= 1.0, result, NAN)
 
 
-erfinv = math_word(float32=_erfinv_f32)
+erfinv = math_word(float32=_erfinv_f32, float64=_erfinv_f64)

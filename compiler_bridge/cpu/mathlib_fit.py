@@ -100,7 +100,8 @@ def _from_square(function: Callable[[Any], Any], limit: Any) -> Callable[[Any], 
 FITS = (
     # e^r = 1 + r + r^2 q(r)
     Fit("EXP", {"float32": 4, "float64": 10}, -HALF_LN2, HALF_LN2,
-        lambda r: _series(r, lambda x: (mp.expm1(x) - x) / x**2, mp.mpf(1) / 2), lambda r: r * r + mp.mpf("0.0005")),
+        lambda r: _series(r, lambda x: (mp.expm1(x) - x) / x**2, mp.mpf(1) / 2),
+        lambda r: r * r + mp.mpf("0.0005")),
     # 2^r = 1 + r q(r)
     Fit("EXP2", {"float32": 6, "float64": 12}, mp.mpf("-0.501"), mp.mpf("0.501"),
         lambda r: _series(r, lambda x: mp.expm1(x * LN2) / x, LN2), lambda r: abs(r) + mp.mpf("0.02")),
@@ -110,7 +111,8 @@ FITS = (
         lambda f: f * f + mp.mpf("0.0005")),
     # log(1 + f) = 2 s + s z q(z), s = f / (2 + f), z = s^2
     Fit("LOG_ODD", {"float64": 7}, 0, S_MAX,
-        _from_square(lambda s: (2 * mp.atanh(s) - 2 * s) / s**3, mp.mpf(2) / 3), lambda z: z + mp.mpf("0.0001")),
+        _from_square(lambda s: (2 * mp.atanh(s) - 2 * s) / s**3, mp.mpf(2) / 3),
+        lambda z: z + mp.mpf("0.0001")),
     # log2(1 + f) = s q(z), to 2^-40 for float32 pow
     Fit("LOG2_ODD", {"float64": 5}, 0, S_MAX,
         _from_square(lambda s: 2 * mp.atanh(s) / s / LN2, 2 / LN2), _one),
@@ -130,9 +132,13 @@ FITS = (
     Fit("SIN", {"float32": 2, "float64": 5}, 0, (mp.pi / 4) ** 2 * mp.mpf("1.002"),
         _from_square(lambda x: (mp.sin(x) - x) / x**3, -mp.mpf(1) / 6), lambda z: z + mp.mpf("0.001")),
     Fit("COS", {"float32": 2, "float64": 5}, 0, (mp.pi / 4) ** 2 * mp.mpf("1.002"),
-        _from_square(lambda x: (mp.cos(x) - 1 + x * x / 2) / x**4, mp.mpf(1) / 24), lambda z: z * z + mp.mpf("0.001")),
+        _from_square(lambda x: (mp.cos(x) - 1 + x * x / 2) / x**4, mp.mpf(1) / 24),
+        lambda z: z * z + mp.mpf("0.001")),
     # atan(x) = x + x z q(z)
-    Fit("ATAN", {"float32": 4, "float64": 11}, 0, (mp.sqrt(2) - 1) ** 2 * mp.mpf("1.002"),
+    Fit("ATAN", {"float64": 11}, 0, (mp.sqrt(2) - 1) ** 2 * mp.mpf("1.002"),
+        _from_square(lambda x: (mp.atan(x) - x) / x**3, -mp.mpf(1) / 3), lambda z: z + mp.mpf("0.0005")),
+    # the same up to 1, for float32, where a longer polynomial is cheaper than another quotient
+    Fit("ATAN_TO_1", {"float32": 8}, 0, mp.mpf("1.0001"),
         _from_square(lambda x: (mp.atan(x) - x) / x**3, -mp.mpf(1) / 3), lambda z: z + mp.mpf("0.0005")),
     # asin(x) = x + x z q(z)
     Fit("ASIN", {"float32": 5, "float64": 12}, 0, mp.mpf("0.2502"),
@@ -149,11 +155,21 @@ FITS = (
     Fit("ERFCX", {"float64": 25}, -1, mp.mpf("0.76"),
         lambda t: _erfcx(4 * (1 + t) / (1 - t)) * (1 + 8 * (1 + t) / (1 - t)), _one),
     # erfinv(x) = x q(w - 2.5), w = -log(1 - x^2) < 5;  x q(sqrt(w) - 3) beyond
-    Fit("ERFINV_CENTRE", {"float32": 10}, mp.mpf("-2.5"), mp.mpf("2.5"),
+    Fit("ERFINV_CENTRE", {"float32": 10, "float64": 10}, mp.mpf("-2.5"), mp.mpf("2.5"),
         lambda t: _erfinv_ratio(t + mp.mpf("2.5")), lambda t: 1 / _erfinv_ratio(t + mp.mpf("2.5"))),
     Fit("ERFINV_TAIL", {"float32": 9}, mp.sqrt(5) - 3, mp.sqrt(mp.mpf("16.7")) - 3,
         lambda t: _erfinv_ratio((t + 3) ** 2), lambda t: 1 / _erfinv_ratio((t + 3) ** 2)),
+    Fit("ERFINV_TAIL", {"float64": 10}, mp.sqrt(5) - 3, mp.sqrt(mp.mpf("37.5")) - 3,
+        lambda t: _erfinv_ratio((t + 3) ** 2), lambda t: 1 / _erfinv_ratio((t + 3) ** 2)),
 )  # fmt: skip
+
+
+def _erfinv(x: Any, w: Any) -> Any:
+    """erfinv by Newton's method on log erfc near 1, where mpmath's own loses digits."""
+    if w < 4:
+        return mp.erfinv(x)
+    target = mp.log(1 - x)
+    return mp.findroot(lambda y: mp.log(mp.erfc(y)) - target, mp.sqrt(w))
 
 
 def _erfinv_ratio(w: Any) -> Any:
@@ -161,7 +177,7 @@ def _erfinv_ratio(w: Any) -> Any:
     if w == 0:
         return mp.sqrt(mp.pi) / 2
     x = mp.sqrt(-mp.expm1(-w))
-    return mp.erfinv(x) / x
+    return _erfinv(x, w) / x
 
 
 def _rounded(value: Any, dtype: str) -> str:
