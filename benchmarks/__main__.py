@@ -1,0 +1,100 @@
+"""`python -m benchmarks [layers|models|compile|growth]...`: measure; `python -m benchmarks report`: write up.
+
+Without names, every suite runs. Results go to benchmarks/results/<suite>-<threads>.json with the machine
+and the versions. Each thread count is a process of its own: compiled code may keep the count it began with.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+RESULTS = Path(__file__).parent / "results"
+SUITES = ("layers", "models", "compile", "growth")
+console = Console(highlight=False, soft_wrap=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("suites", nargs="*", help=f"any of {', '.join(SUITES)} (default: all); or report")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--quick", action="store_true", help="fewer cases, shorter timing")
+    parser.add_argument("--only", default="", help="only the cases whose name contains this")
+    parser.add_argument("--contenders", default="eager,inductor,pynn")
+    arguments = parser.parse_args()
+    unknown = set(arguments.suites) - {*SUITES, "report"}
+    if unknown:
+        parser.error(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(SUITES)} and report")
+    return arguments
+
+
+def say(record: dict) -> None:
+    """Print one record as a line: medians, and how many times faster than eager (or Inductor) pynn is."""
+    seconds = record["seconds"]
+    medians = "  ".join(f"{name} {format_seconds(value)}" for name, value in seconds.items())
+    ratios = "".join(
+        f"  {seconds[peer] / seconds['pynn']:.2f}x {peer}"
+        for peer in ("eager", "inductor")
+        if peer in seconds and "pynn" in seconds
+    )
+    console.print(f"{record['name']:<20} {record['size']:<14} {record['mode']:<17} {medians} {ratios}")
+
+
+def format_seconds(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:8.2f} s "
+    return f"{seconds * 1e3:8.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:8.2f} us"
+
+
+def run_suite(suite: str, threads: int, arguments: argparse.Namespace) -> None:
+    """Measure one suite in this process and write its JSON."""
+    import torch
+
+    from benchmarks.growth import measure_growth
+    from benchmarks.latency import measure_latency
+    from benchmarks.layers import measure_layers
+    from benchmarks.machine import describe_machine, measure_peaks
+    from benchmarks.model_suite import measure_models
+
+    torch.set_num_threads(threads)
+    measure = {
+        "layers": measure_layers,
+        "models": measure_models,
+        "compile": measure_latency,
+        "growth": measure_growth,
+    }[suite]
+    console.print(f"[bold]{suite}, {threads} thread{'s' * (threads > 1)}[/bold]")
+    peaks = measure_peaks()
+    records = measure(set(arguments.contenders.split(",")), arguments.quick, arguments.only, say)
+    result = {"suite": suite, "threads": threads, "quick": arguments.quick, "machine": describe_machine()}
+    RESULTS.mkdir(exist_ok=True)
+    if not arguments.only:  # a part of a suite would replace the whole
+        path = RESULTS / f"{suite}-{threads}.json"
+        path.write_text(json.dumps(result | {"peaks": peaks, "records": records}, indent=1) + "\n")
+        console.print(f"written to {path}")
+
+
+def main() -> int:
+    arguments = parse()
+    if "report" in arguments.suites:
+        from benchmarks.report import write_report
+
+        write_report(RESULTS)
+        return 0
+    runs = [(suite, n) for suite in arguments.suites or SUITES for n in arguments.threads]
+    if len(runs) == 1:
+        run_suite(*runs[0], arguments)
+        return 0
+    rest = ["--quick"] * arguments.quick + ["--only", arguments.only, "--contenders", arguments.contenders]
+    codes = [
+        subprocess.run([sys.executable, "-m", "benchmarks", suite, "--threads", str(n), *rest]).returncode
+        for suite, n in runs
+    ]
+    return max(codes)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

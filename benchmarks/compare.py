@@ -1,0 +1,93 @@
+"""Timing several ways of doing the same work, taking turns in one process.
+
+    eager     torch's own C++ kernels
+    inductor  torch.compile's own backend, where there is a C++ compiler
+    pynn      pynn.compile
+
+A busy moment of the machine then falls on all of them, and the ratio of medians stands.
+"""
+
+import itertools
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from benchmarks.machine import cxx_compiler
+
+Work = Callable[[], object]
+
+WARM_UPS = 3
+LEAST_ROUNDS = 7
+MOST_ROUNDS = 60
+SHORTEST_BLOCK = 2e-3  # seconds; shorter calls are timed several at a time
+
+
+def take_turns(contenders: dict[str, Work], budget: float) -> dict[str, float]:
+    """Return each contender's median seconds a call.
+
+    Args:    contenders: name -> the work, already built; the first calls compile
+             budget: seconds to spend on the timed rounds; LEAST_ROUNDS are done in any case
+    """
+    calls = {}
+    for name, work in contenders.items():
+        for _ in range(WARM_UPS):
+            work()
+        calls[name] = max(1, round(SHORTEST_BLOCK / max(time_block(work, 1), 1e-7)))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    begin = time.perf_counter()
+    order = list(contenders)
+    for number in itertools.count():
+        enough = number >= LEAST_ROUNDS and time.perf_counter() - begin > budget
+        if enough or number == MOST_ROUNDS:
+            return {name: median(values) for name, values in times.items()}
+        for name in order:
+            times[name].append(time_block(contenders[name], calls[name]))
+        order = order[1:] + order[:1]  # nobody always follows the same neighbour's cache contents
+    raise AssertionError("unreachable")
+
+
+def time_block(work: Work, calls: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(calls):
+        work()
+    return (time.perf_counter() - begin) / calls
+
+
+def compilers(chosen: set[str]) -> dict[str, Callable[[Callable], Callable]]:
+    """Return name -> how it compiles, for the chosen contenders that this machine has."""
+    import pynn
+
+    known: dict[str, Callable[[Callable], Callable]] = {
+        "eager": lambda function: function,
+        "inductor": lambda function: torch.compile(function, dynamic=False),
+        "pynn": lambda function: pynn.compile(function, dynamic=False),
+    }
+    if not cxx_compiler():
+        known.pop("inductor")
+    return {name: compiler for name, compiler in known.items() if name in chosen}
+
+
+def forward_work(function: Callable, inputs: list) -> Work:
+    """Inference: no graph is kept."""
+
+    def work() -> object:
+        with torch.no_grad():
+            return function(*inputs)
+
+    return work
+
+
+def training_work(function: Callable, inputs: list, parameters: list[Tensor]) -> Work:
+    """Forward, and gradients of every differentiable input and parameter, as fresh tensors."""
+    leaves = [t for t in inputs if isinstance(t, Tensor) and t.requires_grad] + parameters
+    with torch.no_grad():
+        out = function(*inputs)
+    cotangent = torch.randn_like(out)
+
+    def work() -> object:
+        return torch.autograd.grad(function(*inputs), leaves, cotangent)
+
+    return work

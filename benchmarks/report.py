@@ -1,0 +1,139 @@
+"""From the JSON results to the table in README.md and the plots beside the results."""
+
+import json
+import math
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+
+
+def load_results(directory: Path) -> list[dict]:
+    paths = sorted(path for path in directory.glob("*-[0-9]*.json") if is_suite(path))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def is_suite(path: Path) -> bool:
+    """Other benchmarks (gemm, attention) keep files of their own shape in the same folder."""
+    return path.name.split("-")[0] in {"layers", "models", "compile", "growth"}
+
+
+def geomean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def ratios(records: list[dict], peer: str) -> list[float]:
+    """How many times faster than the peer pynn is, record by record."""
+    both = [r["seconds"] for r in records if peer in r["seconds"] and "pynn" in r["seconds"]]
+    return [seconds[peer] / seconds["pynn"] for seconds in both]
+
+
+def summary_cells(records: list[dict]) -> list[str]:
+    cells = []
+    for peer in ("eager", "inductor"):
+        found = ratios(records, peer)
+        cells += [f"{geomean(found):.2f}x", f"{min(found):.2f}x"] if found else ["", ""]
+    return cells
+
+
+def summary_table(results: list[dict]) -> list[str]:
+    """One line a suite, thread count and mode: geometric mean and worst of the ratios."""
+    lines = [
+        "| suite | threads | what | cases | vs eager, geomean | worst | vs Inductor, geomean | worst |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        if result["suite"] == "growth":
+            continue
+        for mode in dict.fromkeys(record["mode"] for record in result["records"]):
+            records = [record for record in result["records"] if record["mode"] == mode]
+            cells = [result["suite"], str(result["threads"]), mode, str(len(records))]
+            lines.append(f"| {' | '.join(cells + summary_cells(records))} |")
+    return lines
+
+
+def layer_lines(result: dict) -> list[str]:
+    """Every record of one result, with the share of the machine's peak that pynn reaches."""
+    measured = {name for record in result["records"] for name in record["seconds"]}
+    contenders = [name for name in ("eager", "inductor", "pynn") if name in measured]
+    lines = [
+        f"| {result['suite']} | size | mode | {' | '.join(f'{c}, ms' for c in contenders)} "
+        "| vs eager | vs Inductor | of peak |",
+        "|" + "---|" * (6 + len(contenders)),
+    ]
+    for record in result["records"]:
+        seconds = record["seconds"]
+        cells = [record["name"], record["size"], record["mode"]]
+        cells += [f"{seconds[c] * 1e3:.3f}" if c in seconds else "" for c in contenders]
+        for peer in ("eager", "inductor"):
+            cells.append("".join(f"{ratio:.2f}x" for ratio in ratios([record], peer)))
+        share = share_of_peak(record, result["peaks"])
+        lines.append(f"| {' | '.join([*cells, f'{share:.0%}' if share else ''])} |")
+    return lines
+
+
+def share_of_peak(record: dict, peaks: dict) -> float:
+    """The least time the machine's measured peaks allow, over the time pynn took.
+
+    Above 1 where the data stays in a cache that is faster than the memory the copy was measured on.
+    """
+    least = record.get("flops", 0.0) / peaks["flops"] + record.get("bytes", 0.0) / peaks["bytes"]
+    return least / record["seconds"]["pynn"] if "pynn" in record["seconds"] else 0.0
+
+
+def machine_line(result: dict) -> str:
+    m, peaks = result["machine"], result["peaks"]
+    return (
+        f"{m['cpu']}, {m['cores']} cores, {m['capability']}; torch {m['torch']}, Numba {m['numba']}, Python "
+        f"{m['python']}, C++ {m['cxx'] or 'none'}; commit {m['commit']}, {m['date']}; {result['threads']} "
+        f"thread(s) reach {peaks['flops'] / 1e9:.0f} GFLOP/s in a matmul and copy "
+        f"{peaks['bytes'] / 1e9:.1f} GB/s"
+    )
+
+
+def write_report(directory: Path) -> None:
+    """Replace the benchmark section of README.md, write the full tables and the plots."""
+    results = load_results(directory)
+    if not results:
+        print(f"no results in {directory}; run `python -m benchmarks` first")
+        return
+    full = ["# Every measurement", "", "Written by `python -m benchmarks report`.", ""]
+    for result in results:
+        full += [f"## {result['suite']}, {result['threads']} thread(s)", "", machine_line(result), ""]
+        full += [*layer_lines(result), ""]
+    (directory / "README.md").write_text("\n".join(full))
+    section = [BEGIN, f"Measured on: {machine_line(results[-1])}.", "", *summary_table(results)]
+    if any(result["quick"] for result in results):
+        section += ["", "Taken with `--quick`: the largest size is left out and timing is short."]
+    section += ["", "Every case: [benchmarks/results/README.md](benchmarks/results/README.md).", END]
+    text = README.read_text()
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    README.write_text(before + "\n".join(section) + after)
+    plot_ratios(results, directory)
+
+
+def plot_ratios(results: list[dict], directory: Path) -> None:
+    """One plot a result: pynn's ratio to each peer, case by case."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    for result in results:
+        records = [r for r in result["records"] if "pynn" in r["seconds"]]
+        if not records:
+            continue
+        figure, axes = pyplot.subplots(figsize=(9, 1.5 + 0.16 * len(records)), layout="constrained")
+        labels = [f"{r['name']} {r['size']} {r['mode']}" for r in records]
+        for peer, marker in (("eager", "o"), ("inductor", "x")):
+            points = [(ratio, i) for i, r in enumerate(records) for ratio in ratios([r], peer)]
+            if points:
+                axes.plot(*zip(*points), marker, label=f"{peer} / pynn")
+        axes.axvline(1.0, color="grey", linewidth=1)
+        axes.set_yticks(range(len(labels)), labels, fontsize=6)
+        axes.invert_yaxis()
+        title = f"{result['suite']}, {result['threads']} thread(s)"
+        axes.set(xscale="log", xlabel="times faster", title=title)
+        axes.legend()
+        figure.savefig(directory / f"{result['suite']}-{result['threads']}.png", dpi=100)
+        pyplot.close(figure)
