@@ -48,8 +48,10 @@ def sums_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def assert_no_worse(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, start: torch.Tensor | float = 0.0) -> None:
-    """out = start + a @ b, against exact arithmetic (float64, or torch's float64 product with long double)."""
+def assert_no_worse(
+    out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, start: torch.Tensor | float = 0.0
+) -> None:
+    """out = start + a @ b, against the same in a wider type (float64, or long double for float64)."""
     precision = np.longdouble if out.dtype == torch.float64 else np.float64
     x, y = (t.to(out.dtype).numpy().astype(precision) for t in (a, b))
     begin = start.numpy().astype(precision) if isinstance(start, torch.Tensor) else start
@@ -77,7 +79,8 @@ def test_product_is_no_worse_than_torch(dtype: torch.dtype, layout: str, threads
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    m=st.integers(0, 160), n=st.integers(0, 80), k=st.integers(0, 420), batch=st.lists(st.integers(1, 3), max_size=2),
+    m=st.integers(0, 160), n=st.integers(0, 80), k=st.integers(0, 420),
+    batch=st.lists(st.integers(1, 3), max_size=2),
     layouts=st.tuples(*[st.sampled_from("NTS")] * 3), dtype=st.sampled_from(DTYPES),
     threads=st.integers(1, 3), accumulate=st.booleans(), shared=st.sampled_from(("", "a", "b")),
 )  # fmt: skip
@@ -94,7 +97,7 @@ def test_any_problem(m, n, k, batch, layouts, dtype, threads, accumulate, shared
 @pytest.mark.parametrize("layout", LAYOUTS[:4])
 @pytest.mark.parametrize("m", (1, 4, 8, 70))
 def test_nan_and_infinity_reach_exactly_their_rows_and_columns(m: int, layout: str):
-    """As in torch: 0 * inf is NaN, and nothing leaks out of padding (n and k are no multiples of the tile)."""
+    """As in torch: 0 * inf is NaN, and nothing leaks out of padding (n, k are no multiples of the tile)."""
     a, b = make((m, 37), layout[0], torch.float32), make((37, 45), layout[1], torch.float32)
     a[0, 36], b[3, 44], b[5, 0] = float("inf"), float("nan"), float("-inf")
     a[:, 5] = 0.0
@@ -166,7 +169,9 @@ def test_epilogue_sees_each_finished_element_once(batch: int, m: int, n: int, k:
 
 
 @pytest.mark.parametrize("threads", (1, 2))
-@pytest.mark.parametrize("batch, m, n, k", ((1, 150, 90, 400), (2, 200, 40, 20), (1, 5, 700, 30), (3, 7, 20, 33)))
+@pytest.mark.parametrize(
+    "batch, m, n, k", ((1, 150, 90, 400), (2, 200, 40, 20), (1, 5, 700, 30), (3, 7, 20, 33))
+)
 def test_operands_made_by_packing_functions(batch: int, m: int, n: int, k: int, threads: int):
     """A and B exist only as functions that fill panels; the strides passed are never used."""
     a, b = torch.randn(batch, m, k), torch.randn(batch, k, n)
@@ -232,7 +237,7 @@ def test_packed_b_can_be_kept():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="dtype 'int8'"):
         plan_gemm(1, 1, 1, 1, "int8", (0, 1, 1), (0, 1, 1), (0, 1, 1), 1)
-    with pytest.raises(ValueError, match="expected strides"):
+    with pytest.raises(ValueError, match=r"strides \(1, 1\)"):
         plan_gemm(1, 1, 1, 1, "float32", (1, 1), (0, 1, 1), (0, 1, 1), 1)
     with pytest.raises(ValueError, match="do not fit"):
         matmul_into(torch.empty(2, 2), torch.empty(2, 3), torch.empty(4, 2))
@@ -244,14 +249,14 @@ def test_bad_arguments_are_named():
 INTERPRETED = """
     import torch
     from compiler_bridge.cpu.gemm_launch import matmul_into
-    from parity_tests.test_gemm import make
+    from parity_tests.test_gemm import make, sums_dtype
 
     torch.manual_seed(3)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         for m, n, k in ((2, 19, 17), (8, 20, 21), (13, 35, 20), (150, 18, 3), (9, 3, 5), (2, 3, 0)):
             for layout in ("NNN", "NTN", "SST"):
                 a, b = make((2, m, k), layout[0], dtype), make((2, k, n), layout[1], dtype)
-                out = make((2, m, n), layout[2], torch.float64 if dtype == torch.float64 else torch.float32, 0.0)
+                out = make((2, m, n), layout[2], sums_dtype(dtype), 0.0)
                 matmul_into(out, a, b, threads=2)
                 print(out.double().flatten().tolist())
 """

@@ -1,5 +1,7 @@
 """Calling a generated function through its address: what GEMM uses for prologues and epilogues."""
 
+# pyright: basic
+
 from __future__ import annotations
 
 from compiler_bridge import settings
@@ -25,11 +27,15 @@ else:
         return context.get_dummy_value()
 
     @intrinsic
-    def call_pack(typingctx, address, table, panel, first, count, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
+    def call_pack(  # type: ignore[no-untyped-def]
+        typingctx, address, table, panel, first, count, k_begin, k_count, thread
+    ):
         """pack(table, panel, first, count, k_begin, k_count, thread) at an address."""
         return types.void(*[types.int64] * 8), _generate
 
     @intrinsic
-    def call_epilogue(typingctx, address, table, row_begin, row_end, column_begin, column_end):  # type: ignore[no-untyped-def]
+    def call_epilogue(  # type: ignore[no-untyped-def]
+        typingctx, address, table, row_begin, row_end, column_begin, column_end
+    ):
         """epilogue(table, row_begin, row_end, column_begin, column_end) at an address."""
         return types.void(*[types.int64] * 6), _generate

@@ -24,7 +24,9 @@ _DTYPE_NAMES = {
 class BoundGemm:
     """A plan with its memory: `run()` computes C. Keeps the tensors and buffers it was made with alive."""
 
-    def __init__(self, plan: GemmPlan, tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor], **callbacks: int):
+    def __init__(
+        self, plan: GemmPlan, tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor], **callbacks: int
+    ):
         """callbacks: slots that hold addresses (PACK_A, EPILOGUE, WORKSPACE of a packed B ...)."""
         self.plan = plan
         self._tensors = tensors
@@ -97,28 +99,33 @@ def _aligned(nbytes: int) -> np.ndarray:
 
 
 def bind_matmul(
-    out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, threads: int | None = None, accumulate: bool = False,
+    out: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    threads: int | None = None,
+    accumulate: bool = False,
     **callbacks: int,
 ) -> BoundGemm:
     """Prepare out (+)= a @ b.
 
-    Shape:   a: [*, m, k]   b: [*, k, n]   out: [*, m, n]; up to two batch dims, any strides, a and b may be expanded
+    Shape:   a: [*, m, k]   b: [*, k, n]   out: [*, m, n]; any strides, up to two batch dims (broadcast)
     dtype:   a and b alike; out float32, or float64 for float64
     Raises:  ValueError when shapes or dtypes don't fit
     """
     dtype = _DTYPE_NAMES.get(a.dtype)
     if dtype is None or b.dtype != a.dtype or _DTYPE_NAMES.get(out.dtype) != compute_dtype(dtype):
-        raise ValueError(f"dtypes {a.dtype}, {b.dtype} -> {out.dtype}: expected equal float dtypes, and sums as out")
+        raise ValueError(f"dtypes {a.dtype}, {b.dtype} -> {out.dtype}: expected two alike, and that of sums")
     if a.shape[-1] != b.shape[-2] or out.shape[-2:] != (a.shape[-2], b.shape[-1]):
         raise ValueError(f"shapes {tuple(a.shape)} @ {tuple(b.shape)} -> {tuple(out.shape)} do not fit")
     if not 2 <= out.ndim <= 4:
         raise ValueError(f"out has {out.ndim} dims: expected 2 to 4")
     batch_shape = out.shape[:-2]
     a, b = a.expand(*batch_shape, *a.shape[-2:]), b.expand(*batch_shape, *b.shape[-2:])
-    batch = (batch_shape[0], batch_shape[1]) if len(batch_shape) == 2 else (1, *batch_shape, 1)[:2]
+    outer, inner = (1, 1, *batch_shape)[-2:]
     strides = [(0,) * (4 - x.ndim) + x.stride() for x in (a, b, out)]
     plan = plan_gemm(
-        a.shape[-2], b.shape[-1], a.shape[-1], batch, dtype, *strides,
+        a.shape[-2], b.shape[-1], a.shape[-1], (outer, inner), dtype, *strides,
         threads=threads or torch.get_num_threads(), accumulate=accumulate,
         has_pack_a="PACK_A" in callbacks, has_pack_b="PACK_B" in callbacks,
     )  # fmt: skip

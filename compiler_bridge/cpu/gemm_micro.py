@@ -8,6 +8,8 @@ That is 12 or more independent sums, enough to hide the latency of fma, and leav
 of A. A second tile of 4 rows makes every even number of rows a sum of whole tiles.
 """
 
+# pyright: basic, reportCallIssue=false
+
 from __future__ import annotations
 
 from functools import cache

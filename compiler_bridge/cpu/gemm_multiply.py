@@ -7,60 +7,50 @@ thread's scratch (they stay in L2), then every panel of B (it stays in L1) meets
     epilogue
 """
 
+# pyright: basic, reportCallIssue=false
+
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
 from compiler_bridge.cpu import gemm_table as slot
-from compiler_bridge.cpu.gemm_callback import call_epilogue, call_pack
+from compiler_bridge.cpu.gemm_batch import finish_region, matrix_of
+from compiler_bridge.cpu.gemm_callback import call_pack
 from compiler_bridge.cpu.gemm_micro import FEWER_ROWS, micro_kernel, write_tile
 from compiler_bridge.cpu.gemm_pack import pack_panel
 from compiler_bridge.cpu.gemm_plan import ROWS, TILE_BYTES, compute_dtype, panel_columns
-from compiler_bridge.cpu.language import address_of, i64, kernel, offset_pointer, outlined_helper, pointer, pointer_at
+from compiler_bridge.cpu.language import (
+    address_of,
+    i64,
+    kernel,
+    offset_pointer,
+    outlined_helper,
+    pointer,
+    pointer_at,
+)
 
 PACK_K_STEP = 128
 """How much of k is packed for one panel of B before going to the next one: bounds the pages in use."""
-
-
-@outlined_helper
-def batch_offset(tab, batch, outer, inner):  # type: ignore[no-untyped-def]
-    """Elements from the first matrix to matrix number `batch`; outer, inner: the slots of the strides."""
-    batch_outer = batch // tab[slot.BATCH_INNER]
-    return batch_outer * tab[outer] + (batch - batch_outer * tab[slot.BATCH_INNER]) * tab[inner]
-
-
-@outlined_helper
-def finish_region(tab, batch, row_begin, row_end, column_begin, column_end):  # type: ignore[no-untyped-def]
-    """Call the epilogue on a finished region, in the caller's rows and columns."""
-    if tab[slot.EPILOGUE] == 0:
-        return
-    if tab[slot.SWAPPED] != 0:
-        first = batch * tab[slot.N]
-        call_epilogue(tab[slot.EPILOGUE], tab[slot.EPILOGUE_TABLE],
-                      first + column_begin, first + column_end, row_begin, row_end)  # fmt: skip
-    else:
-        first = batch * tab[slot.M]
-        call_epilogue(tab[slot.EPILOGUE], tab[slot.EPILOGUE_TABLE],
-                      first + row_begin, first + row_end, column_begin, column_end)  # fmt: skip
 
 
 @cache
 def pack_panel_of_b(dtype: str) -> Any:
     """pack(tab, batch, column, panel, k_begin, k_count, thread): from memory or by the caller's function."""
     width = panel_columns(dtype)
-    pack_strided = pack_panel(dtype)
+    matrix, pack_strided = matrix_of("B", dtype), pack_panel(dtype)
 
     @outlined_helper
     def pack(tab, batch, column, panel, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
         count = min(width, tab[slot.N] - column)
         if tab[slot.PACK_B] != 0:
-            call_pack(tab[slot.PACK_B], tab[slot.PACK_B_TABLE], address_of(panel), batch * tab[slot.N] + column,
-                      count, k_begin, k_count, thread)  # fmt: skip
+            call_pack(
+                tab[slot.PACK_B], tab[slot.PACK_B_TABLE], address_of(panel),
+                batch * tab[slot.N] + column, count, k_begin, k_count, thread,
+            )  # fmt: skip
         else:
-            start = batch_offset(tab, batch, i64(slot.B_OUTER), i64(slot.B_INNER))
-            start += column * tab[slot.B_COLUMN] + k_begin * tab[slot.B_K]
-            source = offset_pointer(pointer(tab, slot.B, dtype), start)
+            start = column * tab[slot.B_COLUMN] + k_begin * tab[slot.B_K]
+            source = offset_pointer(matrix(tab, batch), start)
             pack_strided(panel, i64(width), source, tab[slot.B_COLUMN], tab[slot.B_K], count, k_count)
 
     return pack
@@ -91,30 +81,34 @@ def pack_b_kernel(dtype: str) -> Any:
 
 @outlined_helper
 def small_panels(rows):  # type: ignore[no-untyped-def]
-    """How many of the ceil(rows / ROWS) panels of A have FEWER_ROWS rows; they come last, the last may lack some."""
+    """How many of the ceil(rows / ROWS) panels of A have FEWER_ROWS rows.
+
+    They come last, and the very last may lack some rows.
+    """
     panels = (rows + ROWS - 1) // ROWS
     return min(panels, (panels * ROWS - rows) // (ROWS - FEWER_ROWS))
 
 
 @cache
 def pack_block_of_a(dtype: str) -> Any:
-    """pack(tab, batch, row, row_end, block, k_begin, k_count, thread): rows of A as panels [panel][k][ROWS]."""
-    pack_strided = pack_panel(dtype)
+    """pack(tab, batch, row, row_end, block, k_begin, k_count, thread): rows of A as [panel][k][ROWS]."""
+    matrix, pack_strided = matrix_of("A", dtype), pack_panel(dtype)
 
     @outlined_helper
     def pack(tab, batch, row, row_end, block, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
         panels = (row_end - row + ROWS - 1) // ROWS
         large = panels - small_panels(row_end - row)
-        start = batch_offset(tab, batch, i64(slot.A_OUTER), i64(slot.A_INNER)) + k_begin * tab[slot.A_K]
-        matrix = offset_pointer(pointer(tab, slot.A, dtype), start)
+        first = offset_pointer(matrix(tab, batch), k_begin * tab[slot.A_K])
         for index in range(panels):
             count = min(ROWS if index < large else FEWER_ROWS, row_end - row)
             panel = offset_pointer(block, index * ROWS * k_count)
             if tab[slot.PACK_A] != 0:
-                call_pack(tab[slot.PACK_A], tab[slot.PACK_A_TABLE], address_of(panel), batch * tab[slot.M] + row,
-                          count, k_begin, k_count, thread)  # fmt: skip
+                call_pack(
+                    tab[slot.PACK_A], tab[slot.PACK_A_TABLE], address_of(panel),
+                    batch * tab[slot.M] + row, count, k_begin, k_count, thread,
+                )  # fmt: skip
             else:
-                source = offset_pointer(matrix, row * tab[slot.A_ROW])
+                source = offset_pointer(first, row * tab[slot.A_ROW])
                 pack_strided(panel, i64(ROWS), source, tab[slot.A_ROW], tab[slot.A_K], count, k_count)
             row += count
 
@@ -132,7 +126,9 @@ def multiply_panel(compute: str) -> Any:
     write = write_tile(compute)
 
     @outlined_helper
-    def multiply(tile, a_block, b_panel, k_count, rows, columns, c, c_row, c_column, accumulate):  # type: ignore[no-untyped-def]
+    def multiply(  # type: ignore[no-untyped-def]
+        tile, a_block, b_panel, k_count, rows, columns, c, c_row, c_column, accumulate
+    ):
         panels = (rows + ROWS - 1) // ROWS
         large = panels - small_panels(rows)
         whole_columns = columns == width and c_column == 1
@@ -159,6 +155,7 @@ def multiply_tile(dtype: str) -> Any:
     """multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread): one tile of C."""
     compute = compute_dtype(dtype)
     width = panel_columns(dtype)
+    find_c = matrix_of("C", compute)
     pack_a, pack_b, multiply_columns = pack_block_of_a(dtype), pack_panel_of_b(dtype), multiply_panel(compute)
 
     @outlined_helper
@@ -168,8 +165,7 @@ def multiply_tile(dtype: str) -> Any:
         tile, a_block = pointer_at(scratch, compute), pointer_at(scratch + TILE_BYTES, compute)
         own_panel = pointer_at(scratch + tab[slot.SCRATCH_B], compute)
         first_panel = (tab[slot.N] + width - 1) // width * batch if tab[slot.B_BATCHES] > 1 else i64(0)
-        c_start = batch_offset(tab, batch, i64(slot.C_OUTER), i64(slot.C_INNER)) + row_begin * c_row
-        c_matrix = offset_pointer(pointer(tab, slot.C, compute), c_start)
+        c_rows = offset_pointer(find_c(tab, batch), row_begin * c_row)
         rows = row_end - row_begin
         # once even when K is 0: C becomes 0
         for k_begin in range(i64(0), max(k_total, 1), tab[slot.K_BLOCK]):
@@ -183,9 +179,11 @@ def multiply_tile(dtype: str) -> Any:
                     b_panel = offset_pointer(pointer(tab, slot.WORKSPACE, compute), start)
                 else:
                     pack_b(tab, batch, column, own_panel, k_begin, k_count, thread)
-                c = offset_pointer(c_matrix, column * c_column)
+                c = offset_pointer(c_rows, column * c_column)
                 columns = min(width, column_end - column)
-                multiply_columns(tile, a_block, b_panel, k_count, rows, columns, c, c_row, c_column, accumulate)
+                multiply_columns(
+                    tile, a_block, b_panel, k_count, rows, columns, c, c_row, c_column, accumulate
+                )
         finish_region(tab, batch, row_begin, row_end, column_begin, column_end)
 
     return multiply

@@ -8,6 +8,8 @@ A lane that does not exist repeats the last one that does, or is 0; its sums are
 operands become float32 on the way.
 """
 
+# pyright: basic, reportCallIssue=false
+
 from __future__ import annotations
 
 from functools import cache
@@ -19,8 +21,8 @@ from compiler_bridge.cpu.language import i64, load, offset_pointer, outlined_hel
 GROUP = 8
 """Lanes that are packed together, and k that one transposition in registers takes at a time.
 
-A panel of A has 6 lanes: each k then overwrites the two too many that the one before it wrote, and two elements
-beyond the panel are written (the next panel's, or padding).
+A panel of A has 6 lanes: each k then overwrites the two too many that the one before it wrote, and two
+elements beyond the panel are written (the next panel's, or padding).
 """
 
 
@@ -65,7 +67,7 @@ def transpose_lanes() -> Any:
 
 @cache
 def pack_panel(dtype: str) -> Any:
-    """pack(panel, width, source, lane_stride, k_stride, lanes, k_count): one panel of A or B, `width` lanes wide."""
+    """pack(panel, width, source, lane_stride, k_stride, lanes, k_count): a panel `width` lanes wide."""
     columns = panel_columns(dtype)
     transpose_all = transpose_lanes()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,6 @@ MAX_DOT_ROWS = 8
 
 MAX_AXPY_ROWS = 4
 """Up to as many rows, B with contiguous columns is read where it lies (`axpy`)."""
-
-LOCAL_PANEL_ROWS = 144
-"""Up to as many rows, a thread packs the panels of B it needs itself instead of all threads packing B first."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ def plan_gemm(
 
     Args:    batch: number of matrices, or (outer, inner) for a batch with two strides
              dtype: of A and B (one of DTYPES); C has `compute_dtype(dtype)`
-             a_strides, b_strides, c_strides: (batch, row, column), or (outer, inner, row, column); in elements
+             a_strides, b_strides, c_strides: elements, (batch, row, column) or (outer, inner, row, column)
              has_pack_a, has_pack_b: that operand comes from a function in slots PACK_A / PACK_B
              accumulate: C += A B instead of C = A B
              b_prepacked: WORKSPACE already holds B as an earlier `pack_b` with the same sizes left it
@@ -141,7 +138,7 @@ def _four_strides(strides: Sequence[int]) -> tuple[int, int, int, int]:
     if len(strides) == 3:
         return (0, *strides)  # type: ignore[return-value]
     if len(strides) != 4:
-        raise ValueError(f"expected strides (batch, row, column) or (outer, inner, row, column); got {strides}")
+        raise ValueError(f"strides {strides}: expected (batch, row, column) or (outer, inner, row, column)")
     return tuple(strides)  # type: ignore[return-value]
 
 
@@ -192,8 +189,7 @@ class _Problem:
             return self
         if self.c[1] != self.m * self.c[2] or (self.a[1] != self.m * self.a[2] and not self.has_pack_a):
             return self
-        return _Problem(self.m * self.inner, self.n, self.k, 1, 1, self.dtype, self.a, self.b, self.c, self.threads,
-                        self.has_pack_a, False, self.accumulate, self.b_prepacked)  # fmt: skip
+        return replace(self, m=self.m * self.inner, inner=1)
 
     def table(self, swapped: bool) -> dict[str, int]:
         """The slots that describe the product itself."""
@@ -314,7 +310,7 @@ def gemm_kernel(name: str, dtype: str) -> GemmKernel:
     Raises:  ValueError for an unknown name or dtype
     """
     if name not in KERNELS or dtype not in DTYPES:
-        raise ValueError(f"no GEMM kernel {name!r} for {dtype!r}: expected one of {KERNELS} and one of {DTYPES}")
+        raise ValueError(f"GEMM kernel {name!r} for {dtype!r}: expected one of {KERNELS} and one of {DTYPES}")
     return GemmKernel(name, dtype)
 
 
@@ -339,13 +335,13 @@ def _address(name: str, dtype: str) -> int:
 
 def kernel_function(name: str, dtype: str) -> Callable[..., Any]:
     """The kernel as a plain Python function (imports the kernel language)."""
-    from compiler_bridge.cpu import gemm_multiply, gemm_skinny
+    from compiler_bridge.cpu import gemm_axpy, gemm_dot, gemm_multiply
 
     kernels = {
         "pack_b": gemm_multiply.pack_b_kernel,
         "multiply": gemm_multiply.multiply_kernel,
-        "dot": gemm_skinny.dot_kernel,
-        "axpy": gemm_skinny.axpy_kernel,
+        "dot": gemm_dot.dot_kernel,
+        "axpy": gemm_axpy.axpy_kernel,
     }
     kernel = kernels[name](dtype)
     return getattr(kernel, "function", kernel)

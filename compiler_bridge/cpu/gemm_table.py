@@ -17,25 +17,29 @@ SLOTS = (
     "ACCUMULATE",                       # 1: C += A B, 0: C = A B (C is not read)
     "ROW_BLOCKS", "COLUMN_BLOCKS",      # the tiles of C that threads share out
     "K_BLOCK",                          # K is summed this many at a time
-    "B_IS_PACKED",                      # 1: WORKSPACE holds B in panels, 0: each tile packs the panels it needs
+    "B_IS_PACKED",                      # 1: WORKSPACE holds B in panels, 0: each tile packs its own
     "B_BATCHES",                        # how many packed B there are: the batch, or 1 if all share one B
     "WORKSPACE",                        # address of packed B: [B_BATCHES][panel][K][columns of a panel]
     "SCRATCH", "SCRATCH_BYTES",         # address of thread 0's scratch, and how far the next thread's is
     "SCRATCH_B",                        # bytes from the start of a thread's scratch to its own B panel
     "SWAPPED",                          # 1: the rows of this table are the caller's columns (see below)
-    "PACK_A", "PACK_A_TABLE",           # address of a function that fills a panel of A (0: strided load), its table
+    "PACK_A", "PACK_A_TABLE",           # function that fills a panel of A (0: strided load), and its table
     "PACK_B", "PACK_B_TABLE",
-    "EPILOGUE", "EPILOGUE_TABLE",       # address of a function called on each finished region of C (0: none)
+    "EPILOGUE", "EPILOGUE_TABLE",       # function called on each finished region of C (0: none)
 )  # fmt: skip
-"""Names of the slots, in order. `layout` documents the functions whose addresses are passed.
+"""Names of the slots, in order. Functions are passed as addresses of machine code with this signature:
 
-pack(table, panel, first, count, k_begin, k_count, thread) writes panel[k][lane] for k in [0, k_count) and every
-lane of the panel, 0 for lanes >= count. `first` is batch * M + row for A and batch * N + column for B; `panel`
-is the address, the element type that of the sums.
+pack(table, panel, first, count, k_begin, k_count, thread) writes panel[k][lane] for k_count values of k from
+    k_begin on; lanes >= count may hold anything. A panel of A has ROWS lanes, one of B panel_columns(dtype);
+    `panel` is an address of float32, or float64 for float64. `first` is the row of A (column of B) of lane 0,
+    counted through the batches: batch * M + row (batch * N + column).
 
-epilogue(table, row_begin, row_end, column_begin, column_end): C[rows, columns] is final and in cache; rows
-count through the batches (batch * M + row) and a region never straddles two batches. Every element of C is in
-exactly one region. With SWAPPED the roles of rows and columns, M and N, are exchanged inside the kernels only.
+epilogue(table, row_begin, row_end, column_begin, column_end): C[rows, columns] is final and in cache. Rows
+    count through the batches, batch * M + row. Every element of C is in exactly one region. Regions straddle
+    matrices of the batch only where all matrices share one B and rows follow each other evenly.
+
+`table` is the pointer from the slot after the function's. With SWAPPED the kernels compute C^T = B^T A^T: M,
+N, rows and columns are the transposed product's everywhere in this table, but not in the epilogue's arguments.
 """
 
 SLOT = {name: index for index, name in enumerate(SLOTS)}

@@ -1,0 +1,45 @@
+"""What every GEMM kernel does with its table: find one matrix of the batch, report a finished region."""
+
+# pyright: basic, reportCallIssue=false
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from compiler_bridge.cpu import gemm_table as slot
+from compiler_bridge.cpu.gemm_callback import call_epilogue
+from compiler_bridge.cpu.language import offset_pointer, outlined_helper, pointer
+
+
+@cache
+def matrix_of(name: str, dtype: str) -> Any:
+    """find(tab, batch): first element of matrix number `batch` of "A", "B" or "C"."""
+    base, outer, inner = slot.SLOT[name], slot.SLOT[f"{name}_OUTER"], slot.SLOT[f"{name}_INNER"]
+
+    @outlined_helper
+    def find(tab, batch):  # type: ignore[no-untyped-def]
+        batch_outer = batch // tab[slot.BATCH_INNER]
+        batch_inner = batch - batch_outer * tab[slot.BATCH_INNER]
+        return offset_pointer(pointer(tab, base, dtype), batch_outer * tab[outer] + batch_inner * tab[inner])
+
+    return find
+
+
+@outlined_helper
+def finish_region(tab, batch, row_begin, row_end, column_begin, column_end):  # type: ignore[no-untyped-def]
+    """Call the epilogue on a finished region, in the caller's rows and columns."""
+    if tab[slot.EPILOGUE] == 0:
+        return
+    if tab[slot.SWAPPED] != 0:
+        first = batch * tab[slot.N]
+        call_epilogue(
+            tab[slot.EPILOGUE], tab[slot.EPILOGUE_TABLE],
+            first + column_begin, first + column_end, row_begin, row_end,
+        )  # fmt: skip
+    else:
+        first = batch * tab[slot.M]
+        call_epilogue(
+            tab[slot.EPILOGUE], tab[slot.EPILOGUE_TABLE],
+            first + row_begin, first + row_end, column_begin, column_end,
+        )  # fmt: skip
