@@ -1,7 +1,7 @@
 """Small functions, one row for each thing a lowering has to get right.
 
 A row: name, function, inputs (a function that draws them), and the ATen operations that stay Externs (most
-rows have none).
+rows have none), with fixed sizes or only with symbolic ones.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ class LowerCase:
     function: Callable[..., Any]
     inputs: Callable[[], tuple]
     externs: tuple[str, ...] = ()
+    symbolic_externs: tuple[str, ...] = ()
 
 
 ROWS: list[LowerCase] = []
 
 
-def row(name: str, function: Callable[..., Any], *inputs: Any, externs: str = "") -> None:
-    """inputs: tensors (used as they are), or functions that draw one."""
+def row(name: str, function: Callable[..., Any], *inputs: Any, externs: str = "", symbolic: str = "") -> None:
+    """inputs: tensors (used as they are), or functions that draw one; symbolic: Externs of symbolic sizes only."""
 
     def draw() -> tuple:
         return tuple(x() if callable(x) and not isinstance(x, Tensor) else x for x in inputs)
 
-    ROWS.append(LowerCase(name, function, draw, tuple(externs.split())))
+    ROWS.append(LowerCase(name, function, draw, tuple(externs.split()), tuple(symbolic.split())))
 
 
 def floats(*shape: int, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
@@ -186,7 +187,7 @@ row("slice-scatter", lambda x, y: (torch.slice_scatter(x, y, 0, 1, 3), torch.sli
     floats(4, 3), floats(2, 3))  # fmt: skip
 row("select-scatter", lambda x, y: torch.select_scatter(x, y, 1, -2), floats(4, 3), floats(4))
 row("flip", lambda x: (x.flip(0), x.flip(-1, 0)), floats(3, 4))
-row("roll", lambda x: (x.roll(1, 0), x.roll((2, -1), (0, 1)), x.roll(4, 1)), floats(3, 4))
+row("roll", lambda x: (x.roll(1, 0), x.roll((2, -1), (0, 1)), x.roll(4, 1)), floats(3, 4), symbolic="roll")
 row("roll-flat", lambda x: x.roll(1), floats(3, 4), externs="roll")
 row("repeat", lambda x: (x.repeat(2, 3), x.repeat(2, 1, 1), x.repeat(0, 1)), floats(3, 2))
 row("repeat-scalar", lambda x: x.repeat(3), floats())
@@ -263,7 +264,7 @@ row(
     ints(4, 3, 1),
     ints(4, 2),
 )
-row("index-0d", lambda x, i: x[:, i], floats(4, 4), ints(4))
+row("index-0d", lambda x, i: aten.index(x, [None, i]), floats(4, 4), ints(4))
 row(
     "index-put",
     lambda x, i, v: torch.index_put(x, (i,), v),
@@ -273,7 +274,7 @@ row(
 )
 row(
     "index-put-add",
-    lambda x, i, v: torch.index_put(x, (None, i), v, True),
+    lambda x, i, v: aten.index_put(x, [None, i], v, True),
     floats(3, 4),
     ints(4, 9),
     floats(3, 9),
@@ -285,7 +286,7 @@ row(
     ints(3, 9),
     floats(),
 )
-row("index-put-separated", lambda x, i, v: torch.index_put(x, (i, None, i), v, True), floats(3, 4, 3), ints(3, 9),
+row("index-put-separated", lambda x, i, v: aten.index_put(x, [i, None, i], v, True), floats(3, 4, 3), ints(3, 9),
     floats(9, 4))  # fmt: skip
 row("index-put-mask", lambda x, v: torch.index_put(x, (x > 0,), v), floats(3, 4), floats())
 row(
@@ -380,7 +381,7 @@ row(
 row(
     "conv-backward-dilated",
     convolution_backward(3, 2, 2),
-    floats(2, 4, 3, 3),
+    floats(2, 4, 3, 4),
     floats(2, 3, 9, 8),
     floats(4, 3, 3, 2),
 )

@@ -21,6 +21,7 @@ from compiler_bridge.lower.lowering import (
     index_expr,
     lowers,
     real_axes,
+    sizes,
 )
 from compiler_bridge.lower.reductions import reduce_value
 from compiler_bridge.ops import compute_dtype
@@ -134,7 +135,7 @@ def convolution_weight_gradient(
     lowering: Lowering, val: torch.Tensor, grad: BufferView, x: BufferView, window: Window
 ) -> BufferView:
     """dw[o, c, d] = sum over n, y of grad[n, o, y] * input[n, c, y * stride + d * dilation - padding]"""
-    out, channel, *taps = axes_of(tuple(val.shape))
+    out, channel, *taps = axes_of(sizes(val.shape))
     batch = Axis("n", grad.shape[0])
     places = [Axis(f"y{k}", extent) for k, extent in enumerate(grad.shape[2:])]
     left = lowering.load_view(grad, [batch, out, *places])
@@ -150,7 +151,7 @@ def convolution_input_gradient(
     spread[n, o, stride * y] = grad[n, o, y] and 0 between.
     """
     spread = spread_gradient(lowering, grad, window.stride)
-    batch, channel, *places = axes_of(tuple(val.shape))
+    batch, channel, *places = axes_of(sizes(val.shape))
     out = Axis("o", grad.shape[1])
     taps = [Axis(f"w{k}", extent) for k, extent in enumerate(w.shape[2:])]
     index = [

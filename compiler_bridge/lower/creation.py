@@ -98,6 +98,8 @@ def lower_linspace(lowering: Lowering, node: fx.Node) -> Any:
     dtype = compute_dtype_of(node)
     if not all(isinstance(v, (int, float)) for v in (start, end, count)) or dtype_kind(dtype) != "float":
         raise NoLowering("linspace of integers, or between tensors")
+    if count == 1:
+        return filled(lowering, node, start)
     step = (end - start) / max(count - 1, 1)  # pyright: ignore
 
     def value(axes: tuple[Axis, ...]) -> Expr:
