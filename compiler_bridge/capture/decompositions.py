@@ -48,7 +48,6 @@ DATA_MOVEMENT: tuple[Any, ...] = (
     aten.unbind,
     aten.trace,
     aten.split_with_sizes_copy,
-    aten.lift_fresh,
     aten.transpose.int,
     aten.t,
     aten._reshape_alias,

@@ -76,3 +76,54 @@ def _seed_fake():
 @torch.library.register_fake("pynn::uniform", lib=LIBRARY)
 def _uniform_fake(seed, size):
     return seed.new_empty(size, dtype=torch.float32)
+
+
+# ---- what random ATen operations become in a traced graph ----
+
+aten = torch.ops.aten
+
+
+def uniform_like(x: Tensor) -> Tensor:
+    """Fresh uniform numbers of x's shape; only the seed is drawn now."""
+    return torch.ops.pynn.uniform(torch.ops.pynn.seed(), x.shape)
+
+
+def bernoulli_p(x: Tensor, p: float = 0.5, *, generator: torch.Generator | None = None) -> Tensor:
+    """1 with probability p, as x's dtype."""
+    return NotImplemented if generator is not None else (uniform_like(x) < p).to(x.dtype)
+
+
+def bernoulli(x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """1 with probability x."""
+    return NotImplemented if generator is not None else (uniform_like(x) < x).to(x.dtype)
+
+
+def rand_like(x: Tensor, *, dtype: torch.dtype | None = None, **options: object) -> Tensor:
+    dtype = dtype or x.dtype
+    return NotImplemented if dtype == torch.float64 else uniform_like(x).to(dtype)
+
+
+def rand(size: Sequence[int], *, dtype: torch.dtype | None = None, **options: object) -> Tensor:
+    dtype = dtype or torch.get_default_dtype()
+    if dtype == torch.float64:  # 24 random bits are too few
+        return NotImplemented
+    return torch.ops.pynn.uniform(torch.ops.pynn.seed(), size).to(dtype)
+
+
+def native_dropout(x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    """(x * mask / (1 - p), mask)"""
+    if train is False or p == 0.0:
+        return x.clone(), torch.ones_like(x, dtype=torch.bool)
+    mask = uniform_like(x) >= p
+    scale = 0.0 if p == 1.0 else 1.0 / (1.0 - p)
+    return mask * x * scale, mask
+
+
+DECOMPOSITIONS = {
+    aten.bernoulli.p: bernoulli_p,
+    aten.bernoulli.default: bernoulli,
+    aten.rand_like.default: rand_like,
+    aten.rand.default: rand,
+    aten.native_dropout.default: native_dropout,
+}
+"""ATen operation -> the same distribution from (seed, element number), so that a mask need not be stored."""
