@@ -72,15 +72,14 @@ def build(name, own):
 
 
 def needs_arguments(cls):
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-    fixed = [p for p in parameters if p.kind is not p.VAR_POSITIONAL and p.kind is not p.VAR_KEYWORD]
+    arguments = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    fixed = [p for p in arguments if p.kind is not p.VAR_POSITIONAL and p.kind is not p.VAR_KEYWORD]
     return any(p.default is p.empty for p in fixed)
 
 
-def described(function):
-    """A signature whose defaults that are functions compare by name (torch's relu and pynn's)."""
-    parameters = inspect.signature(function).parameters.values()
-    return [(p.name, p.kind, getattr(p.default, "__name__", p.default)) for p in parameters]
+def parameters(function):
+    """Names, kinds and defaults; annotations may say the same in other words."""
+    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
 
 
 def test_every_layer_has_a_constructor_row():
@@ -138,8 +137,8 @@ def test_coverage_lists_exactly_torchs_names():
 def test_layer_is_torchs_subclass_with_the_same_signatures(name):
     original, own = PAIRS[name]
     assert issubclass(own, original) and own.__name__ == original.__name__
-    assert described(own.__init__) == described(original.__init__)
-    assert described(own.forward) == described(original.forward)
+    assert parameters(own.__init__) == parameters(original.__init__)
+    assert parameters(own.forward) == parameters(original.forward)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -225,7 +224,7 @@ def test_convert_is_idempotent_and_has_an_inverse():
     pynn.convert(model, inverse=True)
     returned = [type(module) for module in model.modules()]
     for cls, back in zip(classes, returned):
-        assert cls is back or cls.__name__.startswith("Parametrized") and cls.__bases__ == back.__bases__
+        assert cls is back or (cls.__name__.startswith("Parametrized") and cls.__bases__ == back.__bases__)
 
 
 def test_converted_model_survives_deepcopy_and_pickle():

@@ -85,7 +85,13 @@ def _is_function_of_torch(name: str, value: Any) -> bool:
 
 
 # Imported or helper functions that live in torch.nn.functional under a public name.
-NOT_OPERATIONS = {"assert_int_or_pair", "boolean_dispatch"}
+NOT_OPERATIONS = {
+    "assert_int_or_pair",
+    "boolean_dispatch",
+    "has_torch_function",
+    "has_torch_function_unary",
+    "has_torch_function_variadic",
+}
 
 
 def _public_names(module: ModuleType) -> list[str]:
@@ -110,8 +116,10 @@ def _body(value: Any) -> Any:
     return inspect.unwrap(value.forward if is_layer else value)
 
 
-def _is_shared_module(cls: Any) -> bool:
-    return cls.__module__ in ("torch.nn.modules.module", "torch.nn.modules.container")
+def _is_shared_module(cls: type) -> bool:
+    """The containers, and what is no layer (LinearCrossEntropyOptions)."""
+    is_layer = issubclass(cls, torch.nn.Module)
+    return not is_layer or cls.__module__ in ("torch.nn.modules.module", "torch.nn.modules.container")
 
 
 def location_of(value: Any) -> str:

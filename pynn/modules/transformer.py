@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.init import xavier_uniform_
 
@@ -60,7 +61,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         nhead: int,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
-        activation: str | Callable[[Tensor], Tensor] = relu,
+        activation: str | Callable[[Tensor], Tensor] = F.relu,
         layer_norm_eps: float = 1e-5,
         batch_first: bool = False,
         norm_first: bool = False,
@@ -139,7 +140,7 @@ class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
         nhead: int,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
-        activation: str | Callable[[Tensor], Tensor] = relu,
+        activation: str | Callable[[Tensor], Tensor] = F.relu,
         layer_norm_eps: float = 1e-5,
         batch_first: bool = False,
         norm_first: bool = False,
@@ -333,7 +334,7 @@ class Transformer(torch.nn.Transformer):
         num_decoder_layers: int = 6,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
-        activation: str | Callable[[Tensor], Tensor] = relu,
+        activation: str | Callable[[Tensor], Tensor] = F.relu,
         custom_encoder: Any | None = None,
         custom_decoder: Any | None = None,
         layer_norm_eps: float = 1e-5,

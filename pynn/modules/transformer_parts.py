@@ -41,23 +41,21 @@ def attend(
 
 
 def activation_function(activation: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """ "relu" and "gelu" by name; a function as it is."""
-    if not isinstance(activation, str):
-        return activation
-    if activation == "relu":
+    """ "relu" and "gelu", by name or as torch's functions, become pynn's; anything else stays as it is."""
+    if isinstance(activation, str) and activation not in ("relu", "gelu"):
+        raise RuntimeError(f"activation should be relu/gelu, not {activation}")
+    if activation in ("relu", torch.nn.functional.relu):
         return relu
-    if activation == "gelu":
+    if activation in ("gelu", torch.nn.functional.gelu):
         return gelu
-    raise RuntimeError(f"activation should be relu/gelu, not {activation}")
+    return activation
 
 
 def activation_code(activation: Callable[[Tensor], Tensor]) -> int:
     """1 for relu, 2 for gelu, 0 for anything else: what torch keeps as activation_relu_or_gelu."""
-    if activation in (relu, torch.nn.functional.relu) or isinstance(activation, torch.nn.ReLU):
+    if activation is relu or isinstance(activation, torch.nn.ReLU):
         return 1
-    if activation in (gelu, torch.nn.functional.gelu) or isinstance(activation, torch.nn.GELU):
-        return 2
-    return 0
+    return 2 if activation is gelu or isinstance(activation, torch.nn.GELU) else 0
 
 
 def why_not_nested(layer: Module) -> str:
@@ -88,10 +86,10 @@ def additive_causal_mask(length: int, device: torch.device | None, dtype: torch.
 def is_causal_mask(mask: Tensor | None, is_causal: bool | None, length: int | None) -> bool:
     """The caller's hint, or else whether the mask is the causal one.
 
-    Under a tracer a mask is not looked into: that would break the graph, and with the mask itself in
-    place the result is the same.
+    Under a tracer, or with no data, a mask is not looked into: with the mask itself in place the result is
+    the same.
     """
-    if is_causal is not None or mask is None or torch.compiler.is_compiling():
+    if is_causal is not None or mask is None or mask.is_meta or torch.compiler.is_compiling():
         return is_causal is True
     length = mask.size(-2) if length is None else length
     if mask.size() != (length, length):
