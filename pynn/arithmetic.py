@@ -200,13 +200,13 @@ def masked_fill(x: Tensor, mask: Tensor, value: Any) -> Tensor:
 @defines(aten.tril.default)
 def tril(x: Tensor, diagonal: int = 0) -> Tensor:
     """x where col - row <= diagonal, else 0."""
-    return torch.where(_diagonals(x) <= diagonal, x, 0)
+    return torch.where(_diagonals(x) <= diagonal, x, 0).to(x.dtype)
 
 
 @defines(aten.triu.default)
 def triu(x: Tensor, diagonal: int = 0) -> Tensor:
     """x where col - row >= diagonal, else 0."""
-    return torch.where(_diagonals(x) >= diagonal, x, 0)
+    return torch.where(_diagonals(x) >= diagonal, x, 0).to(x.dtype)
 
 
 def _diagonals(x: Tensor) -> Tensor:

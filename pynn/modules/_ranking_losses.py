@@ -234,6 +234,8 @@ def multilabel_margin_loss(
         raise RuntimeError(
             f"inconsistent target size: {list(target.shape)} for input of size: {list(input.shape)}"
         )
+    if input.dim() == 0:
+        input, target = input.unsqueeze(0), target.unsqueeze(0)
     if can_read_values(target) and ((target < -1) | (target >= input.size(-1))).any():
         raise RuntimeError("argument #2 'target' is out of range")
     return reduced(_multilabel_margin(input, target), number)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pynn.definitions import (
     apply_in_place,
+    can_read_values,
     computes_in_float32,
     defines,
     differentiable,
@@ -309,7 +310,10 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     """
     require_floating_point("softshrink_check", input)
     if lambd < 0:
-        raise RuntimeError(f"lambda must be greater or equal to 0, but found to be {lambd}.")
+        raise RuntimeError(
+            f"lambda must be in range [0, {torch.finfo(input.dtype).max:g}] for input dtype "
+            f"{input.type().rpartition('.')[2].removesuffix('Tensor')}, but found {lambd:g}"
+        )
     return _softshrink(input, lambd)
 
 
@@ -351,14 +355,21 @@ def rrelu(
     """
     require_floating_point("leaky_relu_cpu" if not training else "rrelu_with_noise_out_cpu", input)
     if lower > upper:
-        raise RuntimeError(f"Lower bound should be less than or equal to the upper bound. Got {lower}, {upper}")
+        raise RuntimeError("Lower bound should be less than or equal to the upper bound")
     if not training:
         return leaky_relu.__wrapped__(input, (lower + upper) / 2, inplace)
-    is_negative = (input <= 0).detach()
-    draws = torch.empty(int(is_negative.sum()), dtype=torch.float64, device=input.device).uniform_(lower, upper)
-    slopes = torch.ones_like(input, memory_format=torch.contiguous_format)
-    slopes.masked_scatter_(is_negative, draws.to(input.dtype))
+    slopes = _random_slopes(input.detach(), lower, upper)
     return input.mul_(slopes) if inplace else input * slopes
+
+
+def _random_slopes(x: Tensor, lower: float, upper: float) -> Tensor:
+    """1 where x > 0, else uniform [lower, upper)."""
+    is_negative = x <= 0
+    if not can_read_values(x):  # how many to draw can't be known: draw one for every element
+        return torch.where(is_negative, torch.rand_like(x) * (upper - lower) + lower, 1)
+    draws = torch.empty(int(is_negative.sum()), dtype=torch.float64, device=x.device).uniform_(lower, upper)
+    slopes = torch.ones_like(x, memory_format=torch.contiguous_format)
+    return slopes.masked_scatter_(is_negative, draws.to(x.dtype))
 
 
 @traced_as(F.rrelu_)
