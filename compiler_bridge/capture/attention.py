@@ -21,7 +21,13 @@ from torch import Tensor
 
 from .random import random_uniform
 
-__all__ = ["attention", "attention_backward", "attention_definition", "attention_backward_definition"]
+__all__ = [
+    "attention",
+    "attention_backward",
+    "attention_backward_definition",
+    "attention_definition",
+    "attention_formula",
+]
 
 LIBRARY = torch.library.Library("pynn", "FRAGMENT")
 LIBRARY.define(
@@ -84,7 +90,7 @@ def dropout_factors(seed: Tensor, shape: torch.Size, dropout: float, dtype: torc
     return kept.to(dtype) * factor
 
 
-def attention_definition(
+def attention_formula(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -105,11 +111,11 @@ def attention_definition(
     dtype = compute_dtype(q.dtype)
     batch, heads, seq, _ = q.shape
     if k.shape[-2] == 0:
-        return torch.zeros_like(attention_meta(q, v)[0]), torch.zeros(batch, heads, seq, dtype=dtype)
+        return q.new_zeros(batch, heads, seq, v.shape[-1]), q.new_zeros(batch, heads, seq, dtype=dtype)
     key = repeat_heads(k.to(dtype), heads)
     value = repeat_heads(v.to(dtype), heads)
     scores = attention_scores(q.to(dtype), key, mask, causal, scale)
-    largest = scores.amax(-1, keepdim=True)
+    largest = scores.detach().amax(-1, keepdim=True)
     largest = torch.where(largest == -math.inf, 0.0, largest)
     exponentials = torch.exp(scores - largest)
     total = exponentials.sum(-1, keepdim=True)
@@ -118,8 +124,14 @@ def attention_definition(
     logsumexp = torch.where(nothing, 0.0, largest + torch.log(total)).squeeze(-1)
     if dropout > 0.0 and seed is not None:
         weights = weights * dropout_factors(seed, weights.shape, dropout, dtype)
+    return torch.matmul(weights, value).to(q.dtype), logsumexp
+
+
+def attention_definition(q, k, v, mask, seed, dropout, causal, scale, gqa):
+    """`attention_formula`, its result ordered in memory as the kernel's is."""
+    result, logsumexp = attention_formula(q, k, v, mask, seed, dropout, causal, scale, gqa)
     out = attention_meta(q, v)[0]
-    out.copy_(torch.matmul(weights, value))
+    out.copy_(result)
     return out, logsumexp
 
 

@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import attention as _attention  # registers pynn::attention  # noqa: F401
-from . import random as _random  # registers pynn::seed  # noqa: F401
+from .attention import attention_formula
 
 __all__ = ["rewrite_attention", "scaled_dot_product_attention"]
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes with an attention kernel; others (float64) become elementary operations."""
 
 
 def scaled_dot_product_attention(
@@ -50,9 +52,8 @@ def scaled_dot_product_attention(
     q, k, v = (four_dimensional(x) for x in (query, key, value))
     seed = torch.ops.pynn.seed() if dropout_p > 0.0 else None
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    out, _ = torch.ops.pynn.attention(
-        q, k, v, attn_mask, seed, float(dropout_p), bool(is_causal), float(factor), bool(enable_gqa)
-    )
+    attend = torch.ops.pynn.attention if query.dtype in KERNEL_DTYPES else attention_formula
+    out, _ = attend(q, k, v, attn_mask, seed, float(dropout_p), bool(is_causal), float(factor), bool(enable_gqa))
     return out if query.dim() == 4 else out.reshape(*query.shape[:-1], value.shape[-1])
 
 

@@ -38,6 +38,7 @@ from compiler_bridge.cpu.attention_blocks import (
 from compiler_bridge.cpu.attention_slots import SLOT
 from compiler_bridge.cpu.language import (
     f32,
+    fma,
     helper,
     kernel,
     load,
@@ -103,16 +104,16 @@ def copy_padded(source, count, target, padded_count):
 
 @outlined_helper
 def differentiate_softmax(scores, dweights, row, keys, queries, logsumexp, delta, factor):
-    """scores become weights = 2^(scores - logsumexp), dweights become weights * (dweights - delta) * factor.
+    """scores become weights = 2^(scores - logsumexp * log2(e)), dweights weights * (dweights - delta) * factor.
 
-    Shape: scores, dweights: [keys, row]; logsumexp (units of log 2), delta: [queries], a multiple of LANES
+    Shape: scores, dweights: [keys, row]; logsumexp, delta: [queries], a multiple of LANES
     """
     for query in range(0, queries, LANES):
-        shift = load(logsumexp, query, LANES) * LOG2_E
+        shift = -load(logsumexp, query, LANES)
         mean = load(delta, query, LANES)
         for key in range(keys):
             position = key * row + query
-            weight = exp2_of_score(load(scores, position, LANES) - shift)
+            weight = exp2_of_score(fma(shift, LOG2_E, load(scores, position, LANES)))
             store(scores, position, weight)
             store(dweights, position, weight * (load(dweights, position, LANES) - mean) * factor)
 

@@ -39,6 +39,7 @@ from compiler_bridge.cpu.attention_blocks import (
 from compiler_bridge.cpu.attention_slots import SLOT
 from compiler_bridge.cpu.language import (
     f32,
+    fma,
     helper,
     kernel,
     load,
@@ -118,7 +119,7 @@ def finish_softmax(largest, total, inverse, queries, logsumexp):
         nothing = weight == f32(0.0)
         safe = where(nothing, f32(1.0), weight)
         store(inverse, query, f32(1.0) / safe)
-        result = where(nothing, f32(0.0), load(largest, query, LANES) * LN_2 + log(safe))
+        result = where(nothing, f32(0.0), fma(load(largest, query, LANES), LN_2, log(safe)))
         store(logsumexp, query, result, min(LANES, queries - query))
 
 

@@ -2,33 +2,91 @@
 
 from __future__ import annotations
 
-import ctypes
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from compiler_bridge import settings
 from compiler_bridge.capture.attention import attention_backward_meta, attention_meta
+from compiler_bridge.cpu import threads as native
 from compiler_bridge.cpu.attention_plan import TensorLayout, plan_attention_backward, plan_attention_forward
 from compiler_bridge.program import DynamicPlan, PointerArgument, SizeArgument
 
-
-def run_plan_on(plan: DynamicPlan, tensors: dict[str, Tensor | None], threads: int) -> None:
-    workspace = torch.empty(plan.workspace_bytes + 64, dtype=torch.uint8)
-    base = (workspace.data_ptr() + 63) // 64 * 64
-    for step in plan.steps:
-        table = np.zeros(len(step.arguments), dtype=np.int64)
-        for index, argument in enumerate(step.arguments):
-            if isinstance(argument, PointerArgument):
-                table[index] = tensors[argument.buffer_name].data_ptr()
-            elif isinstance(argument, SizeArgument):
-                table[index] = argument.value
-            else:
-                table[index] = base + argument.byte_offset
-        step.kernel.ctypes(table.ctypes.data, 0, step.length, 0)
+__all__ = ["BoundPlan", "attention_backward", "attention_forward", "bind_attention_backward", "bind_attention_forward"]
 
 
-def attention_forward(
+class BoundPlan:
+    """A plan with its memory: `run()` computes. Keeps the tensors it was made with alive."""
+
+    def __init__(self, plan: DynamicPlan, tensors: dict[str, Tensor | None], threads: int):
+        self.plan, self.tensors, self.threads = plan, tensors, threads
+        raw = np.zeros(plan.workspace_bytes + 64, dtype=np.uint8)
+        self._workspace = raw[-raw.ctypes.data % 64 :]
+        self._tables = [np.array([self._value(a) for a in step.arguments], dtype=np.int64) for step in plan.steps]
+        if not settings.INTERPRET:
+            self._words = self._native_words()
+            self._run_plan = native.load_drivers().run_plan
+
+    def _value(self, argument: Any) -> int:
+        if isinstance(argument, PointerArgument):
+            tensor = self.tensors[argument.buffer_name]
+            assert tensor is not None, f"the plan reads {argument.buffer_name}, which is None"
+            return tensor.data_ptr() + argument.element_offset * tensor.element_size()
+        if isinstance(argument, SizeArgument):
+            return int(argument.value)
+        return self._workspace.ctypes.data + argument.byte_offset
+
+    def run(self) -> None:
+        if settings.INTERPRET:
+            self._run_interpreted()
+        else:
+            self._run_plan(self._words[0].ctypes.data)
+
+    def _run_interpreted(self) -> None:
+        """Every thread's share, one after the other."""
+        for step, table in zip(self.plan.steps, self._tables):
+            for thread in range(self.threads):
+                begin, end = (step.length * (thread + n) // self.threads for n in (0, 1))
+                step.kernel(table, begin, end, thread)
+
+    def _native_words(self) -> tuple[np.ndarray, ...]:
+        """The arrays `threads.run_plan` walks (see there): header, slots, bases, entries, arguments."""
+        arguments = np.concatenate(self._tables)
+        entries = np.zeros((len(self.plan.steps), native.ENTRY_WORDS), dtype=np.int64)
+        first = 0
+        for row, step in zip(entries, self.plan.steps):
+            row[native.ENTRY_KERNEL] = step.kernel.address
+            row[native.ENTRY_ARGUMENTS] = first
+            row[native.ENTRY_LENGTH] = step.length
+            row[native.ENTRY_PARTS] = self.threads
+            row[native.ENTRY_BARRIER] = 1
+            first += len(step.arguments)
+        entries[-1, native.ENTRY_BARRIER] = 0  # the end of the parallel region is one
+        header = np.zeros(native.HEADER_WORDS, dtype=np.int64)
+        slots, bases = np.zeros(2, dtype=np.int64), np.zeros(1, dtype=np.int64)
+        header[native.HEADER_SLOTS] = slots.ctypes.data
+        header[native.HEADER_BASES] = bases.ctypes.data
+        header[native.HEADER_ARGUMENTS] = arguments.ctypes.data
+        header[native.HEADER_LAST_ENTRY] = len(entries)
+        header[native.HEADER_ENTRIES] = entries.ctypes.data
+        header[native.HEADER_TEAM] = self.threads
+        header[native.HEADER_WALK] = native.load_drivers().walk_plan
+        runtime = native.openmp_runtime()
+        if runtime is not None:
+            header[native.HEADER_PARALLEL] = runtime.parallel
+            header[native.HEADER_BARRIER] = runtime.barrier
+            header[native.HEADER_THREAD] = runtime.thread
+            header[native.HEADER_TEAM_SIZE] = runtime.team_size
+        return header, slots, bases, entries, arguments
+
+
+def _layout(x: Tensor | None) -> Any:
+    return None if x is None else TensorLayout(tuple(x.shape), tuple(x.stride()), x.dtype)
+
+
+def bind_attention_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -37,21 +95,19 @@ def attention_forward(
     dropout: float = 0.0,
     causal: bool = False,
     scale: float | None = None,
-    threads: int = 1,
-) -> tuple[Tensor, Tensor]:
-    """`pynn::attention` by its kernel: (out, logsumexp)."""
+    threads: int | None = None,
+) -> BoundPlan:
+    """Prepare `pynn::attention`; its results are `tensors["out"]` and `tensors["logsumexp"]`."""
+    threads = threads or torch.get_num_threads()
     out, logsumexp = attention_meta(q, v)
-    layout = TensorLayout.of
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     plan = plan_attention_forward(
-        layout(q), layout(k), layout(v), None if mask is None else layout(mask), layout(out), causal, factor,
-        dropout, threads,
-    )  # fmt: skip
-    run_plan_on(plan, dict(q=q, k=k, v=v, mask=mask, seed=seed, out=out, logsumexp=logsumexp), threads)
-    return out, logsumexp
+        _layout(q), _layout(k), _layout(v), _layout(mask), _layout(out), causal, factor, dropout, threads
+    )
+    return BoundPlan(plan, dict(q=q, k=k, v=v, mask=mask, seed=seed, out=out, logsumexp=logsumexp), threads)
 
 
-def attention_backward(
+def bind_attention_backward(
     grad_out: Tensor,
     q: Tensor,
     k: Tensor,
@@ -64,17 +120,30 @@ def attention_backward(
     causal: bool = False,
     scale: float | None = None,
     mask_grad: bool = False,
-    threads: int = 1,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`pynn::attention_backward` by its kernels: (dq, dk, dv, dmask)."""
+    threads: int | None = None,
+) -> BoundPlan:
+    """Prepare `pynn::attention_backward`; its results are the tensors dq, dk, dv, dmask."""
+    threads = threads or torch.get_num_threads()
     dq, dk, dv, dmask = attention_backward_meta(q, k, v, mask, mask_grad)
-    layout = TensorLayout.of
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     plan = plan_attention_backward(
-        layout(grad_out), layout(q), layout(k), layout(v), None if mask is None else layout(mask), layout(out),
-        layout(dq), layout(dk), layout(dv), mask_grad, causal, factor, dropout, threads,
+        _layout(grad_out), _layout(q), _layout(k), _layout(v), _layout(mask), _layout(out), _layout(dq),
+        _layout(dk), _layout(dv), mask_grad, causal, factor, dropout, threads,
     )  # fmt: skip
     tensors = dict(grad_out=grad_out, q=q, k=k, v=v, mask=mask, seed=seed, out=out, logsumexp=logsumexp, dq=dq,
                    dk=dk, dv=dv, dmask=dmask)  # fmt: skip
-    run_plan_on(plan, tensors, threads)
-    return dq, dk, dv, dmask
+    return BoundPlan(plan, tensors, threads)
+
+
+def attention_forward(*tensors: Tensor, **options: Any) -> tuple[Any, ...]:
+    """`pynn::attention` by its kernel: (out, logsumexp); arguments as for `bind_attention_forward`."""
+    bound = bind_attention_forward(*tensors, **options)
+    bound.run()
+    return bound.tensors["out"], bound.tensors["logsumexp"]
+
+
+def attention_backward(*tensors: Tensor, **options: Any) -> tuple[Any, ...]:
+    """`pynn::attention_backward` by its kernels: (dq, dk, dv, dmask)."""
+    bound = bind_attention_backward(*tensors, **options)
+    bound.run()
+    return tuple(bound.tensors[name] for name in ("dq", "dk", "dv", "dmask"))
