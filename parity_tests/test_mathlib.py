@@ -55,7 +55,8 @@ def _sweep_float32(case: MathCase, step: int) -> None:
     block = 1 << 22
     for first in range(0, 2**32, step * block):
         bits = np.arange(first, min(first + step * block, 2**32), step, dtype=np.uint64).astype(np.uint32)
-        x = np.resize(bits, -(-bits.size // 8) * 8).view(np.float32)
+        x = np.concatenate([np.array(SPECIAL, np.float32), bits.view(np.float32)])
+        x = np.resize(x, -(-x.size // 8) * 8)
         output = _evaluate(case.name, "float32", x)
         reference = case.reference(torch.from_numpy(x).double()).numpy()
         error, where = _worst(output, reference)
@@ -93,13 +94,14 @@ def test_float32_error_densely(case: MathCase) -> None:
 def _samples_float64(case: MathCase) -> np.ndarray:
     """Values of every magnitude inside the domain, more of them near 1."""
     random = np.random.default_rng(5)
-    magnitudes = np.concatenate([random.uniform(-300, 300, 100), random.uniform(-3, 3, 400)])
+    magnitudes = np.concatenate([random.uniform(-300, 300, 64), random.uniform(-3, 3, 128)])
     values = 10.0**magnitudes * random.choice([-1.0, 1.0], magnitudes.size)
-    values = np.concatenate([values, random.uniform(-40, 40, 100), random.uniform(-1, 1, 200)])
+    values = np.concatenate([values, random.uniform(-40, 40, 64), random.uniform(-1, 1, 128)])
     inside = values[(values > case.low) & (values < case.high)]
     return np.resize(inside, -(-inside.size // 8) * 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_float64_error_on_samples(case: MathCase) -> None:
     x = _samples_float64(case)
@@ -108,9 +110,9 @@ def test_float64_error_on_samples(case: MathCase) -> None:
 
 
 def _check_float64(case: Any, output: np.ndarray, *inputs: np.ndarray) -> None:
-    """Against mpmath, whose precision covers the cancellation of the largest arguments."""
+    """Against mpmath; angles need the precision that their reduction cancels."""
     smallest, bits, overflow = LIMITS["float64"]
-    with mp.workprec(1200):
+    with mp.workprec(1200 if case.name in ("sin", "cos", "tan") else 160):
         for got, *arguments in zip(output.tolist(), *(values.tolist() for values in inputs)):
             exact = case.exact(*(mp.mpf(argument) for argument in arguments))
             size = abs(exact)
@@ -122,18 +124,22 @@ def _check_float64(case: Any, output: np.ndarray, *inputs: np.ndarray) -> None:
             assert error <= case.ulp_float64, f"{case.name}{arguments} = {got!r}: {mp.nstr(error)} ulp"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_special_values_are_torchs(case: MathCase, dtype: str) -> None:
+def test_float64_special_values_are_torchs(case: MathCase) -> None:
     """Zeros with their signs, infinities, NaN, and arguments outside the domain."""
-    tiny = np.finfo(dtype).tiny
-    x = np.array([*SPECIAL, tiny / 4], dtype)
-    output = _evaluate(case.name, dtype, x)
-    expected = case.reference(torch.from_numpy(x)).numpy()
+    x = np.array([*SPECIAL, np.finfo(np.float64).tiny / 4])
+    output = _evaluate(case.name, "float64", x)
+    _assert_close_to_torch(case.name, output, case.reference(torch.from_numpy(x)).numpy(), x)
+
+
+def _assert_close_to_torch(name: str, output: np.ndarray, expected: np.ndarray, *inputs: np.ndarray) -> None:
+    """The same NaN, infinities and signed zeros; other values within 10 ulp (their error has its own test)."""
     same = (output == expected) & (np.signbit(output) == np.signbit(expected))
     same |= np.isnan(output) & np.isnan(expected)
-    same |= (expected != 0) & np.isclose(output, expected, rtol=10 * np.finfo(dtype).eps, atol=0)
-    assert same.all(), f"{case.name}({x[~same]}) = {output[~same]}, torch gives {expected[~same]}"
+    same |= (expected != 0) & np.isclose(output, expected, rtol=10 * np.finfo(output.dtype).eps, atol=0)
+    wrong = [values[~same][:4].tolist() for values in (*inputs, output, expected)]
+    assert same.all(), f"{name}: arguments, result, torch's result: {wrong}"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -144,12 +150,7 @@ def test_binary_special_values_are_torchs(case: Any, dtype: str) -> None:
     x, y = (grid.ravel().copy() for grid in np.meshgrid(values, values))
     output = _evaluate(case.name, dtype, x, y)
     expected = case.reference(torch.from_numpy(x), torch.from_numpy(y)).numpy()
-    same = (output == expected) & (np.signbit(output) == np.signbit(expected))
-    same |= np.isnan(output) & np.isnan(expected)
-    same |= (expected != 0) & np.isclose(output, expected, rtol=10 * np.finfo(dtype).eps, atol=0)
-    assert same.all(), (
-        f"{case.name}({x[~same][:4]}, {y[~same][:4]}) = {output[~same][:4]} {expected[~same][:4]}"
-    )
+    _assert_close_to_torch(case.name, output, expected, x, y)
 
 
 @pytest.mark.parametrize("case", BINARY_CASES, ids=lambda case: case.name)
@@ -169,6 +170,7 @@ def test_binary_float64_error(case: Any) -> None:
     _check_float64(case, _evaluate(case.name, "float64", x, y), x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mathlib.__all__)
 def test_scalars_give_what_vectors_give(name: str) -> None:
     """Every word on scalars of both dtypes: the bits of the vector version."""

@@ -291,11 +291,12 @@ def test_philox_known_answer_and_width_independence() -> None:
     names = {name: getattr(philox, name) for name in ("philox_uniform", "philox_uniform_consecutive")}
     body = """
         for i in range(begin, end, 8):
-            index = iota(8, "int64") + i
-            store(pointer(tab, 0, "float32"), i, philox_uniform(tab[3], index))
-            store(pointer(tab, 1, "float32"), i, philox_uniform_consecutive(tab[3], index))
+            eight = iota(8, "int64") + i
+            store(pointer(tab, 0, "float32"), i, philox_uniform(tab[3], eight))
+            store(pointer(tab, 1, "float32"), i, philox_uniform_consecutive(tab[3], eight))
         for i in range(begin, end - 4, 4):
-            store(pointer(tab, 2, "float32"), i + 1, philox_uniform_consecutive(tab[3], iota(4, "int64") + (i + 1)))
+            index = iota(4, "int64") + (i + 1)
+            store(pointer(tab, 2, "float32"), i + 1, philox_uniform_consecutive(tab[3], index))
     """
     outputs = [np.zeros(64, np.float32) for _ in range(3)]
     run_compiled(body, [*outputs, 0], 0, 64, **names)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ _FOLDER = Path(__file__).parent
 
 @functools.cache
 def language_stamp() -> str:
-    """Hash of the files that give the vocabulary, the mathematics library and shared helpers their meaning."""
+    """Hash of the files that give the vocabulary and every shared helper their meaning."""
     digest = hashlib.sha256()
     for path in sorted(_FOLDER.glob("*.py")):
         digest.update(path.read_bytes())
@@ -66,13 +65,13 @@ class HelperCache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+        except Exception:  # a damaged pickle can raise anything; the helper is compiled again
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+        except Exception:  # unwritable directory, full disk, damaged index: not kept
             return
 
 

@@ -26,10 +26,10 @@ def tanh(x):
     """
     size = fabs(x)
     z = x * x
-    near = fma(x * z, TANH(z), x)
+    near = fma(size * z, TANH(z), size)
     bounded = minimum(size + size, 40.0)
     far = 1.0 - 2.0 / (exp_bounded(bounded) + 1.0)
-    return where(size < 0.6, near, copysign(far, x))
+    return copysign(where(size < 0.6, near, far), x)
 
 
 def _half_exp_f32(x):
@@ -70,7 +70,7 @@ def asinh(x):
     large = size > 1e9
     square = size * size
     small_argument = size + square / (sqrt(square + 1.0) + 1.0)
-    result = log1p(where(large, size, small_argument))
+    result = log1p(where(large, size - 1.0, small_argument))
     return copysign(where(large, result + LN2, result), x)
 
 
@@ -80,7 +80,7 @@ def acosh(x):
     above = x - 1.0
     large = x > 1e9
     small_argument = above + sqrt(fma(above, above, above + above))
-    result = log1p(where(large, x, small_argument))
+    result = log1p(where(large, above, small_argument))
     return where(x < 1.0, NAN, where(large, result + LN2, result))
 
 

@@ -24,7 +24,6 @@ from compiler_bridge.cpu.simd_types import (
     is_signed,
     literal_dtype,
     literal_lanes,
-    llvm_scalar,
     llvm_type,
     mangled,
     with_element,
@@ -313,9 +312,14 @@ def bitcast(typingctx, x, dtype):  # type: ignore[no-untyped-def]
     target = COMPUTE_TYPES[literal_dtype(dtype, COMPUTE_TYPES)]
     form = types.unliteral(x)
     element = element_of(form)
-    if types.boolean in (element, target) or (not isinstance(form, Vec) and element.bitwidth != target.bitwidth):
-        fail(f"bitcast of a scalar needs two number types of equal width; got {form} and {target}")
-    result = Vec(target, form.lanes * element.bitwidth // target.bitwidth) if isinstance(form, Vec) else target
+    if types.boolean in (element, target):
+        fail("bitcast takes numbers, not bool")
+    if isinstance(form, Vec):
+        result = Vec(target, form.lanes * element.bitwidth // target.bitwidth)
+    else:
+        result = target
+        if element.bitwidth != target.bitwidth:
+            fail(f"bitcast of a scalar needs two types of equal width; got {form} and {target}")
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.bitcast(args[0], llvm_type(result))
