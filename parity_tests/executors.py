@@ -6,10 +6,9 @@
     numba    compiled to generated Python, jitted by Numba
 """
 
-import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any
@@ -31,23 +30,26 @@ def prepare(executor: str, function: Callable) -> Callable:
     import pynn
 
     torch._dynamo.reset()
+    if executor == "ir":
+        return torch.compile(function, backend=loop_ir_backend, dynamic=False)
     return pynn.compile(function, strict=True, eager_random=True, dynamic=False)
 
 
-@contextlib.contextmanager
-def settings_for(executor: str) -> Iterator[None]:
-    """Set the compiler up for the executor, and back afterwards."""
-    if executor != "ir":
-        yield
-        return
-    from compiler_bridge import settings
+def loop_ir_backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable:
+    """A Dynamo backend that stops at the loop IR and has it interpreted."""
+    from compiler_bridge.backend import boxed, make_options
+    from compiler_bridge.capture.capture import capture
+    from compiler_bridge.interpret import interpret
+    from compiler_bridge.lower import lower_graph
+    from compiler_bridge.verify import verify
 
-    before = settings.INTERPRET_IR
-    settings.INTERPRET_IR = True
-    try:
-        yield
-    finally:
-        settings.INTERPRET_IR = before
+    def interpreted(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], kind: Any, options: Any):
+        graph = lower_graph(gm)
+        verify(graph)
+        return boxed(lambda *inputs: interpret(graph, inputs))
+
+    options = make_options({"strict": True, "eager_random": True})
+    return capture(gm, example_inputs, options, interpreted)
 
 
 def in_executor_process(executor: str, function: Callable, *arguments: Any) -> Any:

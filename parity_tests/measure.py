@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from parity_tests.cases import Row, Sample, all_rows, seed
-from parity_tests.executors import in_executor_process, prepare, settings_for
+from parity_tests.executors import in_executor_process, prepare
 from parity_tests.tolerances import Comparison, compare, error_in_ulps
 
 # Compiling takes a second or so where eager takes a millisecond.
@@ -83,11 +83,10 @@ def evaluate(
     inputs = sample.differentiable()
     if isinstance(subject, torch.nn.Module):
         inputs += [p for p in subject.parameters() if p.requires_grad]
-    with settings_for(executor):
-        function = prepare(executor, subject)
-        seed(1)
-        values = tensors_of(function(*sample.args, **sample.kwargs))
-        grads = gradients(values, inputs, dtype)
+    function = prepare(executor, subject)
+    seed(1)
+    values = tensors_of(function(*sample.args, **sample.kwargs))
+    grads = gradients(values, inputs, dtype)
     return Outcome([t.detach() for t in values], grads)
 
 
