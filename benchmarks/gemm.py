@@ -1,8 +1,9 @@
 """Matrix products: ours against torch's (MKL or OpenBLAS), alternating in one process.
 
-    python -m benchmarks.gemm [--threads 1] [--only substring] [--seconds 0.3]
+    python -m benchmarks.gemm [--threads 1] [--only substring] [--seconds 0.3] [--processor-time]
 
-Prints GFLOP/s of both (medians), their ratio, and the ratios' geometric mean and minimum.
+Prints GFLOP/s of both (medians), their ratio, and the ratios' geometric mean and minimum. On a busy machine,
+--processor-time with one thread counts only the time the thread was running.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def operand(batch: int, rows: int, columns: int, transposed: bool) -> torch.Tens
     return x.transpose(-1, -2) if transposed else x
 
 
-def alternate(functions: list[Callable[[], object]], seconds: float) -> list[float]:
+def alternate(
+    functions: list[Callable[[], object]], seconds: float, clock: Callable[[], float]
+) -> list[float]:
     """Median seconds of each function; they take turns."""
     times: list[list[float]] = [[] for _ in functions]
     for function in functions:
@@ -58,20 +61,22 @@ def alternate(functions: list[Callable[[], object]], seconds: float) -> list[flo
     end = time.perf_counter() + seconds * len(functions)
     while len(times[0]) < 5 or time.perf_counter() < end:
         for function, measured in zip(functions, times):
-            start = time.perf_counter()
+            start = clock()
             function()
-            measured.append(time.perf_counter() - start)
+            measured.append(clock() - start)
     return [statistics.median(measured) for measured in times]
 
 
-def measure(batch: int, m: int, n: int, k: int, layout: str, seconds: float) -> tuple[float, float]:
+def measure(
+    batch: int, m: int, n: int, k: int, layout: str, seconds: float, clock: Callable[[], float]
+) -> tuple[float, float]:
     """GFLOP/s of ours and of torch."""
     a, b = operand(batch, m, k, layout[0] == "T"), operand(batch, k, n, layout[1] == "T")
     sizes = (batch, m, n) if batch else (m, n)
     ours, theirs = torch.empty(*sizes), torch.empty(*sizes)
     run = bind_matmul(ours, a, b).run
     product = torch.bmm if batch else torch.mm
-    taken = alternate([run, lambda: product(a, b, out=theirs)], seconds)
+    taken = alternate([run, lambda: product(a, b, out=theirs)], seconds, clock)
     flops = 2 * max(batch, 1) * m * n * k
     return flops / taken[0] / 1e9, flops / taken[1] / 1e9
 
@@ -81,8 +86,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=0.1, help="per case and implementation")
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
+    parser.add_argument("--processor-time", action="store_true", help="of the one thread")
     parser.add_argument("--layouts", default="NN,NT,TN")
     options = parser.parse_args()
+    if options.processor_time and options.threads != 1:
+        parser.error("--processor-time counts one thread; it needs --threads 1")
+    clock = time.thread_time if options.processor_time else time.perf_counter
     torch.set_num_threads(options.threads)
     ratios: list[float] = []
     print(f"threads {options.threads}; GFLOP/s ours, torch, ratio")
@@ -92,7 +101,7 @@ def main() -> None:
             continue
         cells = []
         for layout in options.layouts.split(","):
-            ours, theirs = measure(batch, m, n, k, layout, options.seconds)
+            ours, theirs = measure(batch, m, n, k, layout, options.seconds, clock)
             ratios.append(ours / theirs)
             cells.append(f"{layout} {ours:6.1f} {theirs:6.1f} {ours / theirs:5.2f}")
         print(f"{name:>18}   " + "   ".join(cells), flush=True)

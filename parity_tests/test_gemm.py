@@ -1,7 +1,8 @@
 """GEMM kernels against float64: no worse than torch's own product, in every layout, and their callbacks.
 
-An element's error is measured in units of sum |a||b|, the scale of its rounding errors. Ours may be twice
-torch's (sums in another order), or one rounding of the exact result where torch happens to be exact.
+An element's error is measured in units of sum |a||b|, the scale of its rounding errors. The root mean square
+of ours may be twice that of torch's (another order of summation), or one unit in the last place where torch
+happens to be exact; and every element keeps the bound k * eps / 2 of any order of summation (and one rounding).
 """
 
 from __future__ import annotations
@@ -57,13 +58,15 @@ def assert_no_worse(
     begin = start.numpy().astype(precision) if isinstance(start, torch.Tensor) else start
     exact, scale = begin + x @ y, np.abs(begin) + np.abs(x) @ np.abs(y)
     theirs = torch.matmul(a.to(out.dtype), b.to(out.dtype)) + start
-    smallest = np.finfo(np.float32 if out.dtype == torch.float32 else np.float64)
-
-    def error(value: torch.Tensor) -> float:
-        return float((np.abs(value.numpy() - exact) / np.maximum(scale, smallest.tiny)).max(initial=0.0))
-
     assert out.shape == theirs.shape
-    assert error(out) <= max(2 * error(theirs), float(smallest.eps)), (error(out), error(theirs))
+    if out.numel() == 0:
+        return
+    number = np.finfo(np.float32 if out.dtype == torch.float32 else np.float64)
+    scale = np.maximum(scale, number.tiny)
+    ours, torchs = (np.abs(value.numpy() - exact) / scale for value in (out, theirs))
+    assert ours.max() <= (a.shape[-1] + 2) * number.eps / 2
+    ours_mean, torchs_mean = (float(np.sqrt(np.mean(error**2))) for error in (ours, torchs))
+    assert ours_mean <= max(2 * torchs_mean, number.eps)
 
 
 @pytest.mark.parametrize("threads", (1, 2))
@@ -77,7 +80,7 @@ def test_product_is_no_worse_than_torch(dtype: torch.dtype, layout: str, threads
         assert_no_worse(out, a, b)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     m=st.integers(0, 160), n=st.integers(0, 80), k=st.integers(0, 420),
     batch=st.lists(st.integers(1, 3), max_size=2),
@@ -253,12 +256,11 @@ INTERPRETED = """
 
     torch.manual_seed(3)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        for m, n, k in ((2, 19, 17), (8, 20, 21), (13, 35, 20), (150, 18, 3), (9, 3, 5), (2, 3, 0)):
-            for layout in ("NNN", "NTN", "SST"):
-                a, b = make((2, m, k), layout[0], dtype), make((2, k, n), layout[1], dtype)
-                out = make((2, m, n), layout[2], sums_dtype(dtype), 0.0)
-                matmul_into(out, a, b, threads=2)
-                print(out.double().flatten().tolist())
+        for m, n, k, layout in ((2, 19, 17, "NTN"), (3, 5, 6, "NNN"), (9, 35, 11, "NNN"), (9, 17, 9, "SST")):
+            a, b = make((2, m, k), layout[0], dtype), make((2, k, n), layout[1], dtype)
+            out = make((2, m, n), layout[2], sums_dtype(dtype), 0.0)
+            matmul_into(out, a, b, threads=2)
+            print(out.double().flatten().tolist())
 """
 
 

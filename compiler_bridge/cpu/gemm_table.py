@@ -39,7 +39,7 @@ epilogue(table, row_begin, row_end, column_begin, column_end): C[rows, columns] 
     matrices of the batch only where all matrices share one B and rows follow each other evenly.
 
 `table` is the pointer from the slot after the function's. With SWAPPED the kernels compute C^T = B^T A^T: M,
-N, rows and columns are the transposed product's everywhere in this table, but not in the epilogue's arguments.
+N, rows and columns are the transposed product's everywhere in this table, not in the epilogue's arguments.
 """
 
 SLOT = {name: index for index, name in enumerate(SLOTS)}
