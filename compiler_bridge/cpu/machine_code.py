@@ -36,6 +36,8 @@ def compile_to_object(function: types.FunctionType, symbol: str) -> bytes:
     from numba.core.cpu_options import FastMathOptions
     from numba.core.registry import cpu_target
 
+    from compiler_bridge.cpu.code_library import intermediate_only, object_library
+
     numbers = function.__code__.co_argcount - 1
     arguments = (numba_types.CPointer(numba_types.int64), *[numba_types.int64] * numbers)
     flags = compiler.Flags()
@@ -43,16 +45,17 @@ def compile_to_object(function: types.FunctionType, symbol: str) -> bytes:
     flags.fastmath = FastMathOptions(FASTMATH)
     flags.no_cpython_wrapper = True
     flags.no_cfunc_wrapper = True
+    flags.no_compile = True
     with global_compiler_lock:
         typing_context, context = cpu_target.typing_context, cpu_target.target_context
         typing_context.refresh()
         context.refresh()
-        compiled = compiler.compile_extra(
-            typing_context, context, function, arguments, numba_types.none, flags, {}
-        )
+        with intermediate_only(context):
+            compiled = compiler.compile_extra(
+                typing_context, context, function, arguments, numba_types.none, flags, {}
+            )
         context = compiled.target_context
-        library = context.codegen().create_library(symbol)
-        library.enable_object_caching()
+        library = object_library(context.codegen(), symbol)
         module = library.create_ir_module(symbol)
         int64 = ir.IntType(64)
         signature = ir.FunctionType(ir.VoidType(), [int64.as_pointer(), *[int64] * numbers])
@@ -63,8 +66,7 @@ def compile_to_object(function: types.FunctionType, symbol: str) -> bytes:
         builder.ret_void()
         library.add_ir_module(module)
         library.add_linking_library(compiled.library)
-        library.finalize()
-        return library._get_compiled_object()
+        return library.emit_native_object()
 
 
 def load_objects(objects: Mapping[str, bytes]) -> dict[str, int]:
