@@ -61,10 +61,12 @@ def nll_loss_forward(
     dim = _class_dim(x)
     picked = x.gather(dim, safe_target.unsqueeze(dim)).squeeze(dim)
     losses = torch.where(is_counted, -picked * weights, 0)
-    if reduction == NONE:
+    if reduction == NONE and x.dim() > 1:
         return losses, torch.zeros((), dtype=x.dtype, device=x.device)
     total_weight = weights.sum()
-    return (losses.sum() / total_weight if reduction == MEAN else losses.sum()), total_weight
+    if reduction == MEAN:
+        return losses.sum() / total_weight, total_weight
+    return losses.sum() if reduction == SUM else losses, total_weight
 
 
 @defines(aten.nll_loss_backward.default, aten.nll_loss2d_backward.default)
