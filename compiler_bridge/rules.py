@@ -18,6 +18,8 @@ from compiler_bridge.ir import (
     Index,
     IndexValue,
     Load,
+    Map,
+    Reduce,
     Scatter,
     Size,
     Value,
@@ -153,4 +155,7 @@ def simplify_node(node: Any) -> Any:
     if isinstance(node, Scatter):
         terms = [(Value(simplify(a.expr, extents)) if isinstance(a, Value) else a, c) for a, c in node.store.terms]
         return replace(node, value=simplify(node.value, extents), store=Index(tuple(terms), node.store.const))
-    return replace(node, value=simplify(node.value, extents))
+    value = simplify(node.value, extents)
+    if isinstance(node, Reduce) and not node.reduce_axes:  # over dimensions of size 1: the value itself
+        return Map(node.output, node.origin, node.axes, node.store, value)
+    return replace(node, value=value)

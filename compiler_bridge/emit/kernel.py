@@ -270,8 +270,10 @@ class KernelWriter:
                     self.keep(node, term)
             elif role == "reduce":
                 self.accumulate(node, accumulators[node.output])
-            else:
+            elif role == "sink":
                 self.write_sink(node)
+            else:
+                raise AssertionError(f"{node} has no role in {s.outer} x {s.inner} (lanes outer: {s.lanes_outer})")
         lines = self.writer.loop.lines
         self.writer.loop = Scope()
         return lines

@@ -46,14 +46,13 @@ class Names:
         for variable, dtype in self.pointers.values():
             lines.append(f'{variable} = pointer(tab, {slot}, "{dtype}")')
             slot += 1
-        size_lines = []
         first_size = slot + len(self.scratch)
-        for k, variable in enumerate(self.sizes.values()):
-            size_lines.append(f"{variable} = tab[{first_size + k}]")
         for variable, dtype, elements in self.scratch.values():
             row = f'pointer(tab, {slot}, "{dtype}")'
             lines.append(f"{variable} = offset_pointer({row}, thread * {self.size(elements)})")
             slot += 1
+        # last: scratch rows may have asked for a size
+        size_lines = [f"{name} = tab[{first_size + k}]" for k, name in enumerate(self.sizes.values())]
         return size_lines + lines
 
 
