@@ -75,13 +75,9 @@ def functional_names() -> list[str]:
 
 
 def _is_function_of_torch(name: str, value: Any) -> bool:
-    if inspect.isbuiltin(value):
-        return True
-    own_file = inspect.isfunction(value) and value.__module__ in (
-        "torch.nn.functional",
-        "torch._jit_internal",
-    )
-    return own_file and name not in NOT_OPERATIONS
+    own_modules = ("torch.nn.functional", "torch._jit_internal")
+    is_function = inspect.isfunction(value) and value.__module__ in own_modules
+    return (is_function or inspect.isbuiltin(value)) and name not in NOT_OPERATIONS
 
 
 # Imported or helper functions that live in torch.nn.functional under a public name.
