@@ -1,8 +1,9 @@
-"""Numba's on-disk cache for helpers, keyed by the text of this whole folder.
+"""Numba's on-disk cache for helpers, keyed by the text they depend on.
 
 Numba's own cache looks only at the file a function stands in; a helper's machine code also depends on
-the words and helpers it uses, so its stamp here is a hash of every file beside it. A directory that
-can't be read or written costs recompilation, nothing else.
+the words and helpers it uses. Its stamp here is a hash of the language and mathlib files and of the
+family of its own file (gemm_*.py for gemm_pack.py). A directory that can't be read or written costs
+recompilation, nothing else.
 """
 
 from __future__ import annotations
@@ -21,26 +22,28 @@ _FOLDER = Path(__file__).parent
 
 
 @functools.cache
-def language_stamp() -> str:
-    """Hash of the files that give the vocabulary and every shared helper their meaning."""
+def source_stamp(family: str) -> str:
+    """Hash of the files that give the vocabulary, and the helpers of one family, their meaning."""
+    patterns = ("language*.py", "simd*.py", "mathlib*.py", f"{family}*.py")
     digest = hashlib.sha256()
-    for path in sorted(_FOLDER.glob("*.py")):
+    for path in sorted({path for pattern in patterns for path in _FOLDER.glob(pattern)}):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 class _HelperLocator(_CacheLocator):
-    """Below the package's cache directory, one folder for each state of the language files."""
+    """Below the package's cache directory, one folder for each state of the files."""
 
     def __init__(self, py_func: Any, py_file: str) -> None:
         self._py_file = py_file
+        self._stamp = source_stamp(Path(py_file).stem.split("_")[0])
 
     def get_cache_path(self) -> str:
-        return str(Path(settings.CACHE_DIR) / "helpers" / language_stamp()[:16])
+        return str(Path(settings.CACHE_DIR) / "helpers" / self._stamp[:16])
 
     def get_source_stamp(self) -> Any:
         stat = os.stat(self._py_file)
-        return stat.st_mtime, stat.st_size, language_stamp()
+        return stat.st_mtime, stat.st_size, self._stamp
 
     def get_disambiguator(self) -> str:
         return hashlib.sha256(self._py_file.encode()).hexdigest()[:10]
