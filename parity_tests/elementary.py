@@ -25,7 +25,8 @@ INDEXING = """
 """
 CREATION = """
     arange clone copy empty empty_like empty_strided fill full full_like new_empty new_empty_strided new_full
-    new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like zero lift_fresh _to_copy _efficientzerotensor
+    new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like zero lift_fresh _to_copy
+    _efficientzerotensor
     _sparse_coo_tensor_unsafe _sparse_coo_tensor_with_dims_and_tensors
 """
 RANDOM = "bernoulli exponential normal rand rand_like randn randn_like uniform"
@@ -34,7 +35,9 @@ PRODUCT = "mm bmm matmul mv dot"
 READING = "_local_scalar_dense equal is_same_size is_nonzero item promote_types"
 
 ELEMENTARY = frozenset(
-    " ".join([POINTWISE, DERIVATIVES, REDUCTIONS, VIEWS, INDEXING, CREATION, RANDOM, PRODUCT, READING]).split()
+    " ".join(
+        [POINTWISE, DERIVATIVES, REDUCTIONS, VIEWS, INDEXING, CREATION, RANDOM, PRODUCT, READING]
+    ).split()
 )
 
 

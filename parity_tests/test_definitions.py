@@ -97,7 +97,8 @@ def own_calls() -> list[tuple[OpOverload, tuple, dict]]:
     ]
     rows += [(aten.pow.Tensor_Scalar, (x.abs(), e), {}) for e in (2, 3, 1, 0.5, -0.5, -1)]
     for mode in ("reflection", "replication"):
-        for dims, x, padding in ((1, image[0], [1, 2]), (2, image, [1, 2, 2, 0]), (3, volume, [1, 0, 2, 1, 1, 1])):
+        pads = (image[0], [1, 2]), (image, [1, 2, 2, 0]), (volume, [1, 0, 2, 1, 1, 1])
+        for dims, (x, padding) in enumerate(pads, start=1):
             operation = getattr(aten, f"{mode}_pad{dims}d")
             grad = torch.randn_like(operation(x, padding))
             rows.append((operation.default, (x, padding), {}))

@@ -173,7 +173,8 @@ def can_read_values(x: Tensor) -> bool:
 def require_floating_point(name: str, input: Tensor) -> None:
     """Raise what a CPU kernel of ATen raises when it has no such dtype."""
     if not input.is_floating_point():
-        raise NotImplementedError(f'"{name}" not implemented for \'{_DTYPE_NAMES.get(input.dtype, input.dtype)}\'')
+        dtype = _DTYPE_NAMES.get(input.dtype, input.dtype)
+        raise NotImplementedError(f'"{name}" not implemented for \'{dtype}\'')
 
 
 _DTYPE_NAMES = {

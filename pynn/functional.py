@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as _torch_functional
 
 import pynn.arithmetic  # noqa: F401  (fills DEFINITIONS for operations that are no layer)
-import pynn.modules as _modules
+import pynn.modules
 from pynn.definitions import PUBLIC as _PUBLIC
 
 DEFINED: set[str] = {name for name in _PUBLIC if hasattr(_torch_functional, name)}

@@ -201,7 +201,8 @@ def _checked_nll_loss(
     if weight is not None:
         if weight.dim() != 1 or weight.numel() != classes:
             raise RuntimeError(
-                f"weight tensor should be defined either for all {classes} classes or no classes but got weight "
+                f"weight tensor should be defined either for all {classes} classes or no classes but "
+                "got weight "
                 f"tensor of shape: {list(weight.shape)}"
             )
         if weight.dtype != input.dtype:

@@ -83,7 +83,8 @@ def cosine_embedding_loss(
         raise RuntimeError("0D or 1D target tensor expected, multi-target not supported")
     if input1.dim() != target.dim() + 1 or input2.dim() != target.dim() + 1:
         raise RuntimeError(
-            f"{target.dim()}D target tensor expects {target.dim() + 1}D input tensors, but found inputs with sizes "
+            f"{target.dim()}D target tensor expects {target.dim() + 1}D input tensors, but found "
+            "inputs with sizes "
             f"{list(input1.shape)} and {list(input2.shape)}."
         )
     product = (input1 * input2).sum(-1)
@@ -155,7 +156,8 @@ def _triplet(
 ) -> Tensor:
     if not anchor.ndim == positive.ndim == negative.ndim:
         raise RuntimeError(
-            "The anchor, positive, and negative tensors are expected to have the same number of dimensions, but "
+            "The anchor, positive, and negative tensors are expected to have the same number of "
+            "dimensions, but "
             f"got: anchor {anchor.ndim}D, positive {positive.ndim}D, and negative {negative.ndim}D inputs"
         )
     to_positive = distance(anchor, positive)

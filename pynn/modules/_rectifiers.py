@@ -194,7 +194,9 @@ def rrelu_with_noise_backward(
 # ---- public functions ------------------------------------------------------------------------------------
 
 _relu = differentiable(relu_forward, lambda grad, x: threshold_backward(grad, x, 0))
-_threshold = differentiable(threshold_forward, lambda grad, x, threshold, _: threshold_backward(grad, x, threshold))
+_threshold = differentiable(
+    threshold_forward, lambda grad, x, threshold, value: threshold_backward(grad, x, threshold)
+)
 _leaky_relu = differentiable(leaky_relu_forward, leaky_relu_backward)
 _hardtanh = differentiable(hardtanh_forward, hardtanh_backward)
 _hardsigmoid = differentiable(hardsigmoid_forward, hardsigmoid_backward)
@@ -223,7 +225,9 @@ def relu_(input: Tensor) -> Tensor:
 @traced_as(F.threshold)
 def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     """out = input where input > threshold, else value."""
-    return apply_in_place(_threshold, input, threshold, value) if inplace else _threshold(input, threshold, value)
+    if inplace:
+        return apply_in_place(_threshold, input, threshold, value)
+    return _threshold(input, threshold, value)
 
 
 @traced_as(F.threshold_)
@@ -327,7 +331,10 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     if input.dtype != weight.dtype:
         raise RuntimeError(f"prelu: Type promoting not supported. Got {input.dtype} and {weight.dtype}")
     if weight.dim() > 1:
-        raise RuntimeError(f"prelu: Expected `weight` to be a scalar or 1D tensor, but got: ndim = {weight.dim()}")
+        raise RuntimeError(
+            "prelu: Expected `weight` to be a scalar or 1D tensor, but got: ndim = "
+            f"{weight.dim()}"
+        )
     if weight.numel() != 1:
         if input.dim() == 0:
             raise RuntimeError("Not allow zero-dim input tensor.")

@@ -142,7 +142,8 @@ def elu_backward(
     if is_result:
         if alpha < 0:
             raise RuntimeError(
-                "In-place elu backward calculation is triggered with a negative slope which is not supported. "
+                "In-place elu backward calculation is triggered with a negative slope which is not "
+                "supported. "
                 "This is caused by calling in-place forward function with a negative slope, "
                 "please call out-of-place version instead."
             )

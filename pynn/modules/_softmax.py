@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pynn.definitions import Function, computes_in_float32, defines, require_floating_point, traced_as, widen
+from pynn.definitions import Function, defines, require_floating_point, traced_as, widen
 
 __all__ = [
     "gumbel_softmax",

@@ -85,7 +85,7 @@ class ReLU(torch.nn.ReLU):
 
 
 class RReLU(torch.nn.RReLU):
-    """out = x where x > 0, else slope * x; slope ~ uniform [lower, upper) in training, their middle otherwise."""
+    """out = x where x > 0, else slope * x; slope ~ uniform [lower, upper) in training, else their middle."""
 
     __constants__ = ["lower", "upper", "inplace"]
 

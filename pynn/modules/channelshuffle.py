@@ -25,7 +25,10 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
             f"channel_shuffle expects input with > 2 dims, but got input with sizes {list(input.shape)}"
         )
     if groups <= 0:
-        raise RuntimeError(f"Number of groups to divide channels in must be positive. Value of groups:{groups}")
+        raise RuntimeError(
+            "Number of groups to divide channels in must be positive. Value of "
+            f"groups:{groups}"
+        )
     channels = input.size(1)
     if channels % groups != 0:
         raise RuntimeError(

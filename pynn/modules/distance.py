@@ -18,7 +18,10 @@ aten = torch.ops.aten
 
 
 def norm_of(x: Tensor, p: float, dim: list[int]) -> Tensor:
-    """(sum |x|^p)^(1/p) over dim, kept as size 1; p = inf: max |x|, p = -inf: min |x|, p = 0: how many != 0."""
+    """(sum |x|^p)^(1/p) over dim, kept as size 1.
+
+    p = inf takes max |x|, p = -inf min |x|, and p = 0 counts the elements that are not 0.
+    """
     if p == 2 and not x.is_complex():
         return torch.sqrt((x * x).sum(dim, keepdim=True))
     magnitudes = x.abs()
@@ -141,7 +144,10 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     """
     dtype = torch.promote_types(x1.dtype, x2.dtype)
     if not dtype.is_floating_point and not dtype.is_complex:
-        raise RuntimeError(f"expected common dtype to be floating point, yet common dtype is {_dtype_name(dtype)}")
+        raise RuntimeError(
+            "expected common dtype to be floating point, yet common dtype is "
+            f"{_dtype_name(dtype)}"
+        )
     x1, x2 = torch.broadcast_tensors(x1.to(dtype), x2.to(dtype))
     units = []
     for x in (x1, x2):

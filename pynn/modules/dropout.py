@@ -162,8 +162,10 @@ def dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: boo
     _warn_unusual_dims("dropout2d", input.dim(), (3, 4), "2 spatial dimensions")
     if input.dim() == 3:
         warnings.warn(
-            "dropout2d: Received a 3D input to dropout2d and assuming that channel-wise 1D dropout behavior is "
-            "desired - input is interpreted as shape (N, C, L), where C is the channel dim. This behavior will "
+            "dropout2d: Received a 3D input to dropout2d and assuming that channel-wise 1D dropout "
+            "behavior is "
+            "desired - input is interpreted as shape (N, C, L), where C is the channel dim. This "
+            "behavior will "
             "change in a future release to interpret the input as one without a batch dimension, i.e. shape "
             "(C, H, W). To maintain the 1D channel-wise dropout behavior, please switch to using dropout1d "
             "instead.",
@@ -187,9 +189,11 @@ def _warn_unusual_dims(name: str, dim: int, usual: tuple[int, int], spatial: str
     if dim in usual:
         return
     warnings.warn(
-        f"{name}: Received a {dim}-D input to {name}, which is deprecated and will result in an error in a future "
+        f"{name}: Received a {dim}-D input to {name}, which is deprecated and will result in an error "
+        "in a future "
         "release. To retain the behavior and silence this warning, please use dropout instead. Note that "
-        f"{name} exists to provide channel-wise dropout on inputs with {spatial}, a channel dimension, and an "
+        f"{name} exists to provide channel-wise dropout on inputs with {spatial}, a channel "
+        "dimension, and an "
         f"optional batch dimension (i.e. {usual[0]}D or {usual[1]}D inputs).",
         stacklevel=4,
     )

@@ -276,7 +276,7 @@ class SoftMarginLoss(_Loss, torch.nn.SoftMarginLoss):
 
 
 class CrossEntropyLoss(_WeightedLoss, torch.nn.CrossEntropyLoss):
-    """-sum over classes of p * weight * log(softmax(input)), reduced; p from class indices or probabilities."""
+    """-sum over classes of p * weight * log(softmax(input)), reduced; p from indices or probabilities."""
 
     __constants__ = ["ignore_index", "reduction", "label_smoothing"]
 

@@ -115,7 +115,10 @@ def rms_norm_backward(
     weight: Tensor | None,
     output_mask: list[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """With n = x * rrms and g = grad * weight:  dx = rrms * (g - n * mean(g * n)),  dweight = sum(grad * n)."""
+    """With n = x * rrms and g = grad * weight:
+
+        dx = rrms * (g - n * mean(g * n)),   dweight = sum(grad * n)
+    """
     dims = _trailing_dims(normalized_shape)
     values, gradient = widen(x), widen(grad)
     normalised = values * rrms

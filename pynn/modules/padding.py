@@ -102,7 +102,7 @@ for _forward, _backward, _source in (
 
 
 def pad_with_constant(x: Tensor, padding: Sequence[int], value: float) -> Tensor:
-    """Crop where padding is negative, then put blocks of the constant on both sides, a dimension at a time."""
+    """Crop where padding is negative, then put blocks of the constant on both sides, dim by dim."""
     padded = x
     for dim, left, right in _per_dim(padding):
         size = padded.size(dim)
@@ -156,7 +156,8 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
         raise RuntimeError("Padding length must be divisible by 2")
     if len(pad) > 2 * input.dim():
         raise RuntimeError(
-            "Padding length should be less than or equal to two times the input dimension but got padding length "
+            "Padding length should be less than or equal to two times the input dimension but got "
+            "padding length "
             f"{len(pad)} and input of dimension {input.dim()}"
         )
     if mode == "constant":
@@ -191,8 +192,10 @@ def _check_sizes(input: Tensor, padding: Sequence[int], mode: str) -> None:
         size = input.size(dim)
         if mode == "reflect" and (left >= size or right >= size):
             raise RuntimeError(
-                f"Argument #{2 - 2 * dim}: Padding size should be less than the corresponding input dimension, "
-                f"but got: padding ({left}, {right}) at dimension {input.dim() + dim} of input {list(input.shape)}"
+                f"Argument #{2 - 2 * dim}: Padding size should be less than the corresponding input "
+                "dimension, "
+                f"but got: padding ({left}, {right}) at dimension {input.dim() + dim} of input "
+                f"{list(input.shape)}"
             )
         if size + left + right < 1:
             name = "WHD"[-1 - dim]

@@ -59,7 +59,8 @@ def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
 def _check(function: str, argument: str, input: Tensor, factor: int) -> None:
     if input.dim() < 3:
         raise RuntimeError(
-            f"{function} expects input to have at least 3 dimensions, but got input with {input.dim()} dimension(s)"
+            f"{function} expects input to have at least 3 dimensions, but got input with "
+            f"{input.dim()} dimension(s)"
         )
     if factor <= 0:
         raise RuntimeError(f"{function} expects a positive {argument}, but got {factor}")
