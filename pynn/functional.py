@@ -8,8 +8,9 @@ from typing import Any
 
 import torch.nn.functional as _torch_functional
 
-import pynn.arithmetic  # noqa: F401  (fills DEFINITIONS for operations that are no layer)
-import pynn.modules
+# importing these fills DEFINITIONS and PUBLIC
+from pynn import arithmetic as _arithmetic  # noqa: F401
+from pynn import modules as _modules  # noqa: F401
 from pynn.definitions import PUBLIC as _PUBLIC
 
 DEFINED: set[str] = {name for name in _PUBLIC if hasattr(_torch_functional, name)}
