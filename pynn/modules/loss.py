@@ -95,24 +95,27 @@ class NLLLoss(_WeightedLoss, torch.nn.NLLLoss):
         )
 
 
-class NLLLoss2d(NLLLoss, torch.nn.NLLLoss2d):
-    """The same as NLLLoss; deprecated."""
+with warnings.catch_warnings():  # deriving from a deprecated class warns already
+    warnings.simplefilter("ignore", FutureWarning)
 
-    def __init__(
-        self,
-        weight: Tensor | None = None,
-        size_average=None,
-        ignore_index: int = -100,
-        reduce=None,
-        reduction: str = "mean",
-    ) -> None:
-        warnings.warn(
-            "`NLLLoss2d` has been deprecated. Please use `NLLLoss` instead as a drop-in replacement and see "
-            "https://pytorch.org/docs/main/nn.html#torch.nn.NLLLoss for more details.",
-            FutureWarning,
-            stacklevel=2,
-        )
-        NLLLoss.__init__(self, weight, size_average, ignore_index, reduce, reduction)
+    class NLLLoss2d(NLLLoss, torch.nn.NLLLoss2d):
+        """The same as NLLLoss; deprecated."""
+
+        def __init__(
+            self,
+            weight: Tensor | None = None,
+            size_average=None,
+            ignore_index: int = -100,
+            reduce=None,
+            reduction: str = "mean",
+        ) -> None:
+            warnings.warn(
+                "`NLLLoss2d` has been deprecated. Please use `NLLLoss` instead as a drop-in replacement and see "
+                "https://pytorch.org/docs/main/nn.html#torch.nn.NLLLoss for more details.",
+                FutureWarning,
+                stacklevel=2,
+            )
+            NLLLoss.__init__(self, weight, size_average, ignore_index, reduce, reduction)
 
 
 class PoissonNLLLoss(_Loss, torch.nn.PoissonNLLLoss):
