@@ -110,8 +110,8 @@ with warnings.catch_warnings():  # deriving from a deprecated class warns alread
             reduction: str = "mean",
         ) -> None:
             warnings.warn(
-                "`NLLLoss2d` has been deprecated. Please use `NLLLoss` instead as a drop-in replacement and see "
-                "https://pytorch.org/docs/main/nn.html#torch.nn.NLLLoss for more details.",
+                "`NLLLoss2d` has been deprecated. Please use `NLLLoss` instead as a drop-in replacement "
+                "and see https://pytorch.org/docs/main/nn.html#torch.nn.NLLLoss for more details.",
                 FutureWarning,
                 stacklevel=2,
             )
