@@ -54,5 +54,6 @@ def intermediate_only(context: Any) -> Iterator[None]:
     with (
         patch.object(type(context), "get_executable", placeholder),
         patch.object(context.codegen(), "_library_class", IntermediateLibrary),
+        patch.object(context.codegen(), "set_env", lambda name, environment: None),  # it writes to an address
     ):
         yield
