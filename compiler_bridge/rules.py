@@ -26,6 +26,7 @@ from compiler_bridge.ir import (
     all_axes,
     map_expr,
 )
+from compiler_bridge.ops import reduce_identity
 
 Extents = Mapping[str, Size]
 TRUE, FALSE = Constant("bool", True), Constant("bool", False)
@@ -158,4 +159,7 @@ def simplify_node(node: Any) -> Any:
     value = simplify(node.value, extents)
     if isinstance(node, Reduce) and not node.reduce_axes:  # over dimensions of size 1: the value itself
         return Map(node.output, node.origin, node.axes, node.store, value)
+    if isinstance(node, Reduce) and any(axis.extent == 0 for axis in node.reduce_axes):
+        identity = Constant(value.dtype, reduce_identity(node.op, value.dtype))
+        return Map(node.output, node.origin, node.axes, node.store, identity)
     return replace(node, value=value)

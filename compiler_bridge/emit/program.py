@@ -110,6 +110,8 @@ class ProgramBuilder:
     # ------------------------------------------------------------ generated kernels
 
     def build_loops(self, group: Group, outputs: set[str]) -> None:
+        if any(axis.extent == 0 for axis in group.axes):
+            return  # nothing to compute (sums over nothing have become constants)
         schedule = schedule_group(group, outputs, self.graph.symbol_hints)
         writer = KernelWriter(schedule, self.dtypes, outputs, self.new_partial)
         code = writer.write()
