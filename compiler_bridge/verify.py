@@ -35,7 +35,8 @@ class Verifier:
         self.graph = graph
         self.after = after
         self.node: Any = "inputs"
-        self.defined = {name for name in graph.inputs if isinstance(name, str)} | set(graph.constants)
+        self.defined = {name for name in graph.inputs if isinstance(name, str)}
+        self.defined |= graph.constants.keys() & graph.buffers.keys()
 
     def require(self, condition: bool, received: str, required: str) -> None:
         if not condition:
