@@ -63,7 +63,7 @@ def capture(
         inference_compiler=compiler("inference"),
         partition_fn=partition,
         decompositions=decompositions(options.eager_random),
-        keep_inference_input_mutations=True,
+        keep_inference_input_mutations=False,  # AOTAutograd copies new values into mutated inputs
     )
     # Kernels never write into saved activations, so nothing is gained by declaring them donated, and
     # backward(retain_graph=True) would be refused.
