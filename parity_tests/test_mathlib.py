@@ -134,7 +134,7 @@ def test_float64_special_values_are_torchs(case: MathCase) -> None:
 
 
 def _assert_close_to_torch(name: str, output: np.ndarray, expected: np.ndarray, *inputs: np.ndarray) -> None:
-    """The same NaN, infinities and signed zeros; other values within 10 ulp (their error has its own test)."""
+    """The same NaN, infinities and signed zeros; other values within 10 ulp (errors have their own test)."""
     same = (output == expected) & (np.signbit(output) == np.signbit(expected))
     same |= np.isnan(output) & np.isnan(expected)
     same |= (expected != 0) & np.isclose(output, expected, rtol=10 * np.finfo(output.dtype).eps, atol=0)

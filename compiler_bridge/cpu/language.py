@@ -3,6 +3,9 @@
 With PYNN_INTERPRET=1 the same names are the numpy versions and the decorators leave plain Python.
 """
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -47,10 +50,11 @@ def outlined_helper(function: Callable[..., Any]) -> Any:
 
 
 def _jit(function: Callable[..., Any], **options: Any) -> Any:
-    from numba import njit
+    import numba
 
     from compiler_bridge.cpu.language_cache import enable_helper_cache
 
+    njit: Any = numba.njit
     compiled = njit(
         error_model="numpy", fastmath=FASTMATH, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options
     )

@@ -6,6 +6,9 @@ family of its own file (gemm_*.py for gemm_pack.py). A directory that can't be r
 recompilation, nothing else.
 """
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 import functools

@@ -1,4 +1,7 @@
-"""Minimax coefficients, lowest power first; written by `python -m compiler_bridge.cpu.mathlib_fit`."""
+"""Minimax coefficients, lowest power first.
+
+Written by `python -m compiler_bridge.cpu.mathlib_fit`.
+"""
 
 from compiler_bridge.cpu.language import polynomial
 

@@ -5,6 +5,9 @@ erfc(x) = e^(-x^2) g(t) / (1 + 2 x),  t = (x - c) / (x + c)   for x >= 0
 erfc(-x) = 2 - erfc(x)
 """
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from compiler_bridge.cpu.language import copysign, fabs, fma, helper, minimum, product, sqrt, where
@@ -32,15 +35,20 @@ def erfc_positive(x, centre):
     return gauss(x) * (ERFCX(t) / fma(x, 2.0, 1.0))
 
 
+@helper
+def erfc_joined(x, tail):
+    """erfc(x) from that of |x|; 1 - erf(x) near 0, where it is the more accurate."""
+    result = where(x < 0.0, 2.0 - tail, tail)
+    return where(fabs(x) < 0.5, 1.0 - fma(x, ERF(x * x), x), result)
+
+
 def _erfc_f32(x):
     """1 - erf(x), accurate also where it is small. Largest error: 4 ulp (float32 and float64)."""
-    tail = erfc_positive(minimum(fabs(x), 11.0), 2.0)
-    return where(x < 0.0, 2.0 - tail, tail)
+    return erfc_joined(x, erfc_positive(minimum(fabs(x), 11.0), 2.0))
 
 
 def _erfc_f64(x):
-    tail = erfc_positive(minimum(fabs(x), 28.0), 4.0)
-    return where(x < 0.0, 2.0 - tail, tail)
+    return erfc_joined(x, erfc_positive(minimum(fabs(x), 28.0), 4.0))
 
 
 erfc = math_word(float32=_erfc_f32, float64=_erfc_f64)

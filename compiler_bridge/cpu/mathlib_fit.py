@@ -7,6 +7,9 @@
 in 60-digit arithmetic, then rounds the coefficients to the dtype.
 """
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 import sys
@@ -185,7 +188,10 @@ def _rounded(value: Any, dtype: str) -> str:
     return repr(float(np.float32(str(value)))) if dtype == "float32" else repr(float(value))
 
 
-_HEADER = '''"""Minimax coefficients, lowest power first; written by `python -m compiler_bridge.cpu.mathlib_fit`."""
+_HEADER = '''"""Minimax coefficients, lowest power first.
+
+Written by `python -m compiler_bridge.cpu.mathlib_fit`.
+"""
 
 from compiler_bridge.cpu.language import polynomial
 '''

@@ -7,6 +7,9 @@ each product of half of m with a digit is exact in float64, and its multiples of
 the products are added to twice float64's precision. Runs lane by lane: such arguments are rare.
 """
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,5 +1,8 @@
 """tanh, sinh, cosh and their inverses: a polynomial near 0, exponentials or logarithms beyond."""
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from compiler_bridge.cpu.language import copysign, fabs, fma, minimum, sqrt, where

@@ -1,5 +1,8 @@
 """atan, atan2, asin, acos: an argument reduced to a small interval, then one odd polynomial."""
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from compiler_bridge.cpu.language import (

@@ -5,6 +5,9 @@
 float32 evaluates a polynomial in f; float64 an odd one in s = f / (2 + f), as log(1 + f) = 2 atanh(s).
 """
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from compiler_bridge.cpu.language import bitcast, cast, fabs, fma, helper, product, where

@@ -3,6 +3,9 @@
 x^y = 2^(y log2 x),  with log2 x to more than the working precision
 """
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from compiler_bridge.cpu.language import (

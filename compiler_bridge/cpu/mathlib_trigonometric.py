@@ -5,6 +5,9 @@ x = n pi / 2 + r,   |r| <= pi / 4,   r = high + low
 n mod 4 chooses between the polynomials of sin r and cos r, and the sign.
 """
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from compiler_bridge.cpu.language import bitcast, cast, fabs, fma, helper, product, reduce_any, rint, where

@@ -4,6 +4,9 @@ A math word is called with floats; integers and bools count as float32, as in to
 is computed as a short vector of equal lanes, so that the mathematics is written once.
 """
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 import functools
@@ -26,10 +29,11 @@ def math_word(function: Callable[..., Any] | None = None, *, outlined: bool = Fa
     make = outlined_helper if outlined else helper
     if by_dtype:
         compiled = {name: make(version) for name, version in by_dtype.items()}
-        described = by_dtype["float32"]
+        described: Any = by_dtype["float32"]
     else:
-        compiled = dict.fromkeys(("float32", "float64"), make(function))  # type: ignore[arg-type]
-        described = function
+        generic: Any = function
+        compiled: dict[str, Any] = dict.fromkeys(("float32", "float64"), make(generic))
+        described = generic
     word = (_interpreted_word if settings.INTERPRET else _compiled_word)(compiled)
     word.__doc__ = described.__doc__
     word.__name__ = described.__name__

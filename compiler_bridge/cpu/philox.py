@@ -10,6 +10,9 @@ or order, so that a backward pass draws the forward's numbers again instead of s
 Source:  Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3 (SC 2011)
 """
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from compiler_bridge.cpu.language import (

@@ -1,5 +1,8 @@
 """The kernel language for Numba: every word of ARCHITECTURE.md's table, as intrinsics and operators."""
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,12 +1,14 @@
 """Elementwise words of the kernel language, for scalars and vectors: fma, minimum, where, cast ..."""
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
 from compiler_bridge.cpu.simd_memory import count_mask, decode, encode
 from compiler_bridge.cpu.simd_types import (
@@ -20,6 +22,7 @@ from compiler_bridge.cpu.simd_types import (
     convert,
     element_of,
     fail,
+    intrinsic,
     is_scalar,
     is_signed,
     literal_dtype,
@@ -38,7 +41,7 @@ _NEVER_CONTRACT = ("arcp",)
 
 
 @intrinsic(prefer_literal=True)
-def splat(typingctx, scalar, lanes):  # type: ignore[no-untyped-def]
+def splat(typingctx, scalar, lanes):
     """The scalar in every lane."""
     width = literal_lanes(lanes)
     if not is_scalar(scalar):
@@ -52,7 +55,7 @@ def splat(typingctx, scalar, lanes):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def like(typingctx, x, value):  # type: ignore[no-untyped-def]
+def like(typingctx, x, value):
     """The scalar `value` with the dtype and lanes of x."""
     form = common_type(typingctx, x)
 
@@ -63,7 +66,7 @@ def like(typingctx, x, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def iota(typingctx, lanes, dtype):  # type: ignore[no-untyped-def]
+def iota(typingctx, lanes, dtype):
     """0, 1, 2, ... in a vector of `dtype`."""
     result = Vec(COMPUTE_TYPES[literal_dtype(dtype, COMPUTE_TYPES)], literal_lanes(lanes))
 
@@ -75,7 +78,7 @@ def iota(typingctx, lanes, dtype):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def iota_like(typingctx, x):  # type: ignore[no-untyped-def]
+def iota_like(typingctx, x):
     """0, 1, 2, ... with the dtype and lanes of x."""
     if not isinstance(x, Vec):
         fail(f"iota_like takes a vector; got {x}")
@@ -88,7 +91,7 @@ def iota_like(typingctx, x):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def lane_mask(typingctx, count, lanes):  # type: ignore[no-untyped-def]
+def lane_mask(typingctx, count, lanes):
     """Mask of the first `count` lanes."""
     width = literal_lanes(lanes)
 
@@ -107,7 +110,7 @@ def _require_float(numba_type: Any, name: str) -> None:
 
 
 def _unary_float(name: str, llvm_name: str, meaning: str) -> Any:
-    def typing(typingctx, x):  # type: ignore[no-untyped-def]
+    def typing(typingctx, x):
         form = common_type(typingctx, x)
         _require_float(form, name)
 
@@ -130,7 +133,7 @@ rint = _unary_float("rint", "llvm.rint", "The nearest whole number, ties to even
 
 
 @intrinsic
-def fabs(typingctx, x):  # type: ignore[no-untyped-def]
+def fabs(typingctx, x):
     """|x|, for floats and signed integers."""
     form = common_type(typingctx, x)
 
@@ -145,7 +148,7 @@ def fabs(typingctx, x):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+def fma(typingctx, a, b, c):
     """a * b + c, rounded once."""
     form = common_type(typingctx, a, b, c)
     _require_float(form, "fma")
@@ -158,7 +161,7 @@ def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def product(typingctx, a, b):  # type: ignore[no-untyped-def]
+def product(typingctx, a, b):
     """a * b, rounded: never fused into a following addition (for error-free transformations)."""
     form = common_type(typingctx, a, b)
     _require_float(form, "product")
@@ -170,7 +173,7 @@ def product(typingctx, a, b):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def horner(typingctx, x, coefficients):  # type: ignore[no-untyped-def]
+def horner(typingctx, x, coefficients):
     """c[0] + x (c[1] + x (c[2] + ...)) by fma, for a tuple of constants, in the dtype of x."""
     form = common_type(typingctx, x)
     _require_float(form, "horner")
@@ -194,11 +197,11 @@ def horner(typingctx, x, coefficients):  # type: ignore[no-untyped-def]
 def polynomial(**coefficients: tuple[float, ...]) -> Any:
     """A word p(x) = c[0] + x (c[1] + x (...)) by fma, with coefficients for each dtype it is given for."""
 
-    def typing(typingctx, x):  # type: ignore[no-untyped-def]
+    def typing(typingctx, x):
         form = common_type(typingctx, x)
         chosen = coefficients.get(str(element_of(form)))
         if chosen is None:
-            fail(f"this polynomial is given for {sorted(coefficients)}, not for {form}")
+            return fail(f"this polynomial is given for {sorted(coefficients)}, not for {form}")
 
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             llvm = llvm_type(form)
@@ -216,7 +219,7 @@ def polynomial(**coefficients: tuple[float, ...]) -> Any:
 
 
 @intrinsic
-def copysign(typingctx, magnitude, sign):  # type: ignore[no-untyped-def]
+def copysign(typingctx, magnitude, sign):
     """|magnitude| with the sign bit of `sign`."""
     form = common_type(typingctx, magnitude, sign)
     _require_float(form, "copysign")
@@ -243,29 +246,29 @@ def build_extreme(builder: Any, element: Any, a: Any, b: Any, largest: bool) -> 
 
 
 @intrinsic
-def maximum(typingctx, a, b):  # type: ignore[no-untyped-def]
+def maximum(typingctx, a, b):
     """The larger; NaN if either is NaN."""
     form = common_type(typingctx, a, b)
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return build_extreme(builder, element_of(form), *args, True)
+        return build_extreme(builder, element_of(form), args[0], args[1], True)
 
     return form(form, form), generate
 
 
 @intrinsic
-def minimum(typingctx, a, b):  # type: ignore[no-untyped-def]
+def minimum(typingctx, a, b):
     """The smaller; NaN if either is NaN."""
     form = common_type(typingctx, a, b)
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return build_extreme(builder, element_of(form), *args, False)
+        return build_extreme(builder, element_of(form), args[0], args[1], False)
 
     return form(form, form), generate
 
 
 @intrinsic
-def where(typingctx, condition, a, b):  # type: ignore[no-untyped-def]
+def where(typingctx, condition, a, b):
     """a where the condition holds, else b, lane by lane; both are evaluated."""
     form = common_type(typingctx, a, b)
     if isinstance(condition, Vec):
@@ -288,7 +291,7 @@ def where(typingctx, condition, a, b):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def cast(typingctx, x, dtype):  # type: ignore[no-untyped-def]
+def cast(typingctx, x, dtype):
     """x converted to `dtype`; float -> int truncates.
 
     A storage-only dtype rounds (bfloat16, float16) or wraps (int8 ...) to what that dtype can hold, in
@@ -307,7 +310,7 @@ def cast(typingctx, x, dtype):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def bitcast(typingctx, x, dtype):  # type: ignore[no-untyped-def]
+def bitcast(typingctx, x, dtype):
     """The same bits read as `dtype`; between dtypes of unequal width the lanes of a vector change."""
     target = COMPUTE_TYPES[literal_dtype(dtype, COMPUTE_TYPES)]
     form = types.unliteral(x)
@@ -328,7 +331,7 @@ def bitcast(typingctx, x, dtype):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def mulhi_u32(typingctx, a, b):  # type: ignore[no-untyped-def]
+def mulhi_u32(typingctx, a, b):
     """The upper 32 bits of the 64-bit product of two uint32."""
     form = common_type(typingctx, a, b)
     form = with_element(form, types.uint32)

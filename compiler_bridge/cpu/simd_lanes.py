@@ -4,16 +4,18 @@ Reductions fold the upper half onto the lower half until one lane is left (8 lan
 then + lane 2, then + lane 1), so that the result is the same on every machine and when interpreted.
 """
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
 from compiler_bridge.cpu.simd_elementwise import build_extreme
-from compiler_bridge.cpu.simd_types import LANE_COUNTS, Vec, fail, lane_indices
+from compiler_bridge.cpu.simd_types import LANE_COUNTS, Vec, fail, intrinsic, lane_indices
 
 _I32 = ir.IntType(32)
 
@@ -34,7 +36,7 @@ def half(builder: Any, value: Any, upper: bool) -> Any:
 
 
 def _reduction(name: str, accepts: Any, combine: Any, meaning: str) -> Any:
-    def typing(typingctx, vector):  # type: ignore[no-untyped-def]
+    def typing(typingctx, vector):
         element = _check_vector(vector, name).element
         if not accepts(element):
             fail(f"{name} does not take {vector}")
@@ -85,7 +87,7 @@ reduce_min = _reduction(
 
 
 def _mask_test(name: str, every: bool, meaning: str) -> Any:
-    def typing(typingctx, mask):  # type: ignore[no-untyped-def]
+    def typing(typingctx, mask):
         if not _is_bool(_check_vector(mask, name).element):
             fail(f"{name} takes a mask; got {mask}")
         width = mask.lanes
@@ -111,7 +113,7 @@ reduce_all = _mask_test("reduce_all", True, "Whether every lane is true.")
 
 
 @intrinsic
-def lane_count(typingctx, x):  # type: ignore[no-untyped-def]
+def lane_count(typingctx, x):
     """How many lanes a vector has."""
     width = _check_vector(x, "lane_count").lanes
 
@@ -122,7 +124,7 @@ def lane_count(typingctx, x):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def extract(typingctx, vector, lane):  # type: ignore[no-untyped-def]
+def extract(typingctx, vector, lane):
     """One lane of a vector."""
     _check_vector(vector, "extract")
 
@@ -133,7 +135,7 @@ def extract(typingctx, vector, lane):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def insert(typingctx, vector, lane, value):  # type: ignore[no-untyped-def]
+def insert(typingctx, vector, lane, value):
     """The vector with one lane replaced."""
     _check_vector(vector, "insert")
 
@@ -144,7 +146,7 @@ def insert(typingctx, vector, lane, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def concat_vectors(typingctx, low, high):  # type: ignore[no-untyped-def]
+def concat_vectors(typingctx, low, high):
     """Both vectors' lanes, one after the other."""
     if _check_vector(low, "concat_vectors") != high:
         fail(f"concat_vectors takes two vectors of one type; got {low} and {high}")
@@ -156,7 +158,7 @@ def concat_vectors(typingctx, low, high):  # type: ignore[no-untyped-def]
 
 
 def _half_word(name: str, upper: bool, meaning: str) -> Any:
-    def typing(typingctx, vector):  # type: ignore[no-untyped-def]
+    def typing(typingctx, vector):
         if _check_vector(vector, name).lanes // 2 not in LANE_COUNTS:
             fail(f"{name} needs at least 4 lanes; got {vector}")
 
@@ -175,7 +177,7 @@ high_half = _half_word("high_half", True, "The second half of the lanes.")
 
 
 @intrinsic
-def reverse_quads(typingctx, vector):  # type: ignore[no-untyped-def]
+def reverse_quads(typingctx, vector):
     """Lanes 3, 2, 1, 0, 7, 6, 5, 4, ..."""
     if _check_vector(vector, "reverse_quads").lanes < 4:
         fail(f"reverse_quads needs at least 4 lanes; got {vector}")
@@ -208,7 +210,7 @@ def build_transpose(builder: Any, rows: Any) -> Any:
 
 
 @intrinsic
-def transpose(typingctx, rows):  # type: ignore[no-untyped-def]
+def transpose(typingctx, rows):
     """A tuple of n vectors of n lanes -> the tuple of the matrix's columns."""
     if not (
         isinstance(rows, types.UniTuple) and isinstance(rows.dtype, Vec) and rows.dtype.lanes == rows.count
@@ -223,7 +225,7 @@ def transpose(typingctx, rows):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def transpose8(typingctx, v0, v1, v2, v3, v4, v5, v6, v7):  # type: ignore[no-untyped-def]
+def transpose8(typingctx, v0, v1, v2, v3, v4, v5, v6, v7):
     """Eight vectors of 8 lanes -> the tuple of the matrix's columns."""
     if (
         any(vector != v0 for vector in (v1, v2, v3, v4, v5, v6, v7))

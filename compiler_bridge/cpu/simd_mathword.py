@@ -1,5 +1,8 @@
 """How Numba types and lowers a math word: pick the dtype's function, and lanes for scalar arguments."""
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from typing import Any

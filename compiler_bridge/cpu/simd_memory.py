@@ -4,13 +4,15 @@ Element alignment is all that is assumed, and nothing about aliasing. Values are
 says: 16-bit floats as float32, 8- and 16-bit integers as int32, bool (one byte in memory) as i1.
 """
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
 from compiler_bridge.cpu.simd_types import (
     ITEM_BYTES,
@@ -22,6 +24,7 @@ from compiler_bridge.cpu.simd_types import (
     convert,
     element_of,
     fail,
+    intrinsic,
     is_scalar,
     literal_dtype,
     literal_lanes,
@@ -178,7 +181,7 @@ def _strided_index(builder: Any, start: Any, stride: Any, lanes: int) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def pointer(typingctx, table, slot, dtype):  # type: ignore[no-untyped-def]
+def pointer(typingctx, table, slot, dtype):
     """The address in `table[slot]` as a pointer to `dtype`."""
     result = Pointer(literal_dtype(dtype, STORAGE))
 
@@ -190,7 +193,7 @@ def pointer(typingctx, table, slot, dtype):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def pointer_at(typingctx, address, dtype):  # type: ignore[no-untyped-def]
+def pointer_at(typingctx, address, dtype):
     """An int64 address as a pointer to `dtype`."""
     result = Pointer(literal_dtype(dtype, STORAGE))
 
@@ -201,7 +204,7 @@ def pointer_at(typingctx, address, dtype):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def address_of(typingctx, pointer):  # type: ignore[no-untyped-def]
+def address_of(typingctx, pointer):
     """The int64 address a pointer holds."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -211,7 +214,7 @@ def address_of(typingctx, pointer):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def offset_pointer(typingctx, pointer, count):  # type: ignore[no-untyped-def]
+def offset_pointer(typingctx, pointer, count):
     """The pointer `count` elements further."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -224,7 +227,7 @@ def offset_pointer(typingctx, pointer, count):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def load(typingctx, pointer, index, lanes=None, count=None):  # type: ignore[no-untyped-def]
+def load(typingctx, pointer, index, lanes=None, count=None):
     """p[i], or lanes p[i], p[i + 1], ... of which only the first `count` are read and the rest 0."""
     dtype = _check_pointer(pointer).dtype
     where = _index_type(index)
@@ -250,7 +253,7 @@ def load(typingctx, pointer, index, lanes=None, count=None):  # type: ignore[no-
 
 
 @intrinsic(prefer_literal=True)
-def load_masked(typingctx, pointer, index, lanes, mask):  # type: ignore[no-untyped-def]
+def load_masked(typingctx, pointer, index, lanes, mask):
     """Contiguous lanes where `mask`, else 0; masked-off lanes are not read."""
     dtype, width = _check_pointer(pointer).dtype, literal_lanes(lanes)
     raw = _raw_vector(dtype, width)
@@ -263,7 +266,7 @@ def load_masked(typingctx, pointer, index, lanes, mask):  # type: ignore[no-unty
 
 
 @intrinsic(prefer_literal=True)
-def load_if(typingctx, pointer, index, condition):  # type: ignore[no-untyped-def]
+def load_if(typingctx, pointer, index, condition):
     """p[i] if the condition holds, else 0; nothing is read then."""
     dtype = _check_pointer(pointer).dtype
 
@@ -281,7 +284,7 @@ def load_if(typingctx, pointer, index, condition):  # type: ignore[no-untyped-de
 
 
 @intrinsic(prefer_literal=True)
-def load_strided(typingctx, pointer, index, stride, lanes, count=None):  # type: ignore[no-untyped-def]
+def load_strided(typingctx, pointer, index, stride, lanes, count=None):
     """Lanes p[i], p[i + stride], p[i + 2 stride], ..., of which the first `count` are read."""
     dtype, width = _check_pointer(pointer).dtype, literal_lanes(lanes)
 
@@ -301,7 +304,7 @@ def _check_index_vector(index: Any) -> int:
 
 
 @intrinsic(prefer_literal=True)
-def gather(typingctx, pointer, index, mask=None):  # type: ignore[no-untyped-def]
+def gather(typingctx, pointer, index, mask=None):
     """Lanes p[index[lane]]; masked-off lanes are 0 and not read."""
     dtype, width = _check_pointer(pointer).dtype, _check_index_vector(index)
 
@@ -313,7 +316,7 @@ def gather(typingctx, pointer, index, mask=None):  # type: ignore[no-untyped-def
 
 
 @intrinsic(prefer_literal=True)
-def broadcast_load(typingctx, pointer, index, lanes):  # type: ignore[no-untyped-def]
+def broadcast_load(typingctx, pointer, index, lanes):
     """p[i] in every lane."""
     dtype, width = _check_pointer(pointer).dtype, literal_lanes(lanes)
 
@@ -325,7 +328,7 @@ def broadcast_load(typingctx, pointer, index, lanes):  # type: ignore[no-untyped
 
 
 @intrinsic(prefer_literal=True)
-def prefetch(typingctx, pointer, index):  # type: ignore[no-untyped-def]
+def prefetch(typingctx, pointer, index):
     """Ask for the cache line of p[i], to be read soon."""
     _check_pointer(pointer)
 
@@ -357,7 +360,7 @@ def _to_storage(builder: Any, value: Any, value_type: Any, pointer: Pointer) -> 
 
 
 @intrinsic(prefer_literal=True)
-def store(typingctx, pointer, index, value, count=None):  # type: ignore[no-untyped-def]
+def store(typingctx, pointer, index, value, count=None):
     """p[i] = value, or p[i + lane] = value[lane] for every lane (for lane < count)."""
     kept = _stored(pointer, value)
     dtype = pointer.dtype
@@ -378,7 +381,7 @@ def store(typingctx, pointer, index, value, count=None):  # type: ignore[no-unty
 
 
 @intrinsic(prefer_literal=True)
-def store_masked(typingctx, pointer, index, value, mask):  # type: ignore[no-untyped-def]
+def store_masked(typingctx, pointer, index, value, mask):
     """p[i + lane] = value[lane] where mask."""
     kept = _stored(pointer, value)
 
@@ -392,7 +395,7 @@ def store_masked(typingctx, pointer, index, value, mask):  # type: ignore[no-unt
 
 
 @intrinsic(prefer_literal=True)
-def store_stream(typingctx, pointer, index, value):  # type: ignore[no-untyped-def]
+def store_stream(typingctx, pointer, index, value):
     """store(p, i, value) past the cache; the address must be aligned to the whole vector."""
     kept = _stored(pointer, value)
 
@@ -409,7 +412,7 @@ def store_stream(typingctx, pointer, index, value):  # type: ignore[no-untyped-d
 
 
 @intrinsic(prefer_literal=True)
-def store_strided(typingctx, pointer, index, stride, value, count=None):  # type: ignore[no-untyped-def]
+def store_strided(typingctx, pointer, index, stride, value, count=None):
     """p[i + lane * stride] = value[lane] (for lane < count)."""
     kept = _stored(pointer, value)
 
@@ -425,7 +428,7 @@ def store_strided(typingctx, pointer, index, stride, value, count=None):  # type
 
 
 @intrinsic(prefer_literal=True)
-def scatter(typingctx, pointer, index, value, mask=None):  # type: ignore[no-untyped-def]
+def scatter(typingctx, pointer, index, value, mask=None):
     """p[index[lane]] = value[lane] where mask; equal indices keep the last lane."""
     kept, width = _stored(pointer, value), _check_index_vector(index)
 

@@ -4,6 +4,9 @@ One row per operator below. Float arithmetic carries LLVM's `contract` flag only
 one fused operation); nothing is reassociated and NaN, infinities and signed zeros are kept.
 """
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 import operator
@@ -12,9 +15,12 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 from numba.core.imputils import lower_builtin
-from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.core.typing import templates
+from numba.core.typing.templates import AbstractTemplate, signature
 
 from compiler_bridge.cpu.simd_types import Vec, call_intrinsic, constant, fail, is_scalar, is_signed, mangled
+
+infer_global: Any = templates.infer_global
 
 CONTRACT = ("contract",)
 

@@ -6,6 +6,9 @@ Every word computes what the Numba one does, to the bit, except that products an
 unless `fma` says so.
 """
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 import functools
@@ -195,12 +198,12 @@ def mulhi_u32(a: Any, b: Any) -> Any:
 # ---- between lanes ----------------------------------------------------------------------------------
 
 
-def low_half(vector: Vector) -> Vector:
+def low_half(vector: Vector) -> Any:
     """The first half of the lanes."""
     return vector[: len(vector) // 2]
 
 
-def high_half(vector: Vector) -> Vector:
+def high_half(vector: Vector) -> Any:
     """The second half of the lanes."""
     return vector[len(vector) // 2 :]
 
@@ -253,7 +256,7 @@ def concat_vectors(low: Vector, high: Vector) -> Vector:
     return np.concatenate([low, high]).view(Vector)
 
 
-def reverse_quads(vector: Vector) -> Vector:
+def reverse_quads(vector: Vector) -> Any:
     """Lanes 3, 2, 1, 0, 7, 6, 5, 4, ..."""
     return vector[np.arange(vector.size) ^ 3]
 

@@ -1,5 +1,8 @@
 """Pointers, loads and stores of the interpreted kernel language."""
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 import ctypes

@@ -1,5 +1,8 @@
 """Values of the interpreted kernel language: the `Vector` array, conversions, and an exact fma."""
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 import operator

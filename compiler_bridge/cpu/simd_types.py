@@ -5,6 +5,9 @@ Vectors wider than a register are split by LLVM. Storage types that Numba has no
 held in another type once loaded: 16-bit floats as float32, 8- and 16-bit integers as int32.
 """
 
+# pyright: basic
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 import struct
@@ -13,7 +16,11 @@ from typing import Any
 from llvmlite import binding, ir
 from numba.core import cgutils, errors, types
 from numba.core.imputils import lower_cast
+from numba.extending import intrinsic as numba_intrinsic
 from numba.extending import models, register_model
+
+intrinsic: Any = numba_intrinsic
+"""Untyped, so that a word does not seem to take the typing context its definition takes."""
 
 COMPUTE_TYPES: dict[str, Any] = {
     "float32": types.float32,
@@ -212,7 +219,7 @@ def call_intrinsic(builder: Any, name: str, result: Any, arguments: Any, fastmat
 
 
 def is_signed(element: Any) -> bool:
-    return isinstance(element, types.Integer) and element.signed
+    return isinstance(element, types.Integer) and bool(getattr(element, "signed", False))
 
 
 def convert(builder: Any, value: Any, source: Any, target: Any) -> Any:
