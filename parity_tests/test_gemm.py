@@ -1,8 +1,8 @@
 """GEMM kernels against float64: no worse than torch's own product, in every layout, and their callbacks.
 
 An element's error is measured in units of sum |a||b|, the scale of its rounding errors. The root mean square
-of ours may be twice that of torch's (another order of summation), or one unit in the last place where torch
-happens to be exact; and every element keeps the bound k * eps / 2 of any order of summation (and one rounding).
+of ours may be twice that of torch's (another order of summation), or one unit in the last place where torch's
+is exact; and every element keeps the bound k * eps / 2 of any order of summation (and one rounding).
 """
 
 from __future__ import annotations
