@@ -50,6 +50,16 @@ def rounding(name: str, **more: Any) -> ScalarOp:
     return unary(name, cost=1, result="same", kinds="f", **more)
 
 
+def storage_cast(dtype: torch.dtype, kinds: str) -> ScalarOp:
+    """What a value becomes in memory of `dtype`, still held in its compute dtype: rounded or wrapped."""
+    name = str(dtype).removeprefix("torch.")
+
+    def reference(x: torch.Tensor) -> torch.Tensor:
+        return x.to(dtype).to(x.dtype)
+
+    return unary(f"to_{name}", f'cast({{0}}, "{name}")', 3, "same", reference=reference, aten=(), kinds=kinds)
+
+
 def compare(name: str, sign: str) -> ScalarOp:
     return binary(name, f"{{0}} {sign} {{1}}", "bool", kinds="fi")
 
@@ -94,6 +104,11 @@ _ROWS = [
     rounding("rint", reference=torch.round, aten=("round",)),
     rounding("fabs", reference=torch.abs, aten=("abs",)),
     unary("neg", "-{0}", cost=1, result="same"),
+    storage_cast(torch.bfloat16, "f"),
+    storage_cast(torch.float16, "f"),
+    storage_cast(torch.int8, "i"),
+    storage_cast(torch.uint8, "i"),
+    storage_cast(torch.int16, "i"),
     # predicates
     unary("isnan", "{0} != {0}", cost=1, result="bool", kinds="f"),
     # inf - inf is NaN, and NaN equals nothing

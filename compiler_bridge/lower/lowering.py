@@ -229,8 +229,14 @@ class Lowering:
 
 
 def to_storage(value: Expr, dtype: str) -> Expr:
-    """The value in the compute dtype of a buffer of `dtype` (the store itself rounds 16-bit floats)."""
-    return cast(value, compute_dtype(dtype))
+    """The value in the compute dtype of a buffer of `dtype`.
+
+    The store rounds 16-bit floats; a consumer that computes with the value instead of reading it back sees
+    float32, which is no less accurate. Narrow integers wrap at once: there the difference would be wrong.
+    """
+    value = cast(value, compute_dtype(dtype))
+    narrow = dtype in ("int8", "uint8", "int16") and isinstance(value, Apply)
+    return apply(f"to_{dtype}", value) if narrow else value
 
 
 def data_index(expr: Expr, extent: Size, wrap: bool = True) -> Index:

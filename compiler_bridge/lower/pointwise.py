@@ -257,9 +257,14 @@ def lower_copy(lowering: Lowering, node: fx.Node) -> Any:
         raise NoLowering(f"copy to {val.device}, {val.layout}")
     source = node.args[1] if str(node.target).startswith("aten.copy.") else node.args[0]
     source_dtype = compute_dtype(dtype_name(lowering.meta(source).dtype))
-    return lowering.map(
-        val, lambda axes: cast(lowering.operand(source, axes, source_dtype), compute_dtype_of(node))
-    )
+    target = dtype_name(val.dtype)
+    rounds = target in ("bfloat16", "float16") and lowering.meta(source).dtype != val.dtype
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        x = cast(lowering.operand(source, axes, source_dtype), compute_dtype_of(node))
+        return apply(f"to_{target}", x) if rounds else x  # what the user asked to round is rounded
+
+    return lowering.map(val, value)
 
 
 @lowers("aten.sign", "aten.sgn")
