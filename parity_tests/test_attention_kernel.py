@@ -301,11 +301,11 @@ def test_rewriting_keeps_values_and_gradients(name):
     compiled, operators = compile_counting(module)
     inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
     expected, actual = module(*inputs), compiled(*inputs)
-    assert operators.count("pynn.attention.default") == operators.count("pynn.attention_backward.default") == 1
     grad = torch.randn_like(expected)
     for value, other in zip(torch.autograd.grad(actual, inputs, grad), torch.autograd.grad(expected, inputs, grad)):
         torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert operators.count("pynn.attention.default") == operators.count("pynn.attention_backward.default") == 1
 
 
 def test_float64_becomes_elementary_operations():
@@ -328,7 +328,7 @@ def layers() -> dict[str, tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]]:
         "encoder layer": (layer, (x,), {}),
         "encoder layer, causal": (layer, (x, causal), dict(is_causal=True)),
         "encoder layer, padding": (norm_first, (x,), dict(src_key_padding_mask=padding)),
-        "encoder": (nn.TransformerEncoder(layer, 2), (x,), dict(src_key_padding_mask=padding)),
+        "encoder": (nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), (x,), dict(src_key_padding_mask=padding)),
         "decoder layer": (decoder, (x, x), {}),
     }
 

@@ -44,7 +44,7 @@ def scaled_dot_product_attention(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    if not enable_gqa or query.shape[:-2] == key.shape[:-2]:
+    if not enable_gqa and not (query.shape[:-2] == key.shape[:-2] == value.shape[:-2]):
         leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
         query, key, value = (x.expand(*leading, *x.shape[-2:]) for x in (query, key, value))
     if attn_mask is not None:
@@ -92,10 +92,15 @@ def four_dimensional_mask(mask: Tensor, query: Tensor) -> Tensor:
     return mask
 
 
-# torch's Python function, with the name `scaled_dot_product_attention` in it bound to ours.
+# torch's Python function, with the name `scaled_dot_product_attention` in it bound to ours. While a graph is
+# traced a torch-function mode is on; the function would notice and call itself again, by torch's name.
 _multi_head_attention = types.FunctionType(
     F.multi_head_attention_forward.__code__,
-    {**vars(F), "scaled_dot_product_attention": scaled_dot_product_attention},
+    {
+        **vars(F),
+        "scaled_dot_product_attention": scaled_dot_product_attention,
+        "has_torch_function": lambda tensors: False,
+    },
     argdefs=F.multi_head_attention_forward.__defaults__,
 )
 _multi_head_attention.__kwdefaults__ = F.multi_head_attention_forward.__kwdefaults__
