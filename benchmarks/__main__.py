@@ -40,7 +40,9 @@ def say(record: dict) -> None:
         for peer in ("eager", "inductor")
         if peer in seconds and "pynn" in seconds
     )
-    console.print(f"{record['name']:<20} {record['size']:<14} {record['mode']:<17} {medians} {ratios}")
+    errors = "".join(f"  {name} fails: {error}" for name, error in record.get("errors", {}).items())
+    title = f"{record['name']:<20} {record['size']:<14} {record['mode']:<17}"
+    console.print(f"{title} {medians} {ratios}{errors}", markup=False)
 
 
 def format_seconds(seconds: float) -> str:

@@ -49,6 +49,22 @@ def take_turns(contenders: dict[str, Work], budget: float) -> dict[str, float]:
     raise AssertionError("unreachable")
 
 
+def measure(build: dict[str, Callable[[], Work]], budget: float) -> dict:
+    """Build the contenders and time those that run; returns {"seconds": ..., "errors": ...}."""
+    contenders, errors = {}, {}
+    for name, make in build.items():
+        try:
+            work = make()
+            work()
+        except Exception as error:  # one contender's failure is a finding about that contender
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            errors[name] = " | ".join([type(error).__name__, *lines[:3]])
+        else:
+            contenders[name] = work
+    found: dict = {"seconds": take_turns(contenders, budget)}
+    return found | ({"errors": errors} if errors else {})
+
+
 def time_block(work: Work, calls: int) -> float:
     begin = time.perf_counter()
     for _ in range(calls):
@@ -63,7 +79,8 @@ def compilers(chosen: set[str]) -> dict[str, Callable[[Callable], Callable]]:
     known: dict[str, Callable[[Callable], Callable]] = {
         "eager": lambda function: function,
         "inductor": lambda function: torch.compile(function, dynamic=False),
-        "pynn": lambda function: pynn.compile(function, dynamic=False),
+        # strict: what does not become kernels is an error, not a measurement of something else.
+        "pynn": lambda function: pynn.compile(function, dynamic=False, strict=True),
     }
     if not cxx_compiler():
         known.pop("inductor")

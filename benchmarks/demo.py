@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -84,7 +85,8 @@ def make_runners(with_inductor: bool) -> list[Runner]:
         runners.append(Runner("inductor", torch.nn, torch.compile))
     elif with_inductor:
         console.print("No C++ compiler here, so Inductor is left out; pynn needs none.")
-    runners.append(Runner("pynn", pynn, pynn.compile))
+    # strict: a graph that did not become kernels must not pass as one that did.
+    runners.append(Runner("pynn", pynn, partial(pynn.compile, strict=True)))
     return runners
 
 
@@ -175,17 +177,17 @@ def plot(runners: list[Runner], path: Path) -> None:
 
 
 def kernel_directory() -> str:
-    """Return where the generated kernels lie."""
-    from compiler_bridge import settings
+    """Return where the generated kernels lie, as Python."""
+    from compiler_bridge.cache import cache_directory
 
-    return str(settings.cache_dir)
+    return str(cache_directory() / "modules")
 
 
 def write_sample(runner: Runner, config: GPTConfig) -> str:
     import pynn
 
     runner.model.eval()
-    text = generate(pynn.compile(runner.model), b"The import statement ", 200, config)
+    text = generate(pynn.compile(runner.model, strict=True), b"The import statement ", 200, config)
     return text.decode(errors="replace")
 
 

@@ -1,11 +1,12 @@
 """The growth suite: time against size, and compile time against the number of layers."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.compare import compilers, forward_work, take_turns
+from benchmarks.compare import compilers, forward_work, measure
 from benchmarks.latency import cold_and_second
 
 ROWS = [2**n for n in range(2, 15, 2)]
@@ -30,12 +31,15 @@ def measure_growth(chosen: set[str], quick: bool, only: str, say: Callable[[dict
     for name, function in FUNCTIONS.items():
         if only not in name:
             continue
-        torch._dynamo.reset()
-        compiled = {key: compiler(function) for key, compiler in compilers(chosen).items()}
         for rows in ROWS[: 4 if quick else None]:
+            torch._dynamo.reset()
             x = torch.randn(rows, COLS)
-            work = {key: forward_work(f, [x]) for key, f in compiled.items()}
-            add(name, f"{rows}x{COLS}", "forward", take_turns(work, budget=0.3), 2.0 * x.nbytes)
+            build = {
+                key: partial(lambda compiler, x, f: forward_work(compiler(f), [x]), compiler, x, function)
+                for key, compiler in compilers(chosen).items()
+            }
+            seconds = measure(build, budget=0.3)["seconds"]
+            add(name, f"{rows}x{COLS}", "forward", seconds, 2.0 * x.nbytes)
     for layers in LAYERS[: 2 if quick else None]:
         if only in "compile demo_gpt":
             wanted = chosen if layers <= MOST_LAYERS_OF_INDUCTOR else chosen - {"inductor"}

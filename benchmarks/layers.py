@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.compare import compilers, forward_work, take_turns, training_work
+from benchmarks.compare import Work, compilers, forward_work, measure, training_work
 
 SIZES = [(64, 256), (2048, 768), (8192, 1024)]
 VOCABULARIES = [4000, 32000]
@@ -146,6 +147,13 @@ def cases(quick: bool) -> Iterator[Case]:
             yield from family(rows, cols)
 
 
+def build_work(case: Case, compiler: Callable, backward: bool) -> Work:
+    function = compiler(case.function)
+    if backward:
+        return training_work(function, case.inputs, case.parameters)
+    return forward_work(function, case.inputs)
+
+
 def measure_layers(chosen: set[str], quick: bool, only: str, say: Callable[[dict], None]) -> list[dict]:
     """Time every case both ways; `say` is told each record as it comes."""
     records = []
@@ -155,20 +163,16 @@ def measure_layers(chosen: set[str], quick: bool, only: str, say: Callable[[dict
         for backward in (False, True):
             torch.manual_seed(0)
             torch._dynamo.reset()
-            contenders = {}
-            for name, compiler in compilers(chosen).items():
-                function = compiler(case.function)
-                contenders[name] = (
-                    training_work(function, case.inputs, case.parameters)
-                    if backward
-                    else forward_work(function, case.inputs)
-                )
+            build = {
+                name: partial(build_work, case, compiler, backward)
+                for name, compiler in compilers(chosen).items()
+            }
             record = {
                 "suite": "layers",
                 "name": case.name,
                 "size": case.size,
                 "mode": "forward+backward" if backward else "forward",
-                "seconds": take_turns(contenders, budget=0.3 if quick else 1.0),
+                **measure(build, budget=0.3 if quick else 1.0),
                 "flops": case.flops[backward],
                 "bytes": case.nbytes[backward],
             }

@@ -1,10 +1,11 @@
 """The models suite: training steps and inference of whole models."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from benchmarks.compare import Work, compilers, take_turns
+from benchmarks.compare import Work, compilers, measure
 from benchmarks.models import BENCH, Batch, Workload, build
 
 # name -> (batch, seq) of a training step. The three with an aim come first.
@@ -38,6 +39,11 @@ def inference(workload: Workload, compiler: Callable, batch: Batch) -> Work:
     return work
 
 
+def build_work(make: Callable, name: str, compiler: Callable, size: int, seq: int) -> Work:
+    workload = build(name, BENCH)
+    return make(workload, compiler, workload.draw(size, seq, 0))
+
+
 def measure_models(chosen: set[str], quick: bool, only: str, say: Callable[[dict], None]) -> list[dict]:
     """Time every model; each contender has a model of its own with the same weights."""
     records = []
@@ -48,16 +54,16 @@ def measure_models(chosen: set[str], quick: bool, only: str, say: Callable[[dict
         plans += [("inference", size, inference) for size in INFERENCE_BATCHES]
         for mode, size, make in plans:
             torch._dynamo.reset()
-            contenders = {}
-            for contender, compiler in compilers(chosen).items():
-                workload = build(name, BENCH)
-                contenders[contender] = make(workload, compiler, workload.draw(size, seq, 0))
+            contenders = {
+                contender: partial(build_work, make, name, compiler, size, seq)
+                for contender, compiler in compilers(chosen).items()
+            }
             record = {
                 "suite": "models",
                 "name": name,
                 "size": f"batch {size}, seq {seq}" if seq else f"batch {size}",
                 "mode": mode,
-                "seconds": take_turns(contenders, budget=3.0 if quick else 8.0),
+                **measure(contenders, budget=3.0 if quick else 8.0),
             }
             records.append(record)
             say(record)

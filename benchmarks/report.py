@@ -45,6 +45,10 @@ def summary_table(results: list[dict]) -> list[str]:
     for result in results:
         if result["suite"] == "growth":
             continue
+        failed = sum("pynn" in record.get("errors", {}) for record in result["records"])
+        if failed:
+            cells = [result["suite"], str(result["threads"]), "pynn fails to compile", str(failed)]
+            lines.append(f"| {' | '.join(cells)} |||||")
         for mode in dict.fromkeys(record["mode"] for record in result["records"]):
             records = [record for record in result["records"] if record["mode"] == mode]
             cells = [result["suite"], str(result["threads"]), mode, str(len(records))]

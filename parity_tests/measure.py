@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+import pynn
 from parity_tests.cases import Row, Sample, all_rows, seed
 from parity_tests.executors import in_executor_process, prepare
 from parity_tests.tolerances import Comparison, compare, error_in_ulps
@@ -97,14 +98,14 @@ def attempt(function: Callable[[], Outcome]) -> Outcome | Exception:
         return error
 
 
-def compare_sample(row: Row, sample: Sample, dtype: torch.dtype, executor: str) -> list[Finding] | None:
-    """Compare one sample; None where the C++ op does not take this dtype."""
-    import pynn
-
+def compare_sample(
+    row: Row, sample: Sample, dtype: torch.dtype, executor: str, nn: Any = pynn
+) -> list[Finding] | None:
+    """Compare one sample of `nn`'s definition; None where the C++ op does not take this dtype."""
     cpp = attempt(lambda: evaluate(row, torch.nn, sample, dtype))
     if isinstance(cpp, Exception):
         return None
-    own = attempt(lambda: evaluate(row, pynn, sample, dtype, executor))
+    own = attempt(lambda: evaluate(row, nn, sample, dtype, executor))
     if isinstance(own, Exception):
         lines = [line.strip() for line in f"{type(own).__name__}: {own}".splitlines() if line.strip()]
         text = " | ".join(lines[:4])

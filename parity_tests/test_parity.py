@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import types
 import warnings
 
 import pytest
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 import pynn
 from parity_tests.cases import FLOATS, Row, Sample, defined_rows, seed
 from parity_tests.executors import EXECUTORS
-from parity_tests.measure import evaluate, measure, tensors_of
+from parity_tests.measure import compare_sample, evaluate, measure, tensors_of
 
 ROWS = defined_rows()
 MODULES = [row for row in ROWS if row.is_module]
@@ -50,6 +51,27 @@ def applicable(rows: list[Row], check: str) -> list[Row]:
 def test_no_less_accurate_than_cpp(name: str, executor: str, dtype: torch.dtype):
     failed = [f"{f.what}: {f.comparison}" for f in measure(name, executor, dtype) if not f.comparison.passed]
     assert not failed, "\n".join(failed)
+
+
+def test_a_slightly_wrong_definition_is_caught():
+    """The harness itself: an error of a few parts in a million, in values or in gradients, must not pass."""
+
+    class WrongGelu:
+        @staticmethod
+        def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+            return torch.nn.functional.gelu(x, approximate=approximate) * (1 + 3e-6)
+
+    class WrongGradient:
+        @staticmethod
+        def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+            exact = torch.nn.functional.gelu(x, approximate=approximate)
+            return exact + (3e-6 * x - (3e-6 * x).detach())
+
+    row = next(row for row in ROWS if row.name == "functional.gelu")
+    for wrong, what in [(WrongGelu, "values"), (WrongGradient, "grads")]:
+        namespace = types.SimpleNamespace(functional=wrong)
+        findings = compare_sample(row, row.draw(1)[0], torch.float32, "eager", namespace)
+        assert findings and any(not f.comparison.passed for f in findings if f.what.startswith(what))
 
 
 def same_seed_pair(row: Row, sample: Sample) -> tuple[torch.nn.Module, torch.nn.Module]:
