@@ -12,6 +12,7 @@ from torch import fx
 
 from compiler_bridge import settings
 from compiler_bridge.capture.capture import BoxedCall, Kind, Options, capture
+from compiler_bridge.compile_pool import start_workers_if_cold
 from compiler_bridge.errors import BridgeError, FallbackWarning
 
 _warned: set[str] = set()
@@ -32,7 +33,9 @@ def pynn_backend(
     """
     if mode not in (None, "default"):
         raise ValueError(f'mode={mode!r}; required: None or "default"')
-    return capture(gm, example_inputs, make_options(options or {}), compile_or_fall_back)
+    chosen = make_options(options or {})
+    start_workers_if_cold()
+    return capture(gm, example_inputs, chosen, compile_or_fall_back)
 
 
 def make_options(chosen: Mapping[str, Any]) -> Options:

@@ -26,6 +26,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache as remember
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,16 @@ def cache_directory() -> Path:
         for part in ("modules", "machine"):
             (_temporary_directory / part).mkdir()
     return _temporary_directory
+
+
+def directory_is_usable() -> bool:
+    """Whether other processes will find what this one writes."""
+    return cache_directory() == Path(settings.CACHE_DIR)
+
+
+def holds_machine_code() -> bool:
+    """Whether any kernel was ever compiled into the directory."""
+    return next((cache_directory() / "machine").glob("*.o"), None) is not None
 
 
 def write_atomically(path: Path, content: bytes) -> bool:
@@ -250,10 +261,28 @@ def _describe_code(code: types.CodeType) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------- machine code
+def kernel_keys(source: str, names: Sequence[str]) -> dict[str, str]:
+    """Content address of each named kernel of a module's text."""
+    text = _module_text(source)
+    return {name: text.kernel_key(name) for name in names}
+
+
+@lru_cache(maxsize=16)
+def _module_text(source: str) -> ModuleText:
+    return ModuleText(source)
+
+
+def missing_kernels(source: str, names: Sequence[str]) -> list[str]:
+    """Those of the named kernels that would have to be compiled; one name for each distinct kernel."""
+    by_key = {key: name for name, key in kernel_keys(source, names).items()}
+    return [
+        name for key, name in by_key.items() if key not in _addresses and not _object_path(key).exists()
+    ]
+
+
 def load_kernels(source: str, names: Sequence[str], title: str = "graph") -> dict[str, int]:
     """Addresses of the named kernels of a module's text: from memory, from disk, or compiled now."""
-    text = ModuleText(source)
-    keys = {name: text.kernel_key(name) for name in names}
+    keys = kernel_keys(source, names)
     write_module(source)
 
     def functions() -> dict[str, Any]:

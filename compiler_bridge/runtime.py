@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from compiler_bridge import cache, settings
+from compiler_bridge import cache, compile_pool, settings
 from compiler_bridge.cpu import threads as layout
 from compiler_bridge.errors import InvalidInput, InvalidProgram
 from compiler_bridge.memory import ARENAS, EMPTY_STRIDED, OUTPUTS, RECYCLED_FROM
@@ -30,6 +30,7 @@ from compiler_bridge.program import (
     SymbolSource,
     TensorInput,
 )
+from compiler_bridge.progress import report_progress
 from compiler_bridge.specialize import (
     ConcreteView,
     ExternSegment,
@@ -72,8 +73,9 @@ class CompiledGraph:
             self._run_interpreted = run_interpreted
             return
         self._run_plan = layout.load_drivers().run_plan
-        self._load_kernels(_named_kernels(program))
-        if not self._symbols:
+        if self._symbols:
+            self._kernel_addresses(_kernels_of_steps(program))
+        else:
             self._specialize((layout.thread_count(),))
 
     def __call__(self, *inputs: Any) -> list[Any]:
@@ -155,13 +157,22 @@ class CompiledGraph:
     def _kernel_addresses(self, kernels: Sequence[str | CompiledKernel]) -> list[int]:
         if settings.INTERPRET:
             return [0] * len(kernels)
-        self._load_kernels([kernel for kernel in kernels if isinstance(kernel, str)])
+        names = [kernel for kernel in kernels if isinstance(kernel, str) and kernel not in self._addresses]
+        library = [kernel for kernel in kernels if not isinstance(kernel, str)]
+        self._compile_missing(names, library)
+        if names:
+            self._addresses.update(cache.load_kernels(self.program.source, names, self.program.name))
         return [self._addresses[kernel] if isinstance(kernel, str) else kernel.address for kernel in kernels]
 
-    def _load_kernels(self, names: Sequence[str]) -> None:
-        wanted = [name for name in dict.fromkeys(names) if name not in self._addresses]
-        if wanted:
-            self._addresses.update(cache.load_kernels(self.program.source, wanted, self.program.name))
+    def _compile_missing(self, names: Sequence[str], library: Sequence[CompiledKernel]) -> None:
+        """Fill the disk cache, with the help of other processes if there is much to compile."""
+        missing = cache.missing_kernels(self.program.source, names)
+        if not missing:
+            return
+        tasks = [compile_pool.GeneratedKernel(self.program.source, name) for name in missing]
+        tasks += [compile_pool.LibraryKernel(kernel) for kernel in {id(k): k for k in library}.values()]
+        with report_progress(f"pynn: compiling {self.program.name}", len(tasks)) as advance:
+            compile_pool.compile_in_parallel(tasks, advance)
 
     def _check_inputs(self, inputs: Sequence[Any]) -> None:
         """Compare tensors with what the program expects."""
@@ -333,14 +344,12 @@ def symbol_reader(source: SymbolSource) -> Callable[[Sequence[Any]], int]:
     return lambda inputs: inputs[index].stride(dim)
 
 
-def _named_kernels(program: Program) -> list[str]:
-    """Kernels of the generated module that the steps name before any plan is asked for."""
-    names: list[str] = []
+def _kernels_of_steps(program: Program) -> list[str | CompiledKernel]:
+    """The kernels that the steps name before any plan is asked for."""
+    kernels: list[str | CompiledKernel] = []
     for step in program.steps:
         if isinstance(step, KernelStep):
-            names += [kernel for kernel in step.kernels() if isinstance(kernel, str)]
+            kernels += step.kernels()
         elif isinstance(step, DynamicStep):
-            names += [kernel for kernel in step.kernels if isinstance(kernel, str)]
-    return names
-
-
+            kernels += step.kernels
+    return kernels

@@ -155,8 +155,10 @@ def specialize_program(
     segments = tables.add_steps(expanded)
     slots = np.array(tables.slots, dtype=np.int64).reshape(-1, 2)
     entries = np.array(tables.entries, dtype=np.int64).reshape(-1, layout.ENTRY_WORDS)
-    entries[:, layout.ENTRY_KERNEL] = addresses([step.kernel for step in tables.native])
-    slots[list(tables.functions), 1] = addresses(list(tables.functions.values()))
+    kernels = [step.kernel for step in tables.native]
+    found = addresses([*kernels, *tables.functions.values()])
+    entries[:, layout.ENTRY_KERNEL] = found[: len(kernels)]
+    slots[list(tables.functions), 1] = found[len(kernels) :]
     outputs = [_concrete_output(output, values) for output in program.outputs]
     return Specialized(
         values=dict(values),

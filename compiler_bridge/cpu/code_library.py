@@ -57,3 +57,4 @@ def intermediate_only(context: Any) -> Iterator[None]:
         patch.object(context.codegen(), "set_env", lambda name, environment: None),  # it writes to an address
     ):
         yield
+
