@@ -221,7 +221,8 @@ def scaled_dot_product_attention_math(
         attn_mask = attn_mask.to(query.dtype)
     weights = attention_weights(attention_scores(query, key, attn_mask, is_causal, scale))
     if dropout_p > 0 and dropout_mask is not None:
-        output = torch.matmul(torch.where(dropout_mask, weights, 0.0), value * (1 / (1 - dropout_p)))
+        weights = torch.where(dropout_mask, weights, 0.0)
+        output = torch.matmul(weights, value * (1 / (1 - dropout_p)))
         return output.to(result_dtype), weights.to(result_dtype)
     if dropout_p > 0:
         weights = dropout(weights, dropout_p)
