@@ -63,7 +63,7 @@ class Row:
     name:      "nn.LayerNorm", or "functional.softmax" with an optional ".variant"
     samples:   draws the samples in float32; called under a fixed seed
     errors:    (sample, exception type, message pattern, raised by the constructor or by the call)
-    pointwise: each element is measured against itself
+    pointwise: each element is also measured against itself
     random:    draws random numbers: seeded alike, and C++ in the same dtype is the reference
     call:      for functions: how to call `nn.functional` when it is not simply by name
     skip:      check -> the reason it does not apply

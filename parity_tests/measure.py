@@ -113,7 +113,7 @@ def compare_sample(
     exact, cpp_ulps = None, None
     random = row.random or sample.kwargs.get("dropout_p", 0.0) > 0.0
     if not random and dtype is torch.float64:
-        cpp_ulps = float32_errors(row, sample)
+        cpp_ulps = [float32_errors(row, sample, each) for each in (False, True)]
     elif not random:
         exact = evaluate(row, torch.nn, sample, dtype, exact=True)
     findings = []
@@ -125,18 +125,18 @@ def compare_sample(
             continue
         for i, (value, reference) in enumerate(zip(ours, theirs, strict=True)):
             best = getattr(exact, what)[i] if exact else None
-            ulps = getattr(cpp_ulps, what)[i] if cpp_ulps else 0.0
-            comparison = compare(value, reference, best, row.pointwise, ulps)
-            if not comparison.passed:
-                comparison = against_neighbours(
-                    comparison, row, sample, dtype, what, i, exact is not None
-                )
-            findings.append(Finding(f"{what}[{i}]", comparison))
+            for each in (False, True) if row.pointwise else (False,):
+                ulps = getattr(cpp_ulps[each], what)[i] if cpp_ulps else 0.0
+                comparison = compare(value, reference, best, each, ulps)
+                if not comparison.passed:
+                    place = (what, i, each)
+                    comparison = against_neighbours(comparison, row, sample, dtype, place, exact is not None)
+                findings.append(Finding(f"{what}[{i}]{' each' * each}", comparison))
     return findings
 
 
 def against_neighbours(
-    comparison: Comparison, row: Row, sample: Sample, dtype: torch.dtype, what: str, i: int, has_exact: bool
+    comparison: Comparison, row: Row, sample: Sample, dtype: torch.dtype, place: tuple, has_exact: bool
 ) -> Comparison:
     """Measure the C++ error again, as the largest over NEIGHBOURS inputs one rounding away.
 
@@ -144,6 +144,7 @@ def against_neighbours(
     condition and other luck. In float64 (and after random draws, which differ between dtypes) nothing exact
     is at hand: there it is how far one rounding of its inputs moves the C++ op's result.
     """
+    what, i, each = place
     errors = [comparison.cpp]
     for number in range(1, NEIGHBOURS + 1):
         rounded = getattr(evaluate(row, torch.nn, sample, dtype, neighbour=number), what)[i]
@@ -151,7 +152,7 @@ def against_neighbours(
             exact = getattr(evaluate(row, torch.nn, sample, dtype, exact=True, neighbour=number), what)[i]
         else:
             exact = getattr(evaluate(row, torch.nn, sample, dtype), what)[i].double()
-        errors.append(error_in_ulps(rounded, exact, row.pointwise))
+        errors.append(error_in_ulps(rounded, exact, each))
     return replace(comparison, cpp=max(errors))
 
 
@@ -161,14 +162,14 @@ class Errors:
     grads: list[float]
 
 
-def float32_errors(row: Row, sample: Sample) -> Errors:
+def float32_errors(row: Row, sample: Sample, each: bool) -> Errors:
     """The C++ op's errors in roundings, in float32: what its float64 errors are taken to be."""
     rounded = evaluate(row, torch.nn, sample, torch.float32)
     exact = evaluate(row, torch.nn, sample, torch.float32, exact=True)
 
     def errors(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
         return [
-            error_in_ulps(a, b, row.pointwise) if a.dtype is torch.float32 else 0.0
+            error_in_ulps(a, b, each) if a.dtype is torch.float32 else 0.0
             for a, b in zip(ours, theirs, strict=True)
         ]
 

@@ -1,7 +1,7 @@
 """The one tolerance: pynn must be no less accurate than the C++ op, both measured against float64.
 
-    unit     = eps(dtype) * scale          scale: the tensor's largest exact value, or for pointwise rows
-                                           each element's own
+    unit     = eps(dtype) * scale          scale: the tensor's largest exact value; pointwise rows must
+                                           also pass with each element's own
     error(t) = max |t - exact| / unit      in roundings ("ulp")
     passes   when error(pynn) <= FACTOR * error(C++) + FLOOR_ULPS
 
@@ -52,32 +52,32 @@ def worst(comparisons: list[Comparison]) -> Comparison:
     return max(comparisons, key=lambda c: (bool(c.problem), c.pynn / c.allowed))
 
 
-def rounding_unit(exact: Tensor, dtype: torch.dtype, pointwise: bool) -> Tensor:
+def rounding_unit(exact: Tensor, dtype: torch.dtype, each: bool) -> Tensor:
     """One rounding at the scale of `exact`, never less than the smallest normal number's."""
     info = torch.finfo(dtype)
     size = exact.abs().nan_to_num(0.0, 0.0, 0.0)
-    scale = size if pointwise else size.max()
+    scale = size if each else size.max()
     return (scale * info.eps).clamp_min(info.tiny)
 
 
-def error_in_ulps(value: Tensor, exact: Tensor, pointwise: bool) -> float:
+def error_in_ulps(value: Tensor, exact: Tensor, each: bool) -> float:
     """Return max |value - exact| in roundings of value's dtype; infinite where one alone is finite."""
     if value.numel() == 0:
         return 0.0
     dtype = value.dtype
     value = value.double()
     same = (value == exact) | (value.isnan() & exact.isnan())
-    error = (value - exact).abs() / rounding_unit(exact, dtype, pointwise)
+    error = (value - exact).abs() / rounding_unit(exact, dtype, each)
     return torch.where(same, 0.0, error.nan_to_num(torch.inf, torch.inf)).max().item()
 
 
-def compare(value: Tensor, cpp: Tensor, exact: Tensor | None, pointwise: bool, cpp_ulps=0.0) -> Comparison:
+def compare(value: Tensor, cpp: Tensor, exact: Tensor | None, each: bool, cpp_ulps=0.0) -> Comparison:
     """Hold one result against the C++ op's.
 
     Args:    value: what pynn computed
              cpp: what the C++ op computed, same dtype
              exact: the C++ op's float64 result; None where `cpp` itself is the reference
-             pointwise: measure each element against itself, not against the largest one
+             each: measure each element against itself, not against the largest one
              cpp_ulps: the C++ op's error where exact is None
     """
     if value.shape != cpp.shape or value.dtype != cpp.dtype:
@@ -87,8 +87,8 @@ def compare(value: Tensor, cpp: Tensor, exact: Tensor | None, pointwise: bool, c
         return Comparison(0, 0, "" if torch.equal(value, cpp) else "differs from C++ (integers or bools)")
     if exact is None:
         # Both may err, each by the C++ op's error.
-        return Comparison(max(0.0, error_in_ulps(value, cpp.double(), pointwise) - cpp_ulps), cpp_ulps)
+        return Comparison(max(0.0, error_in_ulps(value, cpp.double(), each) - cpp_ulps), cpp_ulps)
     # A value that overflows in this dtype, and in C++ just so, is as good as C++.
     same = (value == cpp) | (value.isnan() & cpp.isnan())
     own = torch.where(same, cpp, value)
-    return Comparison(error_in_ulps(own, exact, pointwise), error_in_ulps(cpp, exact, pointwise))
+    return Comparison(error_in_ulps(own, exact, each), error_in_ulps(cpp, exact, each))
