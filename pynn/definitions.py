@@ -166,8 +166,14 @@ def apply_in_place(function: Callable, input: Tensor, *constants: Any) -> Tensor
 
 
 def can_read_values(x: Tensor) -> bool:
-    """Whether a check may look at the elements: not on meta tensors, nor under vmap and grad transforms."""
-    return not x.is_meta and not torch._C._are_functorch_transforms_active()
+    """Whether a check may look at the elements: not those of meta and fake tensors, nor while tracing.
+
+    Under vmap and grad transforms one tensor stands for many, so nothing can be read there either.
+    """
+    if x.is_meta or type(x) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        return False
+    is_traced = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    return not is_traced and not torch._C._are_functorch_transforms_active()
 
 
 def require_floating_point(name: str, input: Tensor) -> None:

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pynn.definitions import can_read_values, computes_in_float32, traced_as
-from pynn.modules._rectifiers import relu
-from pynn.modules._reduction import reduced, reduction_number
+from pynn.definitions import can_read_values, computes_in_float32, defines, traced_as
+from pynn.modules._reduction import MEAN, reduced, reduced_backward, reduction_number
 from pynn.modules.distance import pairwise_distance
 
 __all__ = [
@@ -21,7 +20,119 @@ __all__ = [
     "triplet_margin_with_distance_loss",
 ]
 
+aten = torch.ops.aten
+
 COSINE_EPSILON = 1e-12
+
+
+# ---- definitions -----------------------------------------------------------------------------------------
+
+
+def above_zero(x: Tensor) -> Tensor:
+    """max(x, 0) with gradient 0 at 0, and 0 for NaN."""
+    return torch.where(x > 0, x, 0)
+
+
+def _margins(x: Tensor, target: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """margin - x[target] + x[c] for each class c, and whether c is the target."""
+    violations = above_zero(margin - x.gather(-1, target.unsqueeze(-1)) + x)
+    is_target = torch.arange(x.size(-1), device=x.device) == target.unsqueeze(-1)
+    return torch.where(is_target, 0, violations), is_target
+
+
+def _weight_of(target: Tensor, weight: Tensor) -> Tensor:
+    return weight.index_select(0, target.reshape(-1)).view(target.shape).unsqueeze(-1)
+
+
+@defines(aten.multi_margin_loss.default)
+@computes_in_float32
+def multi_margin_loss_forward(
+    x: Tensor,
+    target: Tensor,
+    p: int = 1,
+    margin: float = 1,
+    weight: Tensor | None = None,
+    reduction: int = MEAN,
+) -> Tensor:
+    """sum over c != target of weight[target] * max(0, margin - x[target] + x[c])^p / classes."""
+    x = x.reshape(*target.shape, -1)  # [*, classes]
+    violations, _ = _margins(x, target, margin)
+    violations = violations if p == 1 else violations * violations
+    if weight is not None:
+        violations = violations * _weight_of(target, weight)
+    return reduced(violations.sum(-1) / x.size(-1), reduction)
+
+
+@defines(aten.multi_margin_loss_backward.default)
+@computes_in_float32
+def multi_margin_loss_backward(
+    grad: Tensor,
+    x: Tensor,
+    target: Tensor,
+    p: float,
+    margin: float,
+    weight: Tensor | None = None,
+    reduction: int = MEAN,
+) -> Tensor:
+    """weight[target] * p * max(0, ..)^(p - 1) / classes at c != target, minus their sum at the target."""
+    shape = x.shape
+    x = x.reshape(*target.shape, -1)  # [*, classes]
+    violations, is_target = _margins(x, target, margin)
+    slopes = (violations > 0).to(x.dtype) if p == 1 else 2 * violations
+    if weight is not None:
+        slopes = slopes * _weight_of(target, weight)
+    slopes = torch.where(is_target, -slopes.sum(-1, keepdim=True), slopes) / x.size(-1)
+    return (slopes * reduced_backward(grad, target, reduction).unsqueeze(-1)).view(shape)
+
+
+def _labels(target: Tensor) -> tuple[Tensor, Tensor]:
+    """Which positions name a label (those before the first negative one), and the labels, 0 elsewhere."""
+    is_label = (target >= 0).to(torch.int64).cumprod(-1) > 0
+    return is_label, torch.where(is_label, target, 0)
+
+
+def _label_margins(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """max(0, 1 - (x[label] - x[c])) for every label and every class c that is none, [*, labels, classes].
+
+    Also returns [*, labels, classes]: whether this label names this class, and [*, classes]: any label does.
+    """
+    is_label, labels = _labels(target)
+    classes = torch.arange(x.size(-1), device=x.device)
+    names = (labels.unsqueeze(-1) == classes) & is_label.unsqueeze(-1)
+    is_target = names.any(-2)
+    margins = above_zero(1 - x.gather(-1, labels).unsqueeze(-1) + x.unsqueeze(-2))
+    counts = is_label.unsqueeze(-1) & ~is_target.unsqueeze(-2)
+    return torch.where(counts, margins, 0), names, is_target
+
+
+@defines(aten.multilabel_margin_loss_forward.default)
+@computes_in_float32
+def multilabel_margin_loss_forward(x: Tensor, target: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+    """sum over labels t and other classes c of max(0, 1 - (x[t] - x[c])) / classes, and 1 at the labels."""
+    if x.dim() == 0:
+        loss, is_target = multilabel_margin_loss_forward(x.unsqueeze(0), target.reshape(1), reduction)
+        return loss, is_target.reshape(target.shape)
+    margins, _, is_target = _label_margins(x, target)
+    return reduced(margins.sum((-2, -1)) / x.size(-1), reduction), is_target.to(x.dtype)
+
+
+@defines(aten.multilabel_margin_loss_backward.default)
+@computes_in_float32
+def multilabel_margin_loss_backward(
+    grad: Tensor, x: Tensor, target: Tensor, reduction: int, is_target: Tensor
+) -> Tensor:
+    """For every violated margin 1 / classes at the other class and -1 / classes at the label."""
+    if x.dim() == 0:
+        return torch.zeros_like(x)
+    margins, names, _ = _label_margins(x, target)
+    is_violated = (margins > 0).to(x.dtype)
+    at_labels = (names.to(x.dtype) * is_violated.sum(-1, keepdim=True)).sum(-2)
+    slopes = (is_violated.sum(-2) - at_labels) / x.size(-1)
+    batch = x.sum(-1) if x.dim() > 1 else grad
+    return slopes * reduced_backward(grad, batch, reduction).unsqueeze(-1)
+
+
+# ---- public functions ------------------------------------------------------------------------------------
 
 
 @traced_as(F.margin_ranking_loss)
@@ -201,20 +312,7 @@ def multi_margin_loss(
         raise RuntimeError(f"inconsistent weight size, expected {classes} but got {list(weight.shape)}")
     if can_read_values(indices) and ((indices < 0) | (indices >= classes)).any():
         raise RuntimeError("target out of range")
-    losses = _multi_margin(rows, indices, weight, p, margin)
-    return reduced(losses.reshape(target.shape) if input.dim() == 2 else losses.reshape(()), number)
-
-
-@computes_in_float32
-def _multi_margin(x: Tensor, target: Tensor, weight: Tensor | None, p: int, margin: float) -> Tensor:
-    classes = x.size(1)
-    violations = relu.__wrapped__(margin - x.gather(1, target.unsqueeze(1)) + x)
-    if p == 2:
-        violations = violations * violations
-    if weight is not None:
-        violations = violations * weight.index_select(0, target).unsqueeze(1)
-    is_target = torch.arange(classes, device=x.device) == target.unsqueeze(1)
-    return torch.where(is_target, 0, violations).sum(1) / classes
+    return multi_margin_loss_forward(input, target, p, margin, weight, number)
 
 
 @traced_as(F.multilabel_margin_loss)
@@ -236,21 +334,7 @@ def multilabel_margin_loss(
         raise RuntimeError(
             f"inconsistent target size: {list(target.shape)} for input of size: {list(input.shape)}"
         )
-    if input.dim() == 0:
-        input, target = input.unsqueeze(0), target.unsqueeze(0)
-    if can_read_values(target) and ((target < -1) | (target >= input.size(-1))).any():
+    classes = input.size(-1) if input.dim() > 0 else 1
+    if can_read_values(target) and ((target < -1) | (target >= classes)).any():
         raise RuntimeError("argument #2 'target' is out of range")
-    return reduced(_multilabel_margin(input, target), number)
-
-
-@computes_in_float32
-def _multilabel_margin(x: Tensor, target: Tensor) -> Tensor:
-    classes = x.size(-1)
-    is_label = (target >= 0).to(torch.int64).cumprod(-1).bool()
-    labels = torch.where(is_label, target, 0)
-    # [*, labels, classes]: does this label name this class
-    names = (labels.unsqueeze(-1) == torch.arange(classes, device=x.device)) & is_label.unsqueeze(-1)
-    is_other = ~names.any(-2)
-    margins = relu.__wrapped__(1 - x.gather(-1, labels).unsqueeze(-1) + x.unsqueeze(-2))
-    counts = is_label.unsqueeze(-1) & is_other.unsqueeze(-2)
-    return torch.where(counts, margins, 0).sum((-2, -1)) / classes
+    return multilabel_margin_loss_forward(input, target, number)[0]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module, Parameter, UninitializedParameter
 
-from pynn.definitions import defines, traced_as
+from pynn.definitions import computes_in_float32, defines, traced_as
 
 __all__ = [
     "Bilinear",
@@ -38,6 +38,28 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 defines(aten.linear.default)(linear.__wrapped__)
+
+
+@defines(aten._trilinear.default)
+@computes_in_float32
+def trilinear(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    expand_a: list[int],
+    expand_b: list[int],
+    expand_c: list[int],
+    sum_dims: list[int],
+    unroll_dim: int = 1,
+) -> Tensor:
+    """sum of a * b * c over sum_dims, each factor first given size 1 at its expand dimensions."""
+    for dim in expand_a:
+        a = a.unsqueeze(dim)
+    for dim in expand_b:
+        b = b.unsqueeze(dim)
+    for dim in expand_c:
+        c = c.unsqueeze(dim)
+    return (a * b * c).sum(sum_dims)
 
 
 @traced_as(F.bilinear)
