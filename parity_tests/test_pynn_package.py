@@ -303,6 +303,7 @@ def test_source_shows_the_mathematics_and_what_it_replaces():
     text = pynn.source("layer_norm", show=False)
     assert "def layer_norm(" in text and "pynn/modules/normalization.py:" in text
     assert "defines aten.native_layer_norm.default" in text
+    assert "replaces torch.nn.functional.layer_norm" in text
     assert "class LayerNorm" in pynn.source("LayerNorm", show=False)
     with pytest.raises(ValueError, match="no pynn definition"):
         pynn.source("DataParallel")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pynn
 from pynn.coverage import location_of
-from pynn.definitions import DEFINITIONS
+from pynn.definitions import DEFINITIONS, PUBLIC
 
 
 def source(name: Any, *, show: bool = True) -> str:
@@ -38,10 +38,11 @@ def _find(name: Any) -> Any:
 
 
 def _part(value: Any) -> str:
-    replaced = ", ".join(
-        str(overload) for overload, own in DEFINITIONS.items() if inspect.unwrap(own) is value
-    )
-    head = f"# {location_of(value)}" + (f"    defines {replaced}" if replaced else "")
+    replaced = [str(overload) for overload, own in DEFINITIONS.items() if inspect.unwrap(own) is value]
+    public = [name for name, own in PUBLIC.items() if inspect.unwrap(own) is value]
+    head = f"# {location_of(value)}"
+    head += "".join(f"    replaces torch.nn.functional.{name}" for name in public)
+    head += f"    defines {', '.join(replaced)}" if replaced else ""
     return f"{head}\n{inspect.getsource(value).rstrip()}"
 
 
