@@ -55,7 +55,7 @@ def check(function: Any, inputs: tuple, tracing_mode: str) -> ir.Graph:
             assert value == cpp
             continue
         assert value.stride() == cpp.stride()
-        comparison = compare(value, cpp, true if true.dtype == torch.float64 else None, pointwise=False)
+        comparison = compare(value, cpp, true if true.dtype == torch.float64 else None, False)
         assert comparison.passed, str(comparison)
     return graph
 

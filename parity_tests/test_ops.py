@@ -109,7 +109,7 @@ def check_rows(dtype: str, executor: str) -> None:
     failures = []
     for row, value, reference, true in zip(rows_of(dtype), results, expected, exact, strict=True):
         oracle = true if dtype == "float32" and true.dtype == torch.float64 else None
-        comparison = compare(value, reference, oracle, pointwise=True)
+        comparison = compare(value, reference, oracle, True)
         if not comparison.passed:
             failures.append(f"{row.name}: {comparison}")
     assert not failures, "; ".join(failures)
@@ -160,7 +160,7 @@ def test_generated_code_of_every_reduction(dtype: str, executor: str) -> None:
     for node, value, reference, true in zip(graph.nodes, results, expected, exact, strict=True):
         oracle = true if dtype == "float32" else None
         cpp_ulps = 4.0 if dtype == "float64" else 0.0  # another order of the additions
-        comparison = compare(value, reference, oracle, pointwise=False, cpp_ulps=cpp_ulps)
+        comparison = compare(value, reference, oracle, False, cpp_ulps=cpp_ulps)
         assert comparison.passed, f"{node.op}: {comparison}"
 
 
