@@ -71,8 +71,8 @@ class CompiledGraph:
             from compiler_bridge.run_interpreted import run_interpreted
 
             self._run_interpreted = run_interpreted
-            return
-        self._run_plan = layout.load_drivers().run_plan
+        else:
+            self._run_plan = layout.load_drivers().run_plan
         if self._symbols:
             self._kernel_addresses(_kernels_of_steps(program))
         else:

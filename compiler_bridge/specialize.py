@@ -148,8 +148,9 @@ def specialize_program(
     if len(buffers) != len(program.buffers):
         raise InvalidProgram("two buffers of one name", "distinct names")
     numel = {name: evaluate(buffer.numel, values) for name, buffer in buffers.items()}
-    expanded, workspaces = _expand_steps(program.steps, values, threads)
-    offsets, arena_bytes = _place_temporaries(program, buffers, numel, workspaces, threads)
+    steps = gather_seeds(program.steps)
+    expanded, workspaces = _expand_steps(steps, values, threads)
+    offsets, arena_bytes = _place_temporaries(steps, buffers, numel, workspaces, threads)
     bases = _number_bases(program, buffers)
     tables = _Tables(buffers, bases, offsets, values, threads)
     segments = tables.add_steps(expanded)
@@ -205,8 +206,32 @@ def _expand_steps(
     return expanded, workspaces
 
 
+def gather_seeds(steps: Sequence[Step]) -> list[Step]:
+    """Draw all seeds of a graph in one call before everything else, in the order they stand in the graph.
+
+    Valid because a draw reads nothing of the graph, and torch's generator gives n numbers drawn at once the
+    values of n draws; what it saves is a break between native segments for each.
+    """
+    seeds = [step for step in steps if isinstance(step, ExternStep) and is_seed(step)]
+    if not seeds:
+        return list(steps)
+    outputs = [view for step in seeds for view in step.outputs]
+    drawn = ExternStep(draw_seeds, (len(seeds),), {}, outputs, seeds[0].reason)
+    return [drawn, *(step for step in steps if not (isinstance(step, ExternStep) and is_seed(step)))]
+
+
+def is_seed(step: ExternStep) -> bool:
+    return str(step.op) in ("pynn.seed", "pynn.seed.default")
+
+
+def draw_seeds(count: int) -> list[torch.Tensor]:
+    """What `count` calls of `pynn::seed` return."""
+    low, high = -(2**63), 2**63 - 1  # as capture/random.py draws them
+    return list(torch.randint(low, high, (count,), dtype=torch.int64).unbind())
+
+
 def _place_temporaries(
-    program: Program,
+    steps: Sequence[Step],
     buffers: Mapping[str, Buffer],
     numel: Mapping[str, int],
     workspaces: Mapping[int, tuple[str, int]],
@@ -215,7 +240,7 @@ def _place_temporaries(
     """Byte offset in the arena of every temporary (arena buffers, scratch of the threads, workspaces)."""
     first: dict[str, int] = {}
     last: dict[str, int] = {}
-    for index, step in enumerate(program.steps):
+    for index, step in enumerate(steps):
         for name in step.buffer_names():
             if name not in buffers:
                 raise InvalidProgram(f"step {index} uses buffer {name}", f"one of {list(buffers)}")

@@ -1,4 +1,7 @@
-"""The run time on hand-written programs: plans, arenas, sizes, threads, fork, the cache."""
+"""The run time on hand-written programs: plans, arenas, sizes, threads, fork, the cache.
+
+The file runs natively, and once more with PYNN_INTERPRET=1 (test_everything_interpreted).
+"""
 
 from __future__ import annotations
 
@@ -123,16 +126,6 @@ def reverse(x):
     return ((x + 1) * 2).flip(0)
 
 
-@pytest.fixture(params=["numba", "python"])
-def executor(request, monkeypatch):
-    """Runs a test natively and interpreted."""
-    if settings.INTERPRET and request.param == "numba":
-        pytest.skip("PYNN_INTERPRET=1")
-    if request.param == "python" and not settings.INTERPRET:
-        pytest.skip("run under PYNN_INTERPRET=1 by test_everything_interpreted")
-    return request.param
-
-
 @pytest.fixture
 def two_threads():
     before = torch.get_num_threads()
@@ -141,21 +134,21 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-def test_a_chain_of_kernels(executor, two_threads):
+def test_a_chain_of_kernels(two_threads):
     graph = load(reverse_program(37))
     x = torch.randn(37)
     for _ in range(3):
         torch.testing.assert_close(graph(x)[0], reverse(x), rtol=0, atol=0)
 
 
-def test_outputs_are_fresh_each_call(executor):
+def test_outputs_are_fresh_each_call():
     graph = load(reverse_program(8))
     first, second = graph(torch.zeros(8))[0], graph(torch.ones(8))[0]
     assert first.data_ptr() != second.data_ptr()
     assert first.tolist() == [2.0] * 8
 
 
-def test_symbolic_sizes(executor, two_threads):
+def test_symbolic_sizes(two_threads):
     n = sympy.Symbol("s0", integer=True, positive=True)
     graph = load(reverse_program(n))
     for size in (5, 64, 1, 5, 1000):
@@ -164,12 +157,12 @@ def test_symbolic_sizes(executor, two_threads):
     assert len(graph._specialized) == 4  # 5 was remembered
 
 
-def test_zero_length(executor):
+def test_zero_length():
     n = sympy.Symbol("s0", integer=True)
     assert load(reverse_program(n))(torch.randn(0))[0].shape == (0,)
 
 
-def test_sizes_come_from_integer_inputs(executor):
+def test_sizes_come_from_integer_inputs():
     s = sympy.Symbol("s0", integer=True)
     program = reverse_program(2 * s)
     program.inputs.append(SizeInput("s", s))
@@ -181,7 +174,7 @@ def test_sizes_come_from_integer_inputs(executor):
     assert number == 10 and nothing is None and same is x
 
 
-def test_segments_around_aten_calls(executor, two_threads):
+def test_segments_around_aten_calls(two_threads):
     n = 50
     steps = reverse_steps(n)
     a, b = (TensorView(name, (n,), (1,), 0, torch.float32) for name in "ab")
@@ -201,7 +194,27 @@ def test_segments_around_aten_calls(executor, two_threads):
     torch.testing.assert_close(extern, (x + 1) * 2, rtol=0, atol=0)
 
 
-def test_extern_result_in_other_strides(executor):
+def test_seeds_are_drawn_at_once_and_first():
+    """The same numbers as one draw after the other, and one native segment less for each."""
+    import compiler_bridge.capture.random  # noqa: F401  (registers pynn::seed)
+
+    program = reverse_program(8)
+    views = [TensorView(name, (), (), 0, torch.int64) for name in ("s", "t")]
+    for position, view in zip((1, 3), views):
+        program.steps.insert(position, ExternStep(torch.ops.pynn.seed.default, (), {}, [view], "test"))
+        program.buffers.append(Buffer(view.buffer_name, torch.int64, 1, "extern"))
+    program.outputs += views
+    graph = load(program)
+    torch.manual_seed(5)
+    expected = [torch.ops.pynn.seed() for _ in range(2)]
+    torch.manual_seed(5)
+    x = torch.randn(8, generator=torch.Generator().manual_seed(0))
+    out, *seeds = graph(x)
+    assert torch.equal(out, reverse(x)) and torch.equal(torch.stack(seeds), torch.stack(expected))
+    assert len(next(iter(graph._specialized.values())).segments) == 2
+
+
+def test_extern_result_in_other_strides():
     """A result of ATen in another layout than the graph was planned for is copied into the planned one."""
     x = TensorView("x", (2, 3), (3, 1), 0, torch.float32)
     steps = [ExternStep(torch.clone, (x,), {}, [TensorView("c", (2, 3), (1, 2), 0, torch.float32)], "test")]
@@ -213,7 +226,7 @@ def test_extern_result_in_other_strides(executor):
     assert out.stride() == (1, 2) and torch.equal(out, value)
 
 
-def test_two_outputs_of_one_buffer(executor):
+def test_two_outputs_of_one_buffer():
     program = reverse_program(8)
     program.outputs = [
         TensorView("out", (4,), (2,), 1, torch.float32),
@@ -226,7 +239,7 @@ def test_two_outputs_of_one_buffer(executor):
     assert of_input.data_ptr() == x[3:].data_ptr()
 
 
-def test_dynamic_step_with_workspace(executor, two_threads):
+def test_dynamic_step_with_workspace(two_threads):
     asked = []
 
     def plan(values, threads):
@@ -250,7 +263,7 @@ def test_dynamic_step_with_workspace(executor, two_threads):
     assert asked == [({s: 12}, 2), ({s: 7}, 2)]
 
 
-def test_scratch_of_each_thread(executor, two_threads):
+def test_scratch_of_each_thread(two_threads):
     n = 1000
     arguments = [PointerArgument("x"), PointerArgument("out"), PointerArgument("scratch")]
     program = reverse_program(n, steps=[KernelStep("k4_scratch", arguments, n)])
@@ -263,7 +276,7 @@ def test_scratch_of_each_thread(executor, two_threads):
 
 
 @pytest.mark.parametrize(("threads", "grain", "expected"), [(2, 1, 2), (1, 1, 1), (2, 60, 1), (2, 50, 2)])
-def test_threads_and_grain_are_respected(executor, threads, grain, expected):
+def test_threads_and_grain_are_respected(threads, grain, expected):
     program = reverse_program(100, steps=[KernelStep("k3_thread", [PointerArgument("out")], 100, grain)])
     graph = load(program)
     before = torch.get_num_threads()
@@ -276,7 +289,7 @@ def test_threads_and_grain_are_respected(executor, threads, grain, expected):
     assert used.unique().numel() == expected
 
 
-def test_many_python_threads(executor, two_threads):
+def test_many_python_threads(two_threads):
     """Concurrent calls of one graph have their own arenas and argument tables."""
     n = 3000
     graph = load(reverse_program(n))
@@ -297,7 +310,7 @@ def test_many_python_threads(executor, two_threads):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_forked_child_runs_serially(executor, two_threads):
+def test_forked_child_runs_serially(two_threads):
     """A DataLoader worker forked after OpenMP was used must not wait for threads that don't exist in it."""
     n = 3000
     graph = load(reverse_program(n))
@@ -313,7 +326,7 @@ def test_forked_child_runs_serially(executor, two_threads):
     assert torch.equal(graph(x)[0], reverse(x))
 
 
-def test_inputs_are_checked_in_debug_mode(executor, monkeypatch):
+def test_inputs_are_checked_in_debug_mode(monkeypatch):
     graph = load(reverse_program(8))
     monkeypatch.setattr(settings, "DEBUG", 1)
     for wrong in (torch.zeros(9), torch.zeros(8, dtype=torch.float64), torch.zeros(16)[::2]):
@@ -322,7 +335,7 @@ def test_inputs_are_checked_in_debug_mode(executor, monkeypatch):
     graph(torch.zeros(8))
 
 
-def test_buffers_must_be_known(executor):
+def test_buffers_must_be_known():
     program = reverse_program(8)
     del program.buffers[1]
     with pytest.raises(InvalidProgram, match="buffer a"):
@@ -549,14 +562,14 @@ def test_racing_processes(tmp_path):
 
 @native
 def test_everything_interpreted():
-    """The tests above that take `executor`, as plain Python."""
+    """Every test above that needs no machine code, as plain Python."""
     environment = {**os.environ, "PYNN_INTERPRET": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 
 
-def test_graph_prints(executor):
+def test_graph_prints():
     text = str(reverse_program(8))
     assert "k2_reverse(b, out, 8) for [0, 8)" in text
     assert isinstance(load(reverse_program(8)), CompiledGraph)
