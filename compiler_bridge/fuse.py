@@ -108,7 +108,8 @@ def solve_load(
     """For each producer axis the index (in the consumer's axes) that the load asks for; None if there is none."""
     if load.index.values() or (load.mask is not None and not load.shifts):
         return None
-    shifts = dict(load.shifts)
+    shifts = {axis: offset for axis, offset, _ in load.shifts}
+    admitted = {axis: extent for axis, _, extent in load.shifts}
     const = load.index.const
     solution: dict[str, Index] = {axis: Index((), 0) for axis, _, _ in places}
     for axis, coefficient in load.index.axes().items():
@@ -120,7 +121,10 @@ def solve_load(
         name, stride, extent = place
         factor = exact_quotient(coefficient, stride)
         assert factor is not None
-        if axis not in shifts:
+        if axis in shifts:  # the part the mask admits must lie within the place; it can't be split
+            if not fits(factor, admitted[axis], extent):
+                return None
+        else:
             require_fit(axis, factor, extents[axis], extent)
         solution[name] = solution[name] + Index(((axis, factor),), -factor * shifts.get(axis, 0))
     if any(axis not in extents for axis in shifts) or set(shifts) - set(load.index.axes()):
@@ -132,15 +136,20 @@ def solve_load(
     return None
 
 
+def fits(factor: Size, extent: Size, place_extent: Size) -> bool:
+    """Whether factor * (0 .. extent - 1) stays within a place."""
+    if size_equal(factor * extent, place_extent):
+        return True
+    known = all(isinstance(v, int) for v in (factor, extent, place_extent))
+    return known and 0 <= factor * (extent - 1) < place_extent  # pyright: ignore
+
+
 def require_fit(axis: str, factor: Size, extent: Size, place_extent: Size) -> None:
     """Raise NeedsSplit when factor * axis runs over the end of its place."""
     if isinstance(factor, int) and factor < 0:
         factor = -factor
-    if size_equal(factor * extent, place_extent):
+    if fits(factor, extent, place_extent):
         return
-    if all(isinstance(v, int) for v in (factor, extent, place_extent)):
-        if factor * (extent - 1) < place_extent:  # pyright: ignore
-            return
     inner = exact_quotient(place_extent, factor)
     outer = None if inner is None or inner == 1 else exact_quotient(extent, inner)
     if inner is None or outer is None or outer == 1:

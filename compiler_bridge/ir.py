@@ -83,14 +83,15 @@ class IndexValue(Expr):
 class Load(Expr):
     """buffer[index]; 0 where `mask` is false (the index may then be out of range).
 
-    shifts: (axis, offset) pairs already contained in `index` as coefficient * (axis - offset); they tell
-    which axis a constant belongs to when a masked load is inlined (cat, pad).
+    shifts: (axis, offset, extent) triples already contained in `index` as coefficient * (axis - offset), where
+    the mask admits 0 <= axis - offset < extent; they tell which axis a constant belongs to when a masked load
+    is inlined (cat, pad).
     """
 
     buffer: str
     index: Index
     mask: Expr | None = None
-    shifts: tuple[tuple[str, Size], ...] = ()
+    shifts: tuple[tuple[str, Size, Size], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -398,7 +399,7 @@ def substitute_index(index: Index, values: Mapping[str, Index]) -> Index:
 
 def substitute(expr: Expr, values: Mapping[str, Index]) -> Expr:
     def load(new: Load) -> Load:
-        if new.shifts and any(axis in values for axis, _ in new.shifts):
+        if new.shifts and any(axis in values for axis, _, _ in new.shifts):
             return replace(new, shifts=shift_axes(new.shifts, values))
         return new
 
@@ -406,16 +407,15 @@ def substitute(expr: Expr, values: Mapping[str, Index]) -> Expr:
 
 
 def shift_axes(
-    shifts: tuple[tuple[str, Size], ...], values: Mapping[str, Index]
-) -> tuple[tuple[str, Size], ...]:
+    shifts: tuple[tuple[str, Size, Size], ...], values: Mapping[str, Index]
+) -> tuple[tuple[str, Size, Size], ...]:
     """Rename shifted axes; one that becomes anything but another axis is marked unknown."""
     renamed = []
-    for axis, offset in shifts:
+    for axis, offset, extent in shifts:
         target = values.get(axis, axis_index(axis))
-        if len(target.terms) == 1 and target.const == 0 and target.terms[0][1] == 1:
-            renamed.append((target.terms[0][0], offset))
-        else:
-            renamed.append(("?", offset))  # no axis any more: inlining of this load will be declined
+        bare = len(target.terms) == 1 and target.const == 0 and target.terms[0][1] == 1
+        # no axis any more: inlining of this load will be declined
+        renamed.append((target.terms[0][0] if bare else "?", offset, extent))
     return tuple(renamed)
 
 

@@ -28,11 +28,14 @@ def shifted_load(lowering: Lowering, view: BufferView, axes: Sequence[Axis], shi
     """view[..., axis - shift, ...], and 0 outside of the view (what can't be outside is not checked)."""
     index: list[Any] = list(axes)
     mask: Expr | None = None
+    noted: list[tuple[str, Size, Size]] = []
     for k, shift in shifts.items():
         axis, extent = axes[k], view.shape[k]
         # an axis of extent 1 is no loop variable: its position is the constant 0
         moved = (Index((), 0) if axis.extent == 1 else Index(((axis.name, 1),), 0)) + (-shift)
         index[k] = moved
+        if axis.extent != 1:
+            noted.append((axis.name, shift, extent))
         position = IndexValue("int64", moved)
         if not (isinstance(shift, int) and shift <= 0):
             mask = both(mask, apply("ge", position, constant(0, "int64")))
@@ -41,9 +44,7 @@ def shifted_load(lowering: Lowering, view: BufferView, axes: Sequence[Axis], shi
             mask = both(mask, apply("lt", position, constant(extent, "int64")))
     load = lowering.load_view(view, index)
     assert isinstance(load, Load)
-    # `shifts` stays empty: the inliner takes a shifted axis to lie within the producer's axis of that stride,
-    # which is wrong where the view has merged two of the producer's axes (cat of transposed heads)
-    return replace(load, mask=mask)
+    return replace(load, mask=mask, shifts=tuple(noted) if mask is not None else ())
 
 
 def with_dimension(view: BufferView, dim: int) -> BufferView:
