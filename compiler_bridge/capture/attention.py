@@ -22,11 +22,11 @@ from torch import Tensor
 from .random import random_uniform
 
 __all__ = [
-    "attention",
-    "attention_backward",
     "attention_backward_definition",
+    "attention_backward_meta",
     "attention_definition",
     "attention_formula",
+    "attention_meta",
 ]
 
 LIBRARY = torch.library.Library("pynn", "FRAGMENT")
@@ -35,8 +35,8 @@ LIBRARY.define(
     "float scale, bool gqa) -> (Tensor out, Tensor logsumexp)"
 )
 LIBRARY.define(
-    "attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? seed, Tensor out, "
-    "Tensor logsumexp, float dropout, bool causal, float scale, bool gqa, bool mask_grad) "
+    "attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? seed, "
+    "Tensor out, Tensor logsumexp, float dropout, bool causal, float scale, bool gqa, bool mask_grad) "
     "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dmask)"
 )
 
@@ -223,8 +223,8 @@ def check_attention_shapes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None)
         raise ValueError(f"query and key have head_dim {q.shape[-1]} and {k.shape[-1]}; they must be equal")
     if k.shape[1] != v.shape[1] or q.shape[1] % k.shape[1] != 0:
         raise ValueError(
-            f"heads of query, key, value are {q.shape[1]}, {k.shape[1]}, {v.shape[1]}; key and value must have "
-            "the same number, a divisor of query's"
+            f"heads of query, key, value are {q.shape[1]}, {k.shape[1]}, {v.shape[1]}; key and value must "
+            "have the same number, a divisor of query's"
         )
     if mask is not None and mask.dim() != 4:
         raise ValueError(f"the mask must be 4-d (sizes of 1 broadcast), got shape {tuple(mask.shape)}")
@@ -250,7 +250,6 @@ LIBRARY.impl("attention", attention_definition, "CompositeExplicitAutograd")
 LIBRARY.impl("attention_backward", attention_backward_definition, "CompositeExplicitAutograd")
 torch.library.register_fake("pynn::attention", attention_fake, lib=LIBRARY)
 torch.library.register_fake("pynn::attention_backward", attention_backward_fake, lib=LIBRARY)
-torch.library.register_autograd("pynn::attention", differentiate, setup_context=save_for_backward, lib=LIBRARY)
-
-attention = torch.ops.pynn.attention
-attention_backward = torch.ops.pynn.attention_backward
+torch.library.register_autograd(
+    "pynn::attention", differentiate, setup_context=save_for_backward, lib=LIBRARY
+)

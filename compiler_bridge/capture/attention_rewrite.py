@@ -53,7 +53,8 @@ def scaled_dot_product_attention(
     seed = torch.ops.pynn.seed() if dropout_p > 0.0 else None
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     attend = torch.ops.pynn.attention if query.dtype in KERNEL_DTYPES else attention_formula
-    out, _ = attend(q, k, v, attn_mask, seed, float(dropout_p), bool(is_causal), float(factor), bool(enable_gqa))
+    options = (float(dropout_p), bool(is_causal), float(factor), bool(enable_gqa))
+    out, _ = attend(q, k, v, attn_mask, seed, *options)
     return out if query.dim() == 4 else out.reshape(*query.shape[:-1], value.shape[-1])
 
 

@@ -5,9 +5,9 @@
     dvalue  += weights^T @ grad_out            dkey    += dscores^T @ query * scale
     dquery  += dscores @ key * scale           dmask   += dscores
 
-One task owns a key head (and, for a mask gradient shared between heads or batches, all that share it), so that
-dkey and dvalue are summed by one thread in a fixed order. When there are fewer key heads than threads the
-query blocks of a head are dealt out to `chunks` tasks, each with partial sums of its own, which
+One task owns a key head (with a mask gradient shared by heads or batches, all that share it), so that dkey
+and dvalue are summed by one thread in a fixed order. When there are fewer key heads than threads the query
+blocks of a head are dealt out to `chunks` tasks, each with partial sums of its own, which
 `attention_backward_finish` adds up.
 
 Source: Dao et al., "FlashAttention" (2022), with the loops over queries outside.
@@ -21,21 +21,27 @@ from typing import Any
 from compiler_bridge.cpu.attention_blocks import (
     LANES,
     LOG2_E,
-    TILE,
-    add_bool_mask,
-    add_number_mask,
     exp2_of_score,
     fill,
-    fill_dropout_factors,
     float_from_bits,
-    mask_causal,
     multiply_block,
     multiply_elements,
     pack_transposed,
-    rows_as_float32,
     store_scaled_row,
 )
-from compiler_bridge.cpu.attention_slots import SLOT
+from compiler_bridge.cpu.attention_scores import (
+    area,
+    define_score_block,
+    draw_factors,
+    keys_as_float32,
+    keys_seen,
+    pack_queries,
+    row_stride,
+    rows_as_float32,
+    rows_of,
+    whole_tiles,
+)
+from compiler_bridge.cpu.attention_slots import slots
 from compiler_bridge.cpu.language import (
     f32,
     fma,
@@ -52,25 +58,23 @@ from compiler_bridge.cpu.language import (
     transpose8,
 )
 
-Q, K, V, MASK, SEED = (SLOT[name] for name in ("q", "k", "v", "mask", "seed"))
-OUT, LOGSUMEXP, DROPOUT_BITS, KEPT_FACTOR_BITS = (
-    SLOT[name] for name in ("out", "logsumexp", "dropout_bits", "kept_factor_bits")
+Q, K, V, OUT, LOGSUMEXP = slots("q", "k", "v", "out", "logsumexp")
+GRAD_OUT, DQ, DK, DV, DMASK, DMASK_SUMS = slots("grad_out", "dq", "dk", "dv", "dmask", "dmask_sums")
+BATCH, HEADS, GROUP, SEQ, KV_SEQ = slots("batch", "heads", "group", "seq", "kv_seq")
+HEAD_DIM, VALUE_DIM, HEAD_COLS, VALUE_COLS = slots("head_dim", "value_dim", "head_cols", "value_cols")
+SCALE_BITS, QUERY_BLOCK, KEY_BLOCK, QUERY_BLOCKS = slots(
+    "scale_bits", "query_block", "key_block", "query_blocks"
 )
-GRAD_OUT, DQ, DK, DV = (SLOT[name] for name in ("grad_out", "dq", "dk", "dv"))
-DMASK, DMASK_SUMS, MASK_SEQ, MASK_KV_SEQ = (SLOT[name] for name in ("dmask", "dmask_sums", "mask_seq", "mask_kv_seq"))
-BATCH, HEADS, GROUP, SEQ, KV_SEQ = (SLOT[name] for name in ("batch", "heads", "group", "seq", "kv_seq"))
-HEAD_DIM, VALUE_DIM, HEAD_COLS, VALUE_COLS = (
-    SLOT[name] for name in ("head_dim", "value_dim", "head_cols", "value_cols")
+PACK_QUERIES, PACK_KEYS, PACK_VALUES, PACK_GRADS = slots(
+    "pack_queries", "pack_keys", "pack_values", "pack_grads"
 )
-SCALE_BITS, CAUSAL, QUERY_BLOCK, KEY_BLOCK, QUERY_BLOCKS = (
-    SLOT[name] for name in ("scale_bits", "causal", "query_block", "key_block", "query_blocks")
+CHUNKS, BATCH_TASKS, HEAD_TASKS, MASK_SEQ, MASK_KV_SEQ = slots(
+    "chunks", "batch_tasks", "head_tasks", "mask_seq", "mask_kv_seq"
 )
-PACK_QUERIES, PACK_KEYS, PACK_VALUES, PACK_GRADS = (
-    SLOT[name] for name in ("pack_queries", "pack_keys", "pack_values", "pack_grads")
-)
-SCRATCH, SCRATCH_BYTES, CHUNKS, BATCH_TASKS, HEAD_TASKS, PARTIAL_DK, PARTIAL_DV = (
-    SLOT[name]
-    for name in ("scratch", "scratch_bytes", "chunks", "batch_tasks", "head_tasks", "partial_dk", "partial_dv")
+SCRATCH, SCRATCH_BYTES, PARTIAL_DK, PARTIAL_DV = slots("scratch", "scratch_bytes", "partial_dk", "partial_dv")
+GRAD_COLUMNS, SCORES, DSCORES, DQUERY = slots("grad_columns", "scores", "dscores", "block_out")
+SUMS_OF_EXP, DELTA, PACKED_QUERIES, PACKED_GRADS, PACKED_VALUES = slots(
+    "total", "delta", "packed_queries", "packed_grads", "packed_values"
 )
 
 
@@ -83,7 +87,8 @@ def row_products(a, a_row, a_col, b, b_row, b_col, rows, cols, target, padded_ro
             partial = splat(f32(0.0), 8)
             for col in range(0, cols, 8):
                 count = min(8, cols - col)
-                partial = partial + load(a, row * a_row + col, 8, count) * load(b, row * b_row + col, 8, count)
+                left, right = load(a, row * a_row + col, 8, count), load(b, row * b_row + col, 8, count)
+                partial = partial + left * right
             total = reduce_add(partial)
         else:
             for col in range(cols):
@@ -104,7 +109,7 @@ def copy_padded(source, count, target, padded_count):
 
 @outlined_helper
 def differentiate_softmax(scores, dweights, row, keys, queries, logsumexp, delta, factor):
-    """scores become weights = 2^(scores - logsumexp * log2(e)), dweights weights * (dweights - delta) * factor.
+    """scores = weights = 2^(scores - logsumexp * log2(e)); dweights = weights * (dweights - delta) * factor.
 
     Shape: scores, dweights: [keys, row]; logsumexp, delta: [queries], a multiple of LANES
     """
@@ -169,138 +174,142 @@ def fill_rows(block, row_stride, rows, cols, value):
         fill(offset_pointer(block, row * row_stride), cols, value)
 
 
+@outlined_helper
+def add_to_dmask(tab, batch, head, first_query, queries, first_key, keys, scratch):
+    """dmask_sums += dscores, then dscores *= scale: what the scores are to query and key."""
+    dscores, row = area(tab, scratch, DSCORES), tab[QUERY_BLOCK]
+    sums = rows_of(tab, pointer(tab, DMASK_SUMS, "float32"), DMASK_SUMS, batch, head, first_query)
+    add_mask_gradient(dscores, row, keys, queries, offset_pointer(sums, first_key), tab[DMASK_SUMS + 3])
+    scale_block(dscores, keys * row, float_from_bits(tab[SCALE_BITS]))
+
+
+@helper
+def own_rows(tab, slot, partial_slot, cols, batch, kv_head, chunk):
+    """Where a task sums up dkey or dvalue of a head: the result or a part of its own; and the row stride."""
+    kv_heads = tab[HEADS] // tab[GROUP]
+    if tab[partial_slot] != 0:
+        part = (chunk * tab[BATCH] + batch) * kv_heads + kv_head
+        return tab[partial_slot] + 4 * part * tab[KV_SEQ] * cols, cols
+    return tab[slot] + 4 * (batch * tab[slot + 1] + kv_head * tab[slot + 2]), tab[slot + 3]
+
+
+@remember
+def define_prepare_block(dtype: str) -> Any:
+    """`prepare_block` for tensors of `dtype`."""
+
+    @outlined_helper
+    def prepare_block(tab, batch, head, first_query, queries, scratch):
+        """Pack a block of queries and of grad_out, both ways; delta, logsumexp; dquery = 0.
+
+        Returns the addresses of queries and grad_out as float32 rows.
+        """
+        row, value_dim = tab[QUERY_BLOCK], tab[VALUE_DIM]
+        q = pointer(tab, Q, dtype)
+        query_rows = rows_of(tab, q, Q, batch, head, first_query)
+        grad_rows = rows_of(tab, pointer(tab, GRAD_OUT, dtype), GRAD_OUT, batch, head, first_query)
+        out_rows = rows_of(tab, pointer(tab, OUT, dtype), OUT, batch, head, first_query)
+        pack_queries(tab, q, batch, head, first_query, queries, scratch)
+        pack_transposed(grad_rows, tab[GRAD_OUT + 3], tab[GRAD_OUT + 4], queries, value_dim,
+                        area(tab, scratch, GRAD_COLUMNS), row, f32(1.0))  # fmt: skip
+        row_products(grad_rows, tab[GRAD_OUT + 3], tab[GRAD_OUT + 4], out_rows, tab[OUT + 3], tab[OUT + 4],
+                     queries, value_dim, area(tab, scratch, DELTA), row)  # fmt: skip
+        position = (batch * tab[HEADS] + head) * tab[SEQ] + first_query
+        copy_padded(offset_pointer(pointer(tab, LOGSUMEXP, "float32"), position), queries,
+                    area(tab, scratch, SUMS_OF_EXP), row)  # fmt: skip
+        fill(area(tab, scratch, DQUERY), row * tab[HEAD_COLS], f32(0.0))
+        return (
+            rows_as_float32(tab, query_rows, Q, queries, tab[HEAD_DIM], area(tab, scratch, PACKED_QUERIES),
+                            tab[HEAD_COLS], tab[PACK_QUERIES]),
+            rows_as_float32(tab, grad_rows, GRAD_OUT, queries, value_dim, area(tab, scratch, PACKED_GRADS),
+                            tab[VALUE_COLS], tab[PACK_GRADS]),
+        )  # fmt: skip
+
+    return prepare_block
+
+
+@remember
+def define_visit_keys(dtype: str, mask_dtype: str | None, dropped: bool, mask_grad: bool) -> Any:
+    """`visit_keys` of the backward pass for one combination of features."""
+    score_block = define_score_block(mask_dtype)
+
+    @outlined_helper
+    def visit_keys(tab, batch, head, first_query, queries, query_rows, grad_rows, first_key, keys,
+                   dkey, dkey_row, dvalue, dvalue_row, scratch):  # fmt: skip
+        """One block of queries against one block of keys: what they add to dvalue, dkey, dquery and dmask."""
+        row, lanes, head_cols, value_cols = (
+            tab[QUERY_BLOCK], whole_tiles(queries), tab[HEAD_COLS], tab[VALUE_COLS])  # fmt: skip
+        scores, dscores = area(tab, scratch, SCORES), area(tab, scratch, DSCORES)
+        key_rows = keys_as_float32(tab, pointer(tab, K, dtype), batch, head, first_key, keys, scratch)
+        value_rows = rows_as_float32(
+            tab, rows_of(tab, pointer(tab, V, dtype), V, batch, head // tab[GROUP], first_key), V, keys,
+            tab[VALUE_DIM], area(tab, scratch, PACKED_VALUES), value_cols, tab[PACK_VALUES])  # fmt: skip
+        score_block(tab, key_rows, batch, head, first_query, queries, first_key, keys, scratch)
+        multiply_block(value_rows, row_stride(tab, V, value_cols, tab[PACK_VALUES]), 1,
+                       area(tab, scratch, GRAD_COLUMNS), row, dscores, row, keys, lanes, tab[VALUE_DIM],
+                       False)  # fmt: skip
+        if dropped:
+            factors = draw_factors(tab, batch, head, first_query, queries, first_key, keys, scratch)
+            multiply_elements(dscores, factors, keys * row)
+        factor = f32(1.0) if mask_grad else float_from_bits(tab[SCALE_BITS])
+        differentiate_softmax(scores, dscores, row, keys, lanes, area(tab, scratch, SUMS_OF_EXP),
+                              area(tab, scratch, DELTA), factor)  # fmt: skip
+        if mask_grad:
+            add_to_dmask(tab, batch, head, first_query, queries, first_key, keys, scratch)
+        if dropped:
+            multiply_elements(scores, factors, keys * row)
+        multiply_block(scores, row, 1, grad_rows, row_stride(tab, GRAD_OUT, value_cols, tab[PACK_GRADS]),
+                       offset_pointer(dvalue, first_key * dvalue_row), dvalue_row, keys, value_cols, queries,
+                       True)  # fmt: skip
+        multiply_block(dscores, row, 1, query_rows, row_stride(tab, Q, head_cols, tab[PACK_QUERIES]),
+                       offset_pointer(dkey, first_key * dkey_row), dkey_row, keys, head_cols, queries,
+                       True)  # fmt: skip
+        multiply_block(dscores, 1, row, key_rows, row_stride(tab, K, head_cols, tab[PACK_KEYS]),
+                       area(tab, scratch, DQUERY), head_cols, queries, head_cols, keys, True)  # fmt: skip
+
+    return visit_keys
+
+
 @remember
 def backward_kernel(dtype: str, mask_dtype: str | None, dropped: bool, mask_grad: bool) -> Any:
     """The kernel for tensors of `dtype`; parallel over batch tasks * head tasks * chunks."""
-    masked = mask_dtype is not None
-    mask_storage = mask_dtype or "float32"
-    add_mask = add_bool_mask if mask_dtype == "bool" else add_number_mask
+    prepare_block = define_prepare_block(dtype)
+    visit_keys = define_visit_keys(dtype, mask_dtype, dropped, mask_grad)
 
     @outlined_helper
-    def accumulate_block(tab, batch, head, first_query, dkey, dkey_row, dvalue, dvalue_row, scratch):
-        """One block of queries against every key it sees: its dquery, and its part of dkey and dvalue."""
-        q, k, v = pointer(tab, Q, dtype), pointer(tab, K, dtype), pointer(tab, V, dtype)
-        grad_out, out, dq = pointer(tab, GRAD_OUT, dtype), pointer(tab, OUT, dtype), pointer(tab, DQ, dtype)
-        query_block, key_block = tab[QUERY_BLOCK], tab[KEY_BLOCK]
-        head_dim, value_dim, head_cols, value_cols = tab[HEAD_DIM], tab[VALUE_DIM], tab[HEAD_COLS], tab[VALUE_COLS]
-        scale = float_from_bits(tab[SCALE_BITS])
-        query_columns = scratch
-        grad_columns = offset_pointer(query_columns, head_cols * query_block)
-        scores = offset_pointer(grad_columns, value_cols * query_block)
-        dscores = offset_pointer(scores, (key_block + 8) * query_block)
-        dquery = offset_pointer(dscores, (key_block + 8) * query_block)
-        logsumexp = offset_pointer(dquery, query_block * head_cols)
-        delta = offset_pointer(logsumexp, query_block)
-        packed_queries = offset_pointer(delta, query_block)
-        packed_grads = offset_pointer(packed_queries, query_block * head_cols)
-        packed_keys = offset_pointer(packed_grads, query_block * value_cols)
-        packed_values = offset_pointer(packed_keys, key_block * head_cols)
-        factors = offset_pointer(packed_values, key_block * value_cols)
-        square = offset_pointer(factors, (key_block + 8) * query_block)
-        query_row = head_cols if tab[PACK_QUERIES] != 0 else tab[Q + 3]
-        grad_row = value_cols if tab[PACK_GRADS] != 0 else tab[GRAD_OUT + 3]
-        key_row = head_cols if tab[PACK_KEYS] != 0 else tab[K + 3]
-        value_row = value_cols if tab[PACK_VALUES] != 0 else tab[V + 3]
-
-        queries = min(query_block, tab[SEQ] - first_query)
-        lanes = (queries + TILE - 1) // TILE * TILE
-        q_position = batch * tab[Q + 1] + head * tab[Q + 2] + first_query * tab[Q + 3]
-        grad_position = batch * tab[GRAD_OUT + 1] + head * tab[GRAD_OUT + 2] + first_query * tab[GRAD_OUT + 3]
-        out_position = batch * tab[OUT + 1] + head * tab[OUT + 2] + first_query * tab[OUT + 3]
-        dq_position = batch * tab[DQ + 1] + head * tab[DQ + 2] + first_query * tab[DQ + 3]
-        key_base = batch * tab[K + 1] + head // tab[GROUP] * tab[K + 2]
-        value_base = batch * tab[V + 1] + head // tab[GROUP] * tab[V + 2]
-        pack_transposed(offset_pointer(q, q_position), tab[Q + 3], tab[Q + 4], queries, head_dim,
-                        query_columns, query_block, scale * LOG2_E)  # fmt: skip
-        pack_transposed(offset_pointer(grad_out, grad_position), tab[GRAD_OUT + 3], tab[GRAD_OUT + 4], queries,
-                        value_dim, grad_columns, query_block, f32(1.0))  # fmt: skip
-        query_rows = pointer_at(rows_as_float32(q, q_position, tab[Q + 3], tab[Q + 4], queries, head_dim,
-                                                packed_queries, head_cols, tab[PACK_QUERIES]), "float32")  # fmt: skip
-        grad_rows = pointer_at(rows_as_float32(grad_out, grad_position, tab[GRAD_OUT + 3], tab[GRAD_OUT + 4],
-                                               queries, value_dim, packed_grads, value_cols,
-                                               tab[PACK_GRADS]), "float32")  # fmt: skip
-        row_products(offset_pointer(grad_out, grad_position), tab[GRAD_OUT + 3], tab[GRAD_OUT + 4],
-                     offset_pointer(out, out_position), tab[OUT + 3], tab[OUT + 4], queries, value_dim, delta,
-                     query_block)  # fmt: skip
-        row = (batch * tab[HEADS] + head) * tab[SEQ] + first_query
-        copy_padded(offset_pointer(pointer(tab, LOGSUMEXP, "float32"), row), queries, logsumexp, query_block)
-        fill(dquery, query_block * head_cols, f32(0.0))
-
-        key_end = min(tab[KV_SEQ], first_query + queries) if tab[CAUSAL] != 0 else tab[KV_SEQ]
-        for first_key in range(0, key_end, key_block):
-            keys = min(key_block, key_end - first_key)
-            key_rows = pointer_at(rows_as_float32(k, key_base + first_key * tab[K + 3], tab[K + 3], tab[K + 4], keys,
-                                                  head_dim, packed_keys, head_cols, tab[PACK_KEYS]),
-                                  "float32")  # fmt: skip
-            value_rows = pointer_at(rows_as_float32(v, value_base + first_key * tab[V + 3], tab[V + 3], tab[V + 4],
-                                                    keys, value_dim, packed_values, value_cols, tab[PACK_VALUES]),
-                                    "float32")  # fmt: skip
-            multiply_block(key_rows, key_row, 1, query_columns, query_block, scores, query_block, keys, lanes,
-                           head_dim, False)  # fmt: skip
-            if masked:
-                mask_position = (batch * tab[MASK + 1] + head * tab[MASK + 2] + first_query * tab[MASK + 3]
-                                 + first_key * tab[MASK + 4])  # fmt: skip
-                add_mask(scores, query_block, keys, queries, pointer(tab, MASK, mask_storage), mask_position,
-                         tab[MASK + 3], tab[MASK + 4])  # fmt: skip
-            if tab[CAUSAL] != 0 and first_key + keys > first_query + 1:
-                mask_causal(scores, query_block, keys, lanes, first_key, first_query)
-            multiply_block(value_rows, value_row, 1, grad_columns, query_block, dscores, query_block, keys, lanes,
-                           value_dim, False)  # fmt: skip
-            if dropped:
-                index = row * tab[KV_SEQ] + first_key
-                fill_dropout_factors(
-                    factors, query_block, keys, queries, load(pointer(tab, SEED, "int64"), 0), index, tab[KV_SEQ],
-                    float_from_bits(tab[DROPOUT_BITS]), float_from_bits(tab[KEPT_FACTOR_BITS]), square)  # fmt: skip
-                multiply_elements(dscores, factors, keys * query_block)
-            if mask_grad:
-                differentiate_softmax(scores, dscores, query_block, keys, lanes, logsumexp, delta, f32(1.0))
-                position = (batch * tab[DMASK_SUMS + 1] + head * tab[DMASK_SUMS + 2]
-                            + first_query * tab[DMASK_SUMS + 3] + first_key)  # fmt: skip
-                add_mask_gradient(dscores, query_block, keys, queries,
-                                  offset_pointer(pointer(tab, DMASK_SUMS, "float32"), position),
-                                  tab[DMASK_SUMS + 3])  # fmt: skip
-                scale_block(dscores, keys * query_block, scale)
-            else:
-                differentiate_softmax(scores, dscores, query_block, keys, lanes, logsumexp, delta, scale)
-            if dropped:
-                multiply_elements(scores, factors, keys * query_block)
-            multiply_block(scores, query_block, 1, grad_rows, grad_row, offset_pointer(dvalue, first_key * dvalue_row),
-                           dvalue_row, keys, value_cols, queries, True)  # fmt: skip
-            multiply_block(dscores, query_block, 1, query_rows, query_row, offset_pointer(dkey, first_key * dkey_row),
-                           dkey_row, keys, head_cols, queries, True)  # fmt: skip
-            multiply_block(dscores, 1, query_block, key_rows, key_row, dquery, head_cols, queries, head_cols, keys,
-                           True)  # fmt: skip
-        for query in range(queries):
-            store_scaled_row(dquery, query * head_cols, head_dim, f32(1.0), dq, dq_position + query * tab[DQ + 3],
-                             tab[DQ + 4])  # fmt: skip
+    def differentiate_head(tab, batch, kv_head, chunk, scratch):
+        """dkey and dvalue of one key head, and dquery of the query heads it serves, for a chunk's queries."""
+        dkey_address, dkey_row = own_rows(tab, DK, PARTIAL_DK, tab[HEAD_COLS], batch, kv_head, chunk)
+        dvalue_address, dvalue_row = own_rows(tab, DV, PARTIAL_DV, tab[VALUE_COLS], batch, kv_head, chunk)
+        dkey, dvalue = pointer_at(dkey_address, "float32"), pointer_at(dvalue_address, "float32")
+        fill_rows(dkey, dkey_row, tab[KV_SEQ], tab[HEAD_COLS], f32(0.0))
+        fill_rows(dvalue, dvalue_row, tab[KV_SEQ], tab[VALUE_COLS], f32(0.0))
+        blocks = (tab[QUERY_BLOCKS] - chunk + tab[CHUNKS] - 1) // tab[CHUNKS]
+        for step in range(tab[GROUP] * blocks):
+            head = kv_head * tab[GROUP] + step // blocks
+            first_query = (chunk + step % blocks * tab[CHUNKS]) * tab[QUERY_BLOCK]
+            queries = min(tab[QUERY_BLOCK], tab[SEQ] - first_query)
+            query_rows, grad_rows = prepare_block(tab, batch, head, first_query, queries, scratch)
+            key_end = keys_seen(tab, first_query, queries)
+            for first_key in range(0, key_end, tab[KEY_BLOCK]):
+                keys = min(tab[KEY_BLOCK], key_end - first_key)
+                visit_keys(tab, batch, head, first_query, queries, query_rows, grad_rows, first_key, keys,
+                           dkey, dkey_row, dvalue, dvalue_row, scratch)  # fmt: skip
+            dq = rows_of(tab, pointer(tab, DQ, dtype), DQ, batch, head, first_query)
+            for query in range(queries):
+                store_scaled_row(area(tab, scratch, DQUERY), query * tab[HEAD_COLS], tab[HEAD_DIM], f32(1.0),
+                                 dq, query * tab[DQ + 3], tab[DQ + 4])  # fmt: skip
 
     @kernel
     def attention_backward(tab, begin, end, thread):
         scratch = pointer_at(tab[SCRATCH] + thread * tab[SCRATCH_BYTES], "float32")
-        kv_heads = tab[HEADS] // tab[GROUP]
-        batches, heads = tab[BATCH] // tab[BATCH_TASKS], kv_heads // tab[HEAD_TASKS]
+        batches, heads = tab[BATCH] // tab[BATCH_TASKS], tab[HEADS] // tab[GROUP] // tab[HEAD_TASKS]
         for task in range(begin, end):
             chunk = task % tab[CHUNKS]
             first_head = task // tab[CHUNKS] % tab[HEAD_TASKS] * heads
             first_batch = task // tab[CHUNKS] // tab[HEAD_TASKS] * batches
             for pair in range(batches * heads):
                 batch, kv_head = first_batch + pair // heads, first_head + pair % heads
-                part = (chunk * tab[BATCH] + batch) * kv_heads + kv_head
-                dkey_row, dvalue_row = tab[DK + 3], tab[DV + 3]
-                dkey = pointer_at(tab[DK] + 4 * (batch * tab[DK + 1] + kv_head * tab[DK + 2]), "float32")
-                dvalue = pointer_at(tab[DV] + 4 * (batch * tab[DV + 1] + kv_head * tab[DV + 2]), "float32")
-                if tab[PARTIAL_DK] != 0:
-                    dkey_row = tab[HEAD_COLS]
-                    dkey = pointer_at(tab[PARTIAL_DK] + 4 * part * tab[KV_SEQ] * dkey_row, "float32")
-                if tab[PARTIAL_DV] != 0:
-                    dvalue_row = tab[VALUE_COLS]
-                    dvalue = pointer_at(tab[PARTIAL_DV] + 4 * part * tab[KV_SEQ] * dvalue_row, "float32")
-                fill_rows(dkey, dkey_row, tab[KV_SEQ], tab[HEAD_COLS], f32(0.0))
-                fill_rows(dvalue, dvalue_row, tab[KV_SEQ], tab[VALUE_COLS], f32(0.0))
-                for member in range(tab[GROUP]):
-                    for block in range(chunk, tab[QUERY_BLOCKS], tab[CHUNKS]):
-                        accumulate_block(tab, batch, kv_head * tab[GROUP] + member, block * tab[QUERY_BLOCK],
-                                         dkey, dkey_row, dvalue, dvalue_row, scratch)  # fmt: skip
+                differentiate_head(tab, batch, kv_head, chunk, scratch)
 
     return attention_backward
 

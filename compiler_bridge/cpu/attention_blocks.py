@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from compiler_bridge.cpu.language import (
     NATIVE_LANES,
-    address_of,
     bitcast,
     broadcast_load,
     cast,
@@ -32,7 +31,7 @@ TILE = max(16, 2 * NATIVE_LANES)
 """Lanes of one tile: two registers with AVX2 and AVX-512, four with NEON."""
 
 LANES = NATIVE_LANES
-"""Lanes of what is done element by element: one register, so that a polynomial's constants stay in the others."""
+"""Lanes of what is done element by element: one register; a polynomial's constants stay in the others."""
 
 TILE_ROWS = 6
 """Rows of one tile: 6 x 2 accumulators, 2 operands and a broadcast fill AVX2's 16 registers."""
@@ -92,8 +91,9 @@ def multiply_block(a, a_row, a_depth, b, b_depth, c, c_row, rows, cols, depth, a
             p0 = row * c_row + col
             p1, p2, p3 = p0 + min(1, last) * c_row, p0 + min(2, last) * c_row, p0 + min(3, last) * c_row
             p4, p5 = p0 + min(4, last) * c_row, p0 + min(5, last) * c_row
-            t0, t1, t2 = first_value(c, p0, accumulate), first_value(c, p1, accumulate), first_value(c, p2, accumulate)
-            t3, t4, t5 = first_value(c, p3, accumulate), first_value(c, p4, accumulate), first_value(c, p5, accumulate)
+            t0, t1 = first_value(c, p0, accumulate), first_value(c, p1, accumulate)
+            t2, t3 = first_value(c, p2, accumulate), first_value(c, p3, accumulate)
+            t4, t5 = first_value(c, p4, accumulate), first_value(c, p5, accumulate)
             for k in range(depth):
                 vector = load(right, k * b_depth, TILE)
                 element = k * a_depth
@@ -164,21 +164,13 @@ def pack_rows(source, row_stride, col_stride, rows, cols, target, target_row):
         first = row * row_stride
         if col_stride == 1:
             for col in range(0, target_row, 8):
-                store(target, row * target_row + col, load(source, first + col, 8, max(0, min(8, cols - col))))
+                count = max(0, min(8, cols - col))
+                store(target, row * target_row + col, load(source, first + col, 8, count))
         else:
             for col in range(cols):
                 store(target, row * target_row + col, load(source, first + col * col_stride))
             for col in range(cols, target_row):
                 store(target, row * target_row + col, f32(0.0))
-
-
-@outlined_helper
-def rows_as_float32(source, position, row_stride, col_stride, rows, cols, packed, packed_row, pack):
-    """Address of a [rows, cols] block as float32: packed into scratch if asked, else where it lies."""
-    if pack != 0:
-        pack_rows(offset_pointer(source, position), row_stride, col_stride, rows, cols, packed, packed_row)
-        return address_of(packed)
-    return address_of(offset_pointer(source, position))
 
 
 @outlined_helper
@@ -288,7 +280,8 @@ def dropout_lanes(seed, index, dropout, kept_factor):
 
 
 @outlined_helper
-def fill_dropout_factors(factors, factors_row, keys, queries, seed, index, kv_seq, dropout, kept_factor, square):
+def fill_dropout_factors(factors, factors_row, keys, queries, seed, index, kv_seq, dropout, kept_factor,
+                         square):  # fmt: skip
     """factors[key, query] = what dropout multiplies the weight of element index + query * kv_seq + key with.
 
     Up to 7 rows below the last key and columns beyond the last query are written too. `square` is room for

@@ -112,9 +112,30 @@ class AttentionSizes:
     def query_blocks(self) -> int:
         return -(-self.q.shape[2] // self.query_block)
 
-    def dropout_floats(self, dropout: float) -> int:
-        """Scratch for the dropout factors of a block of scores, and of an 8 x 8 square."""
-        return (self.key_block + 8) * self.query_block + 64 if dropout > 0.0 else 0
+    def areas(self, dropout: float) -> dict[str, int]:
+        """float32 elements of each block in a thread's scratch; 8 rows more than keys, for whole squares."""
+        scores = (self.key_block + 8) * self.query_block
+        areas = {
+            "query_columns": self.head_cols * self.query_block,
+            "scores": scores,
+            "block_out": self.query_block * max(self.head_cols, self.value_cols),
+            "largest": self.query_block,
+            "total": self.query_block,
+            "shrink": self.query_block,
+            "packed_keys": self.key_block * self.head_cols,
+            "packed_values": self.key_block * self.value_cols,
+        }
+        return areas | {"factors": scores, "square": 64} if dropout > 0.0 else areas
+
+    def backward_areas(self) -> dict[str, int]:
+        """What the backward kernel has besides."""
+        return {
+            "grad_columns": self.value_cols * self.query_block,
+            "dscores": (self.key_block + 8) * self.query_block,
+            "delta": self.query_block,
+            "packed_queries": self.query_block * self.head_cols,
+            "packed_grads": self.query_block * self.value_cols,
+        }
 
     def fill_table(self, table: ArgumentTable, causal: bool, scale: float, dropout: float) -> None:
         batch, heads, seq, head_dim = self.q.shape
@@ -133,6 +154,28 @@ class AttentionSizes:
         )  # fmt: skip
 
 
+def lay_out_scratch(table: ArgumentTable, areas: dict[str, int], threads: int) -> int:
+    """Give each area (float32 elements) its place in a thread's scratch; returns bytes for all threads."""
+    first = 0
+    for name, floats in areas.items():
+        table.sizes(**{name: first})
+        first += round_up(floats, 16)
+    table.sizes(scratch_bytes=4 * first)
+    table.workspace("scratch", 0)
+    return 4 * first * threads
+
+
+def dtype_name(layout: TensorLayout) -> str:
+    """The kernel language's name of a dtype.
+
+    Raises:  ValueError when there is no attention kernel for it
+    """
+    if layout.dtype not in DTYPE_NAMES:
+        wanted = ", ".join(str(dtype) for dtype in DTYPE_NAMES)
+        raise ValueError(f"no attention kernel for {layout.dtype}: expected one of {wanted}")
+    return DTYPE_NAMES[layout.dtype]
+
+
 def plan_attention_forward(
     q: TensorLayout,
     k: TensorLayout,
@@ -146,22 +189,16 @@ def plan_attention_forward(
 ) -> DynamicPlan:
     """One step, parallel over batch * heads * blocks of queries. Roles: q k v mask seed out logsumexp."""
     sizes = AttentionSizes.of(q, k, v)
-    cols = sizes.head_cols + sizes.value_cols
-    floats = sizes.query_block * (cols + 3) + (sizes.key_block + 8) * (sizes.query_block + cols)
-    scratch_bytes = round_up(4 * (floats + sizes.dropout_floats(dropout)), 64)
     table = ArgumentTable()
     sizes.fill_table(table, causal, scale, dropout)
     table.tensor("out", out.strides)
     if mask is not None:
         table.tensor("mask", mask.broadcast_strides())
-    table.sizes(
-        pack_keys=int(needs_packing(k, 1)), pack_values=int(needs_packing(v, TILE)), scratch_bytes=scratch_bytes
-    )
-    table.workspace("scratch", 0)
-    kernel = forward_kernel(DTYPE_NAMES[q.dtype], None if mask is None else DTYPE_NAMES[mask.dtype], dropout > 0)
+    table.sizes(pack_keys=int(needs_packing(k, 1)), pack_values=int(needs_packing(v, TILE)))
+    workspace = lay_out_scratch(table, sizes.areas(dropout), threads)
+    kernel = forward_kernel(dtype_name(q), None if mask is None else dtype_name(mask), dropout > 0.0)
     length = q.shape[0] * q.shape[1] * sizes.query_blocks
-    step = KernelStep(kernel, table.arguments, length, description="attention forward")
-    return DynamicPlan([step], scratch_bytes * threads)
+    return DynamicPlan([KernelStep(kernel, table.arguments, length, 1, "attention forward")], workspace)
 
 
 def plan_attention_backward(
@@ -186,45 +223,37 @@ def plan_attention_backward(
     """
     sizes = AttentionSizes.of(q, k, v)
     batch, kv_heads, kv_seq, _ = k.shape
+    mask_grad = mask_grad and mask is not None
     table = ArgumentTable()
     sizes.fill_table(table, causal, scale, dropout)
     for name, layout in (("grad_out", grad_out), ("out", out), ("dq", dq), ("dk", dk), ("dv", dv)):
         table.tensor(name, layout.strides)
     if mask is not None:
         table.tensor("mask", mask.broadcast_strides())
-    shared_batch = mask_grad and mask is not None and mask.shape[0] == 1
-    shared_heads = mask_grad and mask is not None and mask.shape[1] == 1
-    batch_tasks, head_tasks = 1 if shared_batch else batch, 1 if shared_heads else kv_heads
+    batch_tasks = 1 if mask_grad and mask is not None and mask.shape[0] == 1 else batch
+    head_tasks = 1 if mask_grad and mask is not None and mask.shape[1] == 1 else kv_heads
     chunks = count_chunks(batch_tasks * head_tasks, sizes.query_blocks, threads)
-    cols = sizes.head_cols + sizes.value_cols
-    floats = sizes.query_block * (2 * cols + sizes.head_cols + 2)
-    floats += (sizes.key_block + 8) * (2 * sizes.query_block + cols)
-    scratch_bytes = round_up(4 * (floats + sizes.dropout_floats(dropout)), 64)
-    offset = scratch_bytes * threads
-    table.workspace("scratch", 0)
-    partial = False
-    for name, layout, width in (("partial_dk", dk, sizes.head_cols), ("partial_dv", dv, sizes.value_cols)):
-        if chunks > 1 or needs_packing(layout, TILE):
-            table.workspace(name, offset)
-            offset += round_up(4 * chunks * batch * kv_heads * kv_seq * width, 64)
-            partial = True
     table.sizes(
         pack_queries=int(needs_packing(q, TILE)), pack_keys=int(needs_packing(k, TILE)),
         pack_values=int(needs_packing(v, 1)), pack_grads=int(needs_packing(grad_out, TILE)),
-        scratch_bytes=scratch_bytes, chunks=chunks, batch_tasks=batch_tasks, head_tasks=head_tasks,
+        chunks=chunks, batch_tasks=batch_tasks, head_tasks=head_tasks,
     )  # fmt: skip
-    steps: list[KernelStep] = []
-    finishing: list[KernelStep] = []
+    workspace = lay_out_scratch(table, sizes.areas(dropout) | sizes.backward_areas(), threads)
+    after: list[KernelStep] = []
+    rows = batch * kv_heads * kv_seq
+    for name, layout, width in (("partial_dk", dk, sizes.head_cols), ("partial_dv", dv, sizes.value_cols)):
+        if chunks > 1 or needs_packing(layout, TILE):
+            table.workspace(name, workspace)
+            workspace += round_up(4 * chunks * rows * width, 64)
+            after = [KernelStep(finish_kernel(dtype_name(q)), table.arguments, rows, 16, "attention: sums")]
+    before: list[KernelStep] = []
     if mask is not None and mask_grad:
-        offset = plan_mask_gradient(table, sizes, mask, offset, steps, finishing)
-    dtype, mask_dtype = DTYPE_NAMES[q.dtype], None if mask is None else DTYPE_NAMES[mask.dtype]
-    kernel = backward_kernel(dtype, mask_dtype, dropout > 0, mask_grad)
+        workspace = plan_mask_gradient(table, sizes, mask, workspace, before, after)
+    mask_dtype = None if mask is None else dtype_name(mask)
+    kernel = backward_kernel(dtype_name(q), mask_dtype, dropout > 0.0, mask_grad)
     length = batch_tasks * head_tasks * chunks
-    steps.append(KernelStep(kernel, table.arguments, length, description="attention backward"))
-    if partial:
-        rows = batch * kv_heads * kv_seq
-        steps.append(KernelStep(finish_kernel(dtype), table.arguments, rows, 16, "attention backward: sums"))
-    return DynamicPlan(steps + finishing, offset)
+    step = KernelStep(kernel, table.arguments, length, description="attention backward")
+    return DynamicPlan([*before, step, *after], workspace)
 
 
 def count_chunks(tasks: int, query_blocks: int, threads: int) -> int:
@@ -262,7 +291,7 @@ def plan_mask_gradient(
     else:
         table.workspace("dmask_sums", offset)
         offset += round_up(4 * rows * matrix, 64)
-        finish = mask_finish_kernel(DTYPE_NAMES[mask.dtype])
+        finish = mask_finish_kernel(dtype_name(mask))
         after.append(KernelStep(finish, table.arguments, rows * mask_seq, description="mask gradient"))
     before.append(KernelStep(attention_mask_clear, table.arguments, rows * seq, 16, "clear mask gradient"))
     return offset

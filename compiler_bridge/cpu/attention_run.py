@@ -14,7 +14,13 @@ from compiler_bridge.cpu import threads as native
 from compiler_bridge.cpu.attention_plan import TensorLayout, plan_attention_backward, plan_attention_forward
 from compiler_bridge.program import DynamicPlan, PointerArgument, SizeArgument
 
-__all__ = ["BoundPlan", "attention_backward", "attention_forward", "bind_attention_backward", "bind_attention_forward"]
+__all__ = [
+    "BoundPlan",
+    "attention_backward",
+    "attention_forward",
+    "bind_attention_backward",
+    "bind_attention_forward",
+]
 
 
 class BoundPlan:
@@ -24,7 +30,8 @@ class BoundPlan:
         self.plan, self.tensors, self.threads = plan, tensors, threads
         raw = np.zeros(plan.workspace_bytes + 64, dtype=np.uint8)
         self._workspace = raw[-raw.ctypes.data % 64 :]
-        self._tables = [np.array([self._value(a) for a in step.arguments], dtype=np.int64) for step in plan.steps]
+        values = [[self._value(argument) for argument in step.arguments] for step in plan.steps]
+        self._tables = [np.array(row, dtype=np.int64) for row in values]
         if not settings.INTERPRET:
             self._words = self._native_words()
             self._run_plan = native.load_drivers().run_plan
@@ -130,8 +137,8 @@ def bind_attention_backward(
         _layout(grad_out), _layout(q), _layout(k), _layout(v), _layout(mask), _layout(out), _layout(dq),
         _layout(dk), _layout(dv), mask_grad, causal, factor, dropout, threads,
     )  # fmt: skip
-    tensors = dict(grad_out=grad_out, q=q, k=k, v=v, mask=mask, seed=seed, out=out, logsumexp=logsumexp, dq=dq,
-                   dk=dk, dv=dv, dmask=dmask)  # fmt: skip
+    tensors = dict(grad_out=grad_out, q=q, k=k, v=v, mask=mask, seed=seed, out=out, logsumexp=logsumexp,
+                   dq=dq, dk=dk, dv=dv, dmask=dmask)  # fmt: skip
     return BoundPlan(plan, tensors, threads)
 
 
