@@ -45,6 +45,11 @@ def own_calls() -> list[tuple[OpOverload, tuple, dict]]:
     image, volume = tensor(1, 2, 4, 5), tensor(1, 2, 3, 4, 5)
     rows: list[tuple[OpOverload, tuple, dict]] = [
         (aten.relu.default, (x,), {}),
+        (aten.selu.default, (x,), {}),
+        (aten.l1_loss.default, (x, x.flip(0)), {}),
+        (aten._trilinear.default, (a, tensor(2, 5, 4), x, [1, 3], [0], [1, 2], [2, 3]), {}),
+        (aten.embedding_dense_backward.default, (tensor(3, 4), index, 5, 2, False), {}),
+        (aten.embedding_dense_backward.default, (tensor(3, 4), index, 5, -1, True), {}),
         (aten.linear.default, (a, b.t(), x[0]), {}),
         (aten.addmm.default, (x, a, b), {}),
         (aten.addmm.default, (x[0], a, b), {"beta": 0.5, "alpha": 2}),
@@ -205,6 +210,18 @@ def test_definition_is_no_less_accurate_than_aten(operation: OpOverload):
         for dtype in (torch.float32, torch.bfloat16):
             texts += problems(operation, args, kwargs, dtype)
     assert not texts, "\n".join(texts[:10])
+
+
+def test_rms_norm_backward_is_the_gradient_of_its_forward():
+    """ATen has no CPU kernel of it: held against autograd through torch's rms_norm."""
+    x, weight, grad = tensor(5, 3, 8).double(), tensor(3, 8).double(), tensor(5, 3, 8).double()
+    _, rrms = DEFINITIONS[aten._fused_rms_norm.default](x, [3, 8], weight, 1e-3)
+    backward = DEFINITIONS[aten._fused_rms_norm_backward.default]
+    found = backward(grad, x, [3, 8], rrms, weight, [True, True])
+    leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    out = torch.nn.functional.rms_norm(leaves[0], [3, 8], leaves[1], 1e-3)
+    torch.testing.assert_close(found, torch.autograd.grad(out, leaves, grad))
+    assert backward(grad, x, [3, 8], rrms, weight, [False, False]) == (None, None)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=[str(o).removeprefix("aten.") for o in OPERATIONS])
