@@ -23,13 +23,16 @@ FAST = {"functional.softmax", "functional.gelu", "functional.layer_norm", "funct
 # What the compiled executors are asked for; eager takes every dtype a row has.
 FLOAT32 = (torch.float32,)
 COMPILED_DTYPES = {"ir": FLOAT32, "python": FLOAT32, "numba": (torch.float32, torch.bfloat16)}
+# A module compiles to its function's kernels; those have rows of their own.
+COMPILED_DTYPES_OF_MODULES = {"ir": (), "python": (), "numba": FLOAT32}
 
 
 def accuracy_parameters() -> list:
     parameters = []
     for row in ROWS:
+        compiled = COMPILED_DTYPES_OF_MODULES if row.is_module else COMPILED_DTYPES
         for executor in EXECUTORS:
-            for dtype in COMPILED_DTYPES.get(executor, FLOATS):
+            for dtype in compiled.get(executor, FLOATS):
                 if dtype not in row.dtypes or str(dtype).removeprefix("torch.") in row.skip:
                     continue
                 fast = dtype is torch.float32 and (executor == "eager" or row.name in FAST)
