@@ -11,22 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
-
 from compiler_bridge.ir import (
     Axis,
     Buffer,
     Contract,
     Expr,
     Graph,
-    Index,
     Load,
     Map,
     Node,
     Size,
+    expr_axes,
     size_equal,
     strided_index,
-    walk,
 )
 
 
@@ -127,12 +124,3 @@ def materialize(node: Contract, side: str, buffers: dict[str, Buffer], nodes: li
     index = strided_index(axes, strides)
     nodes.append(Map(name, node.origin, axes, index, operand))
     return replace(node, **{side: Load(operand.dtype, name, index)})
-
-
-def expr_axes(expr: Expr) -> set[str]:
-    found: set[str] = set()
-    for part in walk(expr):
-        index: Any = getattr(part, "index", None)
-        if isinstance(index, Index):
-            found |= set(index.axes())
-    return found

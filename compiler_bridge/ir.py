@@ -283,6 +283,7 @@ class Graph:
     inputs: list[Any]  # buffer name, or the sympy symbol of a size input, or None
     outputs: list[Any]  # BufferView | Size | None | ("input", position)
     constants: dict[str, Any] = field(default_factory=dict)  # buffer -> tensor
+    checks: list[str] = field(default_factory=list)  # bool flags: true when an index was out of range
     symbol_hints: dict[sympy.Symbol, int] = field(default_factory=dict)
 
 
@@ -453,3 +454,12 @@ def split_axis(node: Any, name: str, inner: Size, outer: Size) -> Any:
 
 def all_axes(node: Any) -> tuple[Axis, ...]:
     return (*node.axes, *getattr(node, "reduce_axes", ()))
+
+
+def expr_axes(expr: Expr) -> set[str]:
+    """The axes an expression varies along."""
+    found: set[str] = set()
+    for part in walk(expr):
+        if isinstance(part, (Load, IndexValue)):
+            found |= set(part.index.axes())
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx
@@ -12,12 +12,14 @@ from torch import fx
 from compiler_bridge import settings
 from compiler_bridge.contract import make_contracts_plain
 from compiler_bridge.emit.program import KernelInfo, build_program
-from compiler_bridge.fuse import inline_producers
+from compiler_bridge.fuse import inline_producers, remove_dead
 from compiler_bridge.group import Group, group_nodes
-from compiler_bridge.ir import Extern, Graph
+from compiler_bridge.ir import BufferView, Extern, Graph, Index, Load, Map, Origin
 from compiler_bridge.legalize import give_scatters_a_base
 from compiler_bridge.lower import lower_graph
+from compiler_bridge.lower.lowering import apply
 from compiler_bridge.program import Program
+from compiler_bridge.rules import FALSE
 from compiler_bridge.runtime import load
 
 
@@ -50,6 +52,34 @@ def legalize(graph: Graph) -> Graph:
     return make_contracts_plain(give_scatters_a_base(graph))
 
 
+def inline_with_checks(graph: Graph) -> Graph:
+    """Inline; then join the flags in one last output, without those that are false whatever the data."""
+    flags = [BufferView(name, (), ()) for name in graph.checks]
+    graph = inline_producers(replace(graph, outputs=[*graph.outputs, *flags]))
+    made = {node.output: node for node in graph.nodes}
+    kept = [name for name in graph.checks if getattr(made[name], "value", None) != FALSE]
+    graph = replace(graph, outputs=graph.outputs[: len(graph.outputs) - len(flags)], checks=kept)
+    if not kept:
+        return remove_dead(graph)
+    value: Any = Load("bool", kept[0], Index())
+    for name in kept[1:]:
+        value = apply("bitwise_or", value, Load("bool", name, Index()))
+    name = "index_out_of_range"
+    graph.buffers[name] = replace(graph.buffers[kept[0]], name=name)
+    graph.nodes.append(Map(name, Origin(op="check"), (), Index(), value))
+    return remove_dead(replace(graph, outputs=[*graph.outputs, BufferView(name, (), ())]))
+
+
+def with_checks(compiled: Callable[..., list[Any]], module: fx.GraphModule) -> Callable[..., list[Any]]:
+    """When an index was out of range, ATen runs the graph and raises torch's own error."""
+
+    def run(*inputs: Any) -> list[Any]:
+        *results, flag = compiled(*inputs)
+        return list(module(*inputs)) if flag.item() else results
+
+    return run
+
+
 def compile_graph(
     module: fx.GraphModule, example_inputs: Any, kind: str = "inference", options: Any = None
 ) -> Callable[..., list[Any]]:
@@ -66,12 +96,12 @@ def compile_graph(
         stages[name] = time.perf_counter() - begun
         return result
 
-    graph: Graph = stage("lower", lambda: lower_graph(module))
+    graph: Graph = stage("lower", lambda: lower_graph(module, kind != "backward"))
     if settings.DEBUG >= 1:
         from compiler_bridge.verify import verify
 
         verify(graph)
-    fused: Graph = stage("fuse", lambda: legalize(inline_producers(graph)))
+    fused: Graph = stage("fuse", lambda: legalize(inline_with_checks(graph)))
     groups: list[Group] = stage("group", lambda: group_nodes(fused))
     program, kernels = stage("emit", lambda: build_program(fused, groups, f"{kind}{len(records)}"))
     compiled = stage("load", lambda: load(program))
@@ -92,4 +122,4 @@ def compile_graph(
     )
     records.append(record)
     del records[:-MOST_RECORDS]
-    return compiled
+    return with_checks(compiled, module) if fused.checks else compiled

@@ -60,7 +60,11 @@ def fold_index_arithmetic(expr: Apply, extents: Extents) -> Expr | None:
     if expr.dtype != "int64" or expr.op not in ("add", "sub", "mul"):
         return None
     a, b = (as_index(arg) for arg in expr.args)
-    if a is None or b is None or not (isinstance(expr.args[0], IndexValue) or isinstance(expr.args[1], IndexValue)):
+    if (
+        a is None
+        or b is None
+        or not (isinstance(expr.args[0], IndexValue) or isinstance(expr.args[1], IndexValue))
+    ):
         return None
     if expr.op == "mul":
         if not b.terms:
@@ -108,12 +112,19 @@ def fold_logic(expr: Apply, extents: Extents) -> Expr | None:
     return args[0] if args[0] == args[1] else None
 
 
+def fold_not(expr: Apply, extents: Extents) -> Expr | None:
+    """not True -> False;  not False -> True"""
+    if expr.op != "logical_not" or expr.args[0] not in (TRUE, FALSE):
+        return None
+    return FALSE if expr.args[0] == TRUE else TRUE
+
+
 def fold_cast(expr: Apply, extents: Extents) -> Expr | None:
     """cast(x) -> x when x has the dtype already."""
     return expr.args[0] if expr.op == "cast" and expr.args[0].dtype == expr.dtype else None
 
 
-RULES = (fold_index_arithmetic, fold_comparison, fold_logic, fold_cast)
+RULES = (fold_index_arithmetic, fold_comparison, fold_logic, fold_not, fold_cast)
 
 
 def flatten_index(index: Index) -> Index:
@@ -135,7 +146,9 @@ def simplify(expr: Expr, extents: Extents) -> Expr:
         if node.mask == TRUE:
             return replace(node, mask=None, shifts=())
         if node.mask == FALSE:
-            return Constant(node.dtype, False if node.dtype == "bool" else 0.0 if "float" in node.dtype else 0)
+            return Constant(
+                node.dtype, False if node.dtype == "bool" else 0.0 if "float" in node.dtype else 0
+            )
         return node
 
     def apply_rules(node: Apply) -> Expr:
@@ -154,9 +167,13 @@ def simplify_node(node: Any) -> Any:
     if isinstance(node, Contract):
         return replace(node, lhs=simplify(node.lhs, extents), rhs=simplify(node.rhs, extents))
     if isinstance(node, Scatter):
-        terms = [(Value(simplify(a.expr, extents)) if isinstance(a, Value) else a, c) for a, c in node.store.terms]
+        terms = [
+            (Value(simplify(a.expr, extents)) if isinstance(a, Value) else a, c) for a, c in node.store.terms
+        ]
         return replace(node, value=simplify(node.value, extents), store=Index(tuple(terms), node.store.const))
     value = simplify(node.value, extents)
+    if isinstance(node, Reduce) and node.op == "any" and value == FALSE:
+        return Map(node.output, node.origin, node.axes, node.store, FALSE)
     if isinstance(node, Reduce) and not node.reduce_axes:  # over dimensions of size 1: the value itself
         return Map(node.output, node.origin, node.axes, node.store, value)
     if isinstance(node, Reduce) and any(axis.extent == 0 for axis in node.reduce_axes):

@@ -273,7 +273,9 @@ class KernelWriter:
             elif role == "sink":
                 self.write_sink(node)
             else:
-                raise AssertionError(f"{node} has no role in {s.outer} x {s.inner} (lanes outer: {s.lanes_outer})")
+                raise AssertionError(
+                    f"{node} has no role in {s.outer} x {s.inner} (lanes outer: {s.lanes_outer})"
+                )
         lines = self.writer.loop.lines
         self.writer.loop = Scope()
         return lines

@@ -1,6 +1,7 @@
 """Reading at places that are data: embedding, index_select, gather, advanced indexing.
 
-An index out of range reads 0 instead of foreign memory; see `checks` for how torch's error is raised.
+An index out of range reads 0 instead of foreign memory, and raises a flag: the graph then runs again through
+ATen, which raises torch's own error (`Lowering.check`, `pipeline.with_checks`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ def checked_index(
     inside = both(
         apply("ge", position, constant(0, "int64")), apply("lt", position, constant(extent, "int64"))
     )
+    lowering.check(inside, axes)
     return index, inside
 
 

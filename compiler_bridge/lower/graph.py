@@ -15,13 +15,15 @@ from compiler_bridge.ir import BufferView, Extern, Graph
 from compiler_bridge.lower.lowering import LOWERINGS, Lowering, NoLowering, sizes, to_size
 
 
-def lower_graph(module: fx.GraphModule) -> Graph:
+def lower_graph(module: fx.GraphModule, checking: bool = True) -> Graph:
     """The loop IR of an FX graph of ATen operations (its nodes carry fake tensors in meta["val"]).
+
+    checking: whether indices out of range raise a flag (see `Graph.checks`)
 
     Raises:  UnsupportedDevice for a tensor that is no strided CPU tensor
              UnsupportedOp for what can be neither lowered nor called through ATen
     """
-    lowering = Lowering(module)
+    lowering = Lowering(module, checking)
     for node in module.graph.nodes:
         lowering.current = node
         if node.op == "placeholder":

@@ -27,8 +27,10 @@ from compiler_bridge.ir import (
     Map,
     Node,
     Origin,
+    Reduce,
     Size,
     Value,
+    expr_axes,
     strided_index,
 )
 from compiler_bridge.ops import DTYPE_NAMES, DTYPES, OPS, compute_dtype, dtype_kind
@@ -112,8 +114,9 @@ def apply(op: str, *args: Expr, dtype: str | None = None) -> Expr:
 
 
 class Lowering:
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, checking: bool = True) -> None:
         self.module = module
+        self.checking = checking
         self.graph = Graph({}, [], [], [])
         self.values: dict[fx.Node, Any] = {}
         self.current: fx.Node | None = None
@@ -213,6 +216,20 @@ class Lowering:
         store = strided_index(axes, buffer.strides)
         self.append(Map(buffer.name, self.origin(), real_axes(axes), store, expr))
         return self.whole(buffer)
+
+    def check(self, condition: Expr, axes: Sequence[Axis]) -> None:
+        """Note a condition that must hold at every point of `axes`; its flag is the negation, reduced to one bool.
+
+        The backward pass needs none: its indices are those of the forward pass.
+        """
+        if not self.checking:
+            return
+        used = expr_axes(condition)
+        reduced = tuple(axis for axis in real_axes(axes) if axis.name in used)
+        buffer = self.new_buffer((), "bool")
+        violated = apply("logical_not", condition)
+        self.graph.nodes.append(Reduce(buffer.name, self.origin(), (), reduced, Index(), violated, "any"))
+        self.graph.checks.append(buffer.name)
 
     def append(self, node: Node) -> None:
         self.graph.nodes.append(node)
