@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+
 from compiler_bridge.ir import (
     Axis,
     Buffer,
