@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compiler_bridge import backend, pipeline
-from compiler_bridge.capture import partition
+from compiler_bridge.capture.simplify import remove_detach, simplify_graph
 from compiler_bridge.errors import FallbackWarning, UnsupportedOp
 
 
@@ -293,11 +293,28 @@ def test_detach_is_removed():
     y = graph.call_function(torch.ops.aten.exp.default, (x,))
     z = graph.call_function(torch.ops.aten.detach.default, (y,))
     graph.output((y, z))
-    partition.remove_detach(graph)
+    remove_detach(graph)
     assert graph.find_nodes(op="output")[0].args[0] == (y, y)
 
 
-def test_tensor_subclass_of_parameter():
+def test_equal_nodes_are_merged():
+    """... unless they draw, or are both handed out."""
+    aten, pynn = torch.ops.aten, torch.ops.pynn
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    sums = [(aten.add.Tensor, (x, 1)), (aten.add.Tensor, (x, 1.0))]
+    calls = [(aten.exp.default, (x,)), *sums, (pynn.seed.default, ())]
+    nodes = [graph.call_function(*call) for call in calls for _ in range(2)]
+    results = [graph.call_function(aten.neg.default, (x,)) for _ in range(2)]
+    for node in results:
+        node.meta["val"] = torch.empty(3)
+    graph.output((nodes, results))
+    simplify_graph(graph)
+    merged, distinct = graph.find_nodes(op="output")[0].args[0]
+    assert len(set(merged)) == 5 and len(set(distinct)) == 2
+
+
+def test_parameter_of_two_layers():
     """A parameter shared by two layers gets the sum of both gradients."""
     first = nn.Linear(4, 4, bias=False)
     second = nn.Linear(4, 4, bias=False)

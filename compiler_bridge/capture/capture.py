@@ -19,7 +19,8 @@ from torch._dynamo.backends.common import aot_autograd
 
 from compiler_bridge.capture.attention_rewrite import rewrite_attention
 from compiler_bridge.capture.decompositions import decompositions
-from compiler_bridge.capture.partition import partition, simplify_graph
+from compiler_bridge.capture.partition import partition
+from compiler_bridge.capture.simplify import simplify_graph
 
 Kind = Literal["forward", "backward", "inference"]
 BoxedCall = Callable[[list[Any]], Sequence[Any]]
@@ -52,7 +53,8 @@ def capture(
     def compiler(kind: Kind) -> Callable[[fx.GraphModule, Sequence[Any]], BoxedCall]:
         def compile_kind(graph: fx.GraphModule, inputs: Sequence[Any]) -> BoxedCall:
             if kind == "inference":
-                simplify_graph(graph)
+                simplify_graph(graph.graph)
+                graph.recompile()
             return compile_graph(graph, inputs, kind, options)
 
         return compile_kind

@@ -4,7 +4,7 @@ torch's min-cut partitioner decides; here it learns about our operations:
 
 - `pynn::uniform(seed, size)` is a pure function of its seed and fuses into what uses it: recomputed, so that
   dropout saves its seed (8 bytes) in place of a mask.
-- `pynn::seed()` draws from torch's generator: never recomputed, and two draws are never merged.
+- `pynn::seed()` draws from torch's generator: never recomputed, since it is on no list.
 - Reductions (row statistics of softmax and norms) are saved, the elementwise rest recomputed, as by default.
 """
 
@@ -18,7 +18,9 @@ from unittest.mock import patch
 
 import torch
 from torch import fx
-from torch._functorch import compile_utils, partitioners
+from torch._functorch import partitioners
+
+from compiler_bridge.capture.simplify import simplify_graph
 
 _lock = threading.RLock()
 
@@ -30,7 +32,7 @@ def _operations(name: str) -> list[Any]:
 
 @contextmanager
 def our_operations_known() -> Iterator[None]:
-    """Within, torch's partitioner and common-subexpression pass treat our random operations as they must."""
+    """Within, torch's partitioner may recompute `pynn::uniform`."""
     torch_op_list = partitioners.get_default_op_list
 
     def op_list() -> Any:
@@ -39,36 +41,13 @@ def our_operations_known() -> Iterator[None]:
             known.update(_operations("uniform"))
         return types
 
-    random_ops = [*compile_utils.rand_ops, *_operations("seed")]
-    with (
-        _lock,
-        patch.object(partitioners, "get_default_op_list", op_list),
-        patch.object(compile_utils, "rand_ops", random_ops),
-    ):
+    with _lock, patch.object(partitioners, "get_default_op_list", op_list):
         yield
 
 
 def partition(joint_module: fx.GraphModule, joint_inputs: Any, **kwargs: Any) -> Any:
     """Joint graph -> (forward graph, backward graph)."""
-    remove_detach(joint_module.graph)
-    with our_operations_known():
+    simplify_graph(joint_module.graph)
+    joint_module.recompile()
+    with our_operations_known(), torch._functorch.config.patch(cse=False):
         return partitioners.min_cut_rematerialization_partition(joint_module, joint_inputs, **kwargs)
-
-
-def remove_detach(graph: fx.Graph) -> None:
-    """detach(x) -> x. Valid because nothing differentiates these graphs; a saved value and an output that
-    differ only by detach become one buffer."""
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target is torch.ops.aten.detach.default:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-
-
-def simplify_graph(gm: fx.GraphModule) -> fx.GraphModule:
-    """Drop dead nodes and merge equal ones, as the partitioner does to training graphs; in place."""
-    remove_detach(gm.graph)
-    with our_operations_known():
-        gm.graph.eliminate_dead_code()
-        gm.graph = compile_utils.fx_graph_cse(gm.graph)
-        gm.recompile()
-    return gm
