@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from compiler_bridge.cpu.simd_types import NATIVE_LANES
+from compiler_bridge.cpu.host import NATIVE_LANES
 from compiler_bridge.fuse import expr_cost, hint
 from compiler_bridge.group import Group, row_of
 from compiler_bridge.ir import (

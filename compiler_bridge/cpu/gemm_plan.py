@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler_bridge.cpu.gemm_table import SLOTS
-from compiler_bridge.cpu.simd_types import NATIVE_LANES
+from compiler_bridge.cpu.host import NATIVE_LANES
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 KERNELS = ("pack_b", "multiply", "dot", "axpy")

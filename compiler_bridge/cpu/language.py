@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from compiler_bridge import settings
-from compiler_bridge.cpu.simd_types import NATIVE_LANES
+from compiler_bridge.cpu.host import NATIVE_LANES
 
 if settings.INTERPRET:
     from compiler_bridge.cpu import simd_python as _words

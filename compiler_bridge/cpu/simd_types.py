@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils, errors, types
 from numba.core.imputils import lower_cast
 from numba.extending import intrinsic as numba_intrinsic
@@ -295,17 +295,3 @@ def _round_to_float32(number: float) -> float:
         return struct.unpack("f", struct.pack("f", number))[0]
     except OverflowError:
         return float("inf") if number > 0 else float("-inf")
-
-
-# ---- the host ---------------------------------------------------------------------------------------
-
-
-def _native_lanes() -> int:
-    """float32 lanes of the widest register this machine works well with."""
-    features = binding.get_host_cpu_features()
-    if features.get("avx512f") and features.get("avx512vl"):
-        return 16
-    return 8 if features.get("avx2") else 4
-
-
-NATIVE_LANES = _native_lanes()

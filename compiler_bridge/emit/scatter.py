@@ -7,7 +7,7 @@ for r in range(begin, end):                 # a block of the columns
 
 from __future__ import annotations
 
-from compiler_bridge.cpu.simd_types import NATIVE_LANES
+from compiler_bridge.cpu.host import NATIVE_LANES
 from compiler_bridge.emit.expression import ExpressionWriter, Scope
 from compiler_bridge.emit.kernel import INDENT, KernelCode
 from compiler_bridge.emit.names import Names
