@@ -1,7 +1,7 @@
 """Piecewise linear activations: the definitions with ATen's signatures, then the public functions.
 
-Every one is a comparison and a choice. Values at the kinks, and what NaN gives, are those of
-aten/src/ATen/native/cpu/Activation.cpp.
+Every one is a comparison and a choice, or a clamp where that says the same. Values at the kinks, and what
+NaN gives, are those of aten/src/ATen/native/cpu/Activation.cpp.
 """
 
 import torch
@@ -46,7 +46,7 @@ aten = torch.ops.aten
 @defines(aten.relu.default)
 def relu_forward(x: Tensor) -> Tensor:
     """max(x, 0); NaN stays NaN."""
-    return torch.where(x <= 0, 0, x)
+    return torch.clamp(x, min=0)
 
 
 @defines(aten.threshold.default)
@@ -80,7 +80,7 @@ def leaky_relu_backward(
 @defines(aten.hardtanh.default)
 def hardtanh_forward(x: Tensor, min_val: float = -1, max_val: float = 1) -> Tensor:
     """min(max(x, min_val), max_val); NaN stays NaN."""
-    return torch.where(x < min_val, min_val, torch.where(x > max_val, max_val, x))
+    return torch.clamp(x, min_val, max_val)
 
 
 @defines(aten.hardtanh_backward.default)
@@ -126,8 +126,8 @@ def hardshrink_forward(x: Tensor, lambd: float = 0.5) -> Tensor:
 @defines(aten.softshrink.default)
 @computes_in_float32
 def softshrink_forward(x: Tensor, lambd: float = 0.5) -> Tensor:
-    """x moved towards 0 by lambd, and 0 where |x| <= lambd (as x * 0, so that NaN stays NaN)."""
-    return torch.where(x > lambd, x - lambd, torch.where(x < -lambd, x + lambd, x * 0))
+    """x moved towards 0 by lambd, and 0 where |x| <= lambd; NaN stays NaN."""
+    return x - torch.clamp(x, -lambd, lambd)
 
 
 @defines(aten.hardshrink_backward.default, aten.softshrink_backward.default)
