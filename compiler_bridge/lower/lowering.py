@@ -113,6 +113,17 @@ def apply(op: str, *args: Expr, dtype: str | None = None) -> Expr:
     return Apply(dtype, op, args)
 
 
+def source_line(stack_trace: str) -> str:
+    """The innermost frame of a stack trace as "model.py:12  x = self.linear(x)"."""
+    lines = [line.strip() for line in stack_trace.splitlines()]
+    frames = [k for k, line in enumerate(lines) if line.startswith('File "')]
+    if not frames:
+        return ""
+    path, number, *_ = lines[frames[-1]][len('File "') :].split(", ")
+    code = lines[frames[-1] + 1] if len(lines) > frames[-1] + 1 else ""
+    return f"{path.rstrip(chr(34)).rsplit('/', 1)[-1]}:{number.removeprefix('line ')}  {code}".rstrip()
+
+
 class Lowering:
     def __init__(self, module: fx.GraphModule, checking: bool = True) -> None:
         self.module = module
@@ -132,8 +143,7 @@ class Lowering:
         assert node is not None
         stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
         layer = list(stack.values())[-1][0] if stack else ""
-        lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
-        return Origin((node.name,), str(node.target), str(layer), " ".join(lines[-2:]))
+        return Origin((node.name,), str(node.target), str(layer), source_line(node.stack_trace or ""))
 
     def new_buffer(self, shape: Sequence[Any], dtype: str, strides: Sequence[Any] | None = None) -> Buffer:
         name = f"b{self.counter}"
