@@ -13,6 +13,9 @@ blocks of a head are dealt out to `chunks` tasks, each with partial sums of its 
 Source: Dao et al., "FlashAttention" (2022), with the loops over queries outside.
 """
 
+# pyright: basic, reportCallIssue=false
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from functools import cache as remember

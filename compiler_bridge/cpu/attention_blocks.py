@@ -5,6 +5,9 @@ Scores are kept transposed, [keys, queries]: the softmax then runs down the rows
 needs no reduction across lanes; and every product of the forward and backward pass is `multiply_block`.
 """
 
+# pyright: basic, reportCallIssue=false
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from compiler_bridge.cpu.language import (

@@ -12,6 +12,9 @@ Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (201
         "FlashAttention" (2022). The NaN and full-mask behaviour is torch's.
 """
 
+# pyright: basic, reportCallIssue=false
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from functools import cache as remember

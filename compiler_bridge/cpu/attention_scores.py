@@ -1,5 +1,8 @@
 """What the forward and the backward kernel share: a block of scores, dropout factors, rows of tensors."""
 
+# pyright: basic, reportCallIssue=false
+# Numba gives these functions their types.
+
 from __future__ import annotations
 
 from functools import cache as remember
