@@ -35,7 +35,7 @@ from compiler_bridge.cpu import machine_code
 from compiler_bridge.errors import CacheWarning, CompileError
 from compiler_bridge.progress import report_progress
 
-_LANGUAGE_FILES = ("language*.py", "simd*.py", "mathlib*.py", "machine_code.py")
+_LANGUAGE_FILES = ("language*.py", "simd*.py", "mathlib*.py", "philox*.py", "machine_code.py", "code_library.py")
 
 _lock = threading.RLock()
 _addresses: dict[str, int] = {}  # key of a kernel -> address, for this process
@@ -303,18 +303,24 @@ def load_function(function: Any) -> int:
 def load_functions_of_file(
     file: str, names: Sequence[str], define: Callable[[], dict[str, Any]]
 ) -> dict[str, int]:
-    """Addresses of the functions `define()` returns, keyed by the text of `file` that defines them.
+    """Addresses of the functions `define()` returns, keyed by the text of `file` that defines them."""
+    return load_functions(Path(file).read_text(), names, define, Path(file).stem)
+
+
+def load_functions(
+    text: str, names: Sequence[str], define: Callable[[], dict[str, Any]], title: str
+) -> dict[str, int]:
+    """Addresses of the functions `define()` returns, keyed by a text that determines them and their names.
 
     `define` runs, and Numba is imported, only when one of them must be compiled.
     """
-    text = Path(file).read_text()
     keys = {name: _digest(environment_key(), text, name) for name in names}
 
     def functions() -> dict[str, Any]:
         defined = define()
         return {key: defined[name] for name, key in keys.items()}
 
-    addresses = _resolve(keys.values(), functions, Path(file).stem)
+    addresses = _resolve(keys.values(), functions, title)
     return {name: addresses[key] for name, key in keys.items()}
 
 

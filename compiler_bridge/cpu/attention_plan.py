@@ -8,15 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from compiler_bridge.cpu.attention_backward import (
-    attention_mask_clear,
-    backward_kernel,
-    finish_kernel,
-    mask_finish_kernel,
-)
-from compiler_bridge.cpu.attention_blocks import TILE
-from compiler_bridge.cpu.attention_forward import forward_kernel
 from compiler_bridge.cpu.attention_slots import SLOT, SLOT_COUNT, TENSOR_SLOTS
+from compiler_bridge.cpu.host import NATIVE_LANES
+from compiler_bridge.cpu.kernels import LazyKernel
 from compiler_bridge.program import (
     Argument,
     DynamicPlan,
@@ -26,6 +20,7 @@ from compiler_bridge.program import (
     WorkspaceArgument,
 )
 
+TILE = max(16, 2 * NATIVE_LANES)  # as attention_blocks has it, which imports the kernel language
 QUERY_BLOCK = 64
 KEY_BLOCK = 96
 
@@ -196,7 +191,8 @@ def plan_attention_forward(
         table.tensor("mask", mask.broadcast_strides())
     table.sizes(pack_keys=int(needs_packing(k, 1)), pack_values=int(needs_packing(v, TILE)))
     workspace = lay_out_scratch(table, sizes.areas(dropout), threads)
-    kernel = forward_kernel(dtype_name(q), None if mask is None else dtype_name(mask), dropout > 0.0)
+    mask_dtype = None if mask is None else dtype_name(mask)
+    kernel = LazyKernel("attention_forward", "forward_kernel", (dtype_name(q), mask_dtype, dropout > 0.0))
     length = q.shape[0] * q.shape[1] * sizes.query_blocks
     return DynamicPlan([KernelStep(kernel, table.arguments, length, 1, "attention forward")], workspace)
 
@@ -245,12 +241,14 @@ def plan_attention_backward(
         if chunks > 1 or needs_packing(layout, TILE):
             table.workspace(name, workspace)
             workspace += round_up(4 * chunks * rows * width, 64)
-            after = [KernelStep(finish_kernel(dtype_name(q)), table.arguments, rows, 16, "attention: sums")]
+            finish = LazyKernel("attention_backward", "finish_kernel", (dtype_name(q),))
+            after = [KernelStep(finish, table.arguments, rows, 16, "attention: sums")]
     before: list[KernelStep] = []
     if mask is not None and mask_grad:
         workspace = plan_mask_gradient(table, sizes, mask, workspace, before, after)
     mask_dtype = None if mask is None else dtype_name(mask)
-    kernel = backward_kernel(dtype_name(q), mask_dtype, dropout > 0.0, mask_grad)
+    options = (dtype_name(q), mask_dtype, dropout > 0.0, mask_grad)
+    kernel = LazyKernel("attention_backward", "backward_kernel", options)
     length = batch_tasks * head_tasks * chunks
     step = KernelStep(kernel, table.arguments, length, description="attention backward")
     return DynamicPlan([*before, step, *after], workspace)
@@ -291,7 +289,8 @@ def plan_mask_gradient(
     else:
         table.workspace("dmask_sums", offset)
         offset += round_up(4 * rows * matrix, 64)
-        finish = mask_finish_kernel(dtype_name(mask))
+        finish = LazyKernel("attention_backward", "mask_finish_kernel", (dtype_name(mask),))
         after.append(KernelStep(finish, table.arguments, rows * mask_seq, description="mask gradient"))
-    before.append(KernelStep(attention_mask_clear, table.arguments, rows * seq, 16, "clear mask gradient"))
+    clear = LazyKernel("attention_backward", "attention_mask_clear")
+    before.append(KernelStep(clear, table.arguments, rows * seq, 16, "clear mask gradient"))
     return offset
