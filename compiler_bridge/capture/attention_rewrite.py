@@ -179,8 +179,7 @@ def encoder_mask(mask: Tensor | None, mask_type: int | None, dtype: torch.dtype)
 
 
 REPLACEMENTS: dict[Any, Any] = {
-    torch._C._nn.scaled_dot_product_attention: scaled_dot_product_attention,
-    F.scaled_dot_product_attention: scaled_dot_product_attention,
+    F.scaled_dot_product_attention: scaled_dot_product_attention,  # torch._C._nn's, under another name
     F.multi_head_attention_forward: multi_head_attention_forward,
     torch._transformer_encoder_layer_fwd: transformer_encoder_layer,
 }

@@ -40,7 +40,7 @@ class BoundPlan:
         if isinstance(argument, PointerArgument):
             tensor = self.tensors[argument.buffer_name]
             assert tensor is not None, f"the plan reads {argument.buffer_name}, which is None"
-            return tensor.data_ptr() + argument.element_offset * tensor.element_size()
+            return tensor.data_ptr() + int(argument.element_offset) * tensor.element_size()
         if isinstance(argument, SizeArgument):
             return int(argument.value)
         return self._workspace.ctypes.data + argument.byte_offset
@@ -56,7 +56,8 @@ class BoundPlan:
         for step, table in zip(self.plan.steps, self._tables):
             for thread in range(self.threads):
                 begin, end = (step.length * (thread + n) // self.threads for n in (0, 1))
-                step.kernel(table, begin, end, thread)
+                kernel: Any = step.kernel
+                kernel(table, begin, end, thread)
 
     def _native_words(self) -> tuple[np.ndarray, ...]:
         """The arrays `threads.run_plan` walks (see there): header, slots, bases, entries, arguments."""
@@ -64,7 +65,8 @@ class BoundPlan:
         entries = np.zeros((len(self.plan.steps), native.ENTRY_WORDS), dtype=np.int64)
         first = 0
         for row, step in zip(entries, self.plan.steps):
-            row[native.ENTRY_KERNEL] = step.kernel.address
+            kernel: Any = step.kernel
+            row[native.ENTRY_KERNEL] = kernel.address
             row[native.ENTRY_ARGUMENTS] = first
             row[native.ENTRY_LENGTH] = step.length
             row[native.ENTRY_PARTS] = self.threads
@@ -142,14 +144,14 @@ def bind_attention_backward(
     return BoundPlan(plan, tensors, threads)
 
 
-def attention_forward(*tensors: Tensor, **options: Any) -> tuple[Any, ...]:
+def attention_forward(*tensors: Any, **options: Any) -> tuple[Any, ...]:
     """`pynn::attention` by its kernel: (out, logsumexp); arguments as for `bind_attention_forward`."""
     bound = bind_attention_forward(*tensors, **options)
     bound.run()
     return bound.tensors["out"], bound.tensors["logsumexp"]
 
 
-def attention_backward(*tensors: Tensor, **options: Any) -> tuple[Any, ...]:
+def attention_backward(*tensors: Any, **options: Any) -> tuple[Any, ...]:
     """`pynn::attention_backward` by its kernels: (dq, dk, dv, dmask)."""
     bound = bind_attention_backward(*tensors, **options)
     bound.run()
