@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from compiler_bridge.verify import verify
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten
@@ -18,6 +17,7 @@ from compiler_bridge import ir
 from compiler_bridge.interpret import interpret
 from compiler_bridge.lower import lower_graph
 from compiler_bridge.ops import ATEN_POINTWISE
+from compiler_bridge.verify import verify
 from parity_tests.lower_cases import ROWS, LowerCase
 from parity_tests.tolerances import compare
 

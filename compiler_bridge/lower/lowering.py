@@ -244,13 +244,14 @@ class Lowering:
     def append(self, node: Node) -> None:
         self.graph.nodes.append(node)
 
-    def checkpoint(self) -> tuple[int, int, int]:
-        return len(self.graph.nodes), len(self.graph.buffers), self.counter
+    def checkpoint(self) -> tuple[int, int, int, int]:
+        return len(self.graph.nodes), len(self.graph.checks), len(self.graph.buffers), self.counter
 
-    def restore(self, checkpoint: tuple[int, int, int]) -> None:
+    def restore(self, checkpoint: tuple[int, int, int, int]) -> None:
         """Forget what a lowering that gave up has emitted."""
-        nodes, buffers, self.counter = checkpoint
+        nodes, checks, buffers, self.counter = checkpoint
         del self.graph.nodes[nodes:]
+        del self.graph.checks[checks:]
         for name in list(self.graph.buffers)[buffers:]:
             del self.graph.buffers[name]
 
