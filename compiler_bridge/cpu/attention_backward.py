@@ -24,6 +24,7 @@ from typing import Any
 from compiler_bridge.cpu.attention_blocks import (
     LANES,
     LOG2_E,
+    add_to_row,
     exp2_of_score,
     fill,
     float_from_bits,
@@ -31,6 +32,7 @@ from compiler_bridge.cpu.attention_blocks import (
     multiply_elements,
     pack_transposed,
     store_scaled_row,
+    whole_vectors,
 )
 from compiler_bridge.cpu.attention_scores import (
     area,
@@ -84,18 +86,14 @@ SUMS_OF_EXP, DELTA, PACKED_QUERIES, PACKED_GRADS, PACKED_VALUES = slots(
 @outlined_helper
 def row_products(a, a_row, a_col, b, b_row, b_col, rows, cols, target, padded_rows):
     """target[row] = sum over columns of a[row, :] * b[row, :]; 0 from `rows` up to `padded_rows`."""
+    whole = whole_vectors(cols, a_col) if b_col == 1 else 0
     for row in range(rows):
-        total = f32(0.0)
-        if a_col == 1 and b_col == 1:
-            partial = splat(f32(0.0), 8)
-            for col in range(0, cols, 8):
-                count = min(8, cols - col)
-                left, right = load(a, row * a_row + col, 8, count), load(b, row * b_row + col, 8, count)
-                partial = partial + left * right
-            total = reduce_add(partial)
-        else:
-            for col in range(cols):
-                total = total + load(a, row * a_row + col * a_col) * load(b, row * b_row + col * b_col)
+        partial = splat(f32(0.0), 8)
+        for col in range(0, whole, 8):
+            partial = fma(load(a, row * a_row + col, 8), load(b, row * b_row + col, 8), partial)
+        total = reduce_add(partial)
+        for col in range(whole, cols):
+            total = fma(load(a, row * a_row + col * a_col), load(b, row * b_row + col * b_col), total)
         store(target, row, total)
     for row in range(rows, padded_rows):
         store(target, row, f32(0.0))
@@ -129,9 +127,9 @@ def differentiate_softmax(scores, dweights, row, keys, queries, logsumexp, delta
 @outlined_helper
 def add_mask_gradient(dscores, dscores_row, keys, queries, dmask, dmask_row):
     """dmask[query, key] += dscores[key, query]; both float32, by 8 x 8 transposes."""
-    for query in range(0, queries, 8):
-        for key in range(0, keys, 8):
-            count = min(8, keys - key)
+    whole_keys, whole_queries = keys // 8 * 8, queries // 8 * 8
+    for query in range(0, whole_queries, 8):
+        for key in range(0, whole_keys, 8):
             p = key * dscores_row + query
             rows = transpose8(
                 load(dscores, p, 8), load(dscores, p + dscores_row, 8),
@@ -139,28 +137,19 @@ def add_mask_gradient(dscores, dscores_row, keys, queries, dmask, dmask_row):
                 load(dscores, p + 4 * dscores_row, 8), load(dscores, p + 5 * dscores_row, 8),
                 load(dscores, p + 6 * dscores_row, 8), load(dscores, p + 7 * dscores_row, 8),
             )  # fmt: skip
-            last = queries - query - 1
             target = query * dmask_row + key
-            add_to_mask_row(dmask, target, count, rows[0])
-            if last > 0:
-                add_to_mask_row(dmask, target + dmask_row, count, rows[1])
-            if last > 1:
-                add_to_mask_row(dmask, target + 2 * dmask_row, count, rows[2])
-            if last > 2:
-                add_to_mask_row(dmask, target + 3 * dmask_row, count, rows[3])
-            if last > 3:
-                add_to_mask_row(dmask, target + 4 * dmask_row, count, rows[4])
-            if last > 4:
-                add_to_mask_row(dmask, target + 5 * dmask_row, count, rows[5])
-            if last > 5:
-                add_to_mask_row(dmask, target + 6 * dmask_row, count, rows[6])
-            if last > 6:
-                add_to_mask_row(dmask, target + 7 * dmask_row, count, rows[7])
-
-
-@helper
-def add_to_mask_row(dmask, position, count, values):
-    store(dmask, position, load(dmask, position, 8, count) + values, count)
+            add_to_row(dmask, target, rows[0])
+            add_to_row(dmask, target + dmask_row, rows[1])
+            add_to_row(dmask, target + 2 * dmask_row, rows[2])
+            add_to_row(dmask, target + 3 * dmask_row, rows[3])
+            add_to_row(dmask, target + 4 * dmask_row, rows[4])
+            add_to_row(dmask, target + 5 * dmask_row, rows[5])
+            add_to_row(dmask, target + 6 * dmask_row, rows[6])
+            add_to_row(dmask, target + 7 * dmask_row, rows[7])
+    for query in range(queries):
+        for key in range(whole_keys if query < whole_queries else 0, keys):
+            target = query * dmask_row + key
+            store(dmask, target, load(dmask, target) + load(dscores, key * dscores_row + query))
 
 
 @outlined_helper

@@ -122,18 +122,19 @@ def first_value(c, position, accumulate):
     return splat(f32(0.0), TILE)
 
 
+@helper
+def whole_vectors(count, stride):
+    """How many of `count` elements are handled 8 at a time: none when they lie apart."""
+    return count // 8 * 8 if stride == 1 else 0
+
+
 @outlined_helper
 def pack_transposed(source, row_stride, col_stride, rows, cols, target, target_row, factor):
     """target[col, row] = source[row, col] * factor, by 8 x 8 transposes in registers.
 
-    Rows are repeated and columns zero up to the next multiple of 8; `target` has room for both.
+    Rows are repeated up to the next multiple of 8; `target` has room for them.
     """
-    if col_stride != 1:
-        for row in range(rows):
-            for col in range(cols):
-                element = load(source, row * row_stride + col * col_stride) * factor
-                store(target, col * target_row + row, element)
-        return
+    whole = whole_vectors(cols, col_stride)
     for row in range(0, rows, 8):
         last = rows - row - 1
         p0 = row * row_stride
@@ -141,13 +142,12 @@ def pack_transposed(source, row_stride, col_stride, rows, cols, target, target_r
         p3, p4 = p0 + min(3, last) * row_stride, p0 + min(4, last) * row_stride
         p5, p6 = p0 + min(5, last) * row_stride, p0 + min(6, last) * row_stride
         p7 = p0 + min(7, last) * row_stride
-        for col in range(0, cols, 8):
-            count = min(8, cols - col)
+        for col in range(0, whole, 8):
             columns = transpose8(
-                load(source, p0 + col, 8, count), load(source, p1 + col, 8, count),
-                load(source, p2 + col, 8, count), load(source, p3 + col, 8, count),
-                load(source, p4 + col, 8, count), load(source, p5 + col, 8, count),
-                load(source, p6 + col, 8, count), load(source, p7 + col, 8, count),
+                load(source, p0 + col, 8), load(source, p1 + col, 8),
+                load(source, p2 + col, 8), load(source, p3 + col, 8),
+                load(source, p4 + col, 8), load(source, p5 + col, 8),
+                load(source, p6 + col, 8), load(source, p7 + col, 8),
             )  # fmt: skip
             position = col * target_row + row
             store(target, position, columns[0] * factor)
@@ -158,22 +158,24 @@ def pack_transposed(source, row_stride, col_stride, rows, cols, target, target_r
             store(target, position + 5 * target_row, columns[5] * factor)
             store(target, position + 6 * target_row, columns[6] * factor)
             store(target, position + 7 * target_row, columns[7] * factor)
+    for col in range(whole, cols):
+        for row in range(rows):
+            element = load(source, row * row_stride + col * col_stride)
+            store(target, col * target_row + row, element * factor)
 
 
 @outlined_helper
 def pack_rows(source, row_stride, col_stride, rows, cols, target, target_row):
-    """target[row, col] = source[row, col] as float32, zeros from cols up to target_row (a multiple of 8)."""
+    """target[row, col] = source[row, col] as float32, zeros from cols up to target_row."""
+    whole = whole_vectors(cols, col_stride)
     for row in range(rows):
-        first = row * row_stride
-        if col_stride == 1:
-            for col in range(0, target_row, 8):
-                count = max(0, min(8, cols - col))
-                store(target, row * target_row + col, load(source, first + col, 8, count))
-        else:
-            for col in range(cols):
-                store(target, row * target_row + col, load(source, first + col * col_stride))
-            for col in range(cols, target_row):
-                store(target, row * target_row + col, f32(0.0))
+        first, goal = row * row_stride, row * target_row
+        for col in range(0, whole, 8):
+            store(target, goal + col, load(source, first + col, 8))
+        for col in range(whole, cols):
+            store(target, goal + col, load(source, first + col * col_stride))
+        for col in range(cols, target_row):
+            store(target, goal + col, f32(0.0))
 
 
 @outlined_helper
@@ -228,15 +230,9 @@ def define_add_mask(bias):
     def add_mask(scores, scores_row, keys, queries, mask, position, query_stride, key_stride):
         """scores[key, query] += bias(mask[query, key]), mask at mask[position + query * qs + key * ks].
 
-        Up to 7 rows of scores below the last key are written too.
+        Columns beyond the last query, up to a multiple of 8, are written too.
         """
-        if key_stride != 1:
-            for key in range(keys):
-                for query in range(queries):
-                    element = load(mask, position + query * query_stride + key * key_stride)
-                    target = key * scores_row + query
-                    store(scores, target, load(scores, target) + bias(element))
-            return
+        whole = 0 if query_stride == 0 else whole_vectors(keys, key_stride)
         for query in range(0, queries, 8):
             last = queries - query - 1
             p0 = position + query * query_stride
@@ -244,13 +240,12 @@ def define_add_mask(bias):
             p3, p4 = p0 + min(3, last) * query_stride, p0 + min(4, last) * query_stride
             p5, p6 = p0 + min(5, last) * query_stride, p0 + min(6, last) * query_stride
             p7 = p0 + min(7, last) * query_stride
-            for key in range(0, keys, 8):
-                count = min(8, keys - key)
+            for key in range(0, whole, 8):
                 columns = transpose8(
-                    bias(load(mask, p0 + key, 8, count)), bias(load(mask, p1 + key, 8, count)),
-                    bias(load(mask, p2 + key, 8, count)), bias(load(mask, p3 + key, 8, count)),
-                    bias(load(mask, p4 + key, 8, count)), bias(load(mask, p5 + key, 8, count)),
-                    bias(load(mask, p6 + key, 8, count)), bias(load(mask, p7 + key, 8, count)),
+                    bias(load(mask, p0 + key, 8)), bias(load(mask, p1 + key, 8)),
+                    bias(load(mask, p2 + key, 8)), bias(load(mask, p3 + key, 8)),
+                    bias(load(mask, p4 + key, 8)), bias(load(mask, p5 + key, 8)),
+                    bias(load(mask, p6 + key, 8)), bias(load(mask, p7 + key, 8)),
                 )  # fmt: skip
                 target = key * scores_row + query
                 add_to_row(scores, target, columns[0])
@@ -261,6 +256,17 @@ def define_add_mask(bias):
                 add_to_row(scores, target + 5 * scores_row, columns[5])
                 add_to_row(scores, target + 6 * scores_row, columns[6])
                 add_to_row(scores, target + 7 * scores_row, columns[7])
+        for key in range(whole, keys):
+            first = position + key * key_stride
+            if query_stride == 0:  # one number for all queries
+                value = splat(bias(load(mask, first)), 8)
+                for query in range(0, queries, 8):
+                    add_to_row(scores, key * scores_row + query, value)
+            else:
+                for query in range(queries):
+                    target = key * scores_row + query
+                    value = bias(load(mask, first + query * query_stride))
+                    store(scores, target, load(scores, target) + value)
 
     return add_mask
 
