@@ -1,6 +1,6 @@
 """Attention: our kernels against torch's C++ (its flash kernel for CPUs), alternating in one process.
 
-    python -m benchmarks.attention [--threads 1 2] [--seconds 0.5]
+    python -m benchmarks.attention [--threads 1 2] [--seconds 0.5] [--only causal]
 
 Prints milliseconds (medians) of forward, and of forward and backward, the ratio torch / ours, and the
 GFLOP/s of the products (causal ones counted half): 4 batch heads seq kv_seq head_dim forward, 2.5 times
@@ -111,10 +111,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=0.5, help="per problem")
+    parser.add_argument("--only", default="", help="problems whose text contains this")
     options = parser.parse_args()
+    problems = [problem for problem in PROBLEMS if options.only in str(problem)]
     for threads in options.threads:
         torch.set_num_threads(threads)
-        ratios = [ratio for problem in PROBLEMS for ratio in measure(problem, threads, options.seconds)]
+        ratios = [ratio for problem in problems for ratio in measure(problem, threads, options.seconds)]
         print(f"{threads} threads: geometric mean x{statistics.geometric_mean(ratios):.2f}")
 
 
