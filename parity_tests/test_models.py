@@ -39,7 +39,7 @@ def train(workload: Workload, model: torch.nn.Module, exact=False, compiled=Fals
     def loss_of(batch: Batch) -> Tensor:
         return workload.loss(model, batch)
 
-    loss_of = pynn.compile(loss_of) if compiled else loss_of
+    loss_of = pynn.compile(loss_of, strict=True) if compiled else loss_of
     losses = []
     for step in range(STEPS):
         batch = workload.draw(2, 16, 10 * step)
@@ -84,7 +84,7 @@ def test_changing_batch_and_sequence_length(name: str):
     workload = build(name, SMALL)
     model = workload.model
     exact_model = copy.deepcopy(model).double()
-    compiled = pynn.compile(lambda batch: workload.loss(model, batch))
+    compiled = pynn.compile(lambda batch: workload.loss(model, batch), strict=True)
 
     def gradients(model: torch.nn.Module, loss: Tensor) -> list[Tensor]:
         found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
@@ -103,7 +103,7 @@ def test_inference(name: str):
     workload = build(name, SMALL)
     model = workload.model.eval()
     exact_model = copy.deepcopy(model).double()
-    compiled = pynn.compile(lambda batch: workload.infer(model, batch))
+    compiled = pynn.compile(lambda batch: workload.infer(model, batch), strict=True)
     with torch.no_grad(), record_graphs() as graphs:
         for batch_size in (1, 4):
             batch = workload.draw(batch_size, 16, 1)

@@ -122,6 +122,7 @@ def test_signature(row: Row):
     ]
 
 
+@pytest.mark.slow
 @by_name(MODULES)
 def test_pickle_and_deepcopy(row: Row):
     for sample in row.draw(2):
@@ -136,6 +137,7 @@ def gradcheck_samples(row: Row) -> list[Sample]:
     """Small float64 samples with finite results: finite differences cost a call per input element."""
     samples = [sample.cast(torch.float64) for sample in row.draw(24)]
     small = [s for s in samples if 0 < sum(t.numel() for t in s.differentiable()) <= 300]
+
     def is_finite(sample: Sample) -> bool:
         return all(t.isfinite().all() for t in evaluate(row, torch.nn, sample, torch.float64).values)
 
@@ -169,6 +171,7 @@ def as_function_of_inputs(row: Row, sample: Sample):
     return function, (*(leaves[i] for i in places), *parameters.values())
 
 
+@pytest.mark.slow
 @by_name(applicable(ROWS, "forward_ad"))
 def test_forward_mode_and_reverse_mode_gradients(row: Row):
     for sample in gradcheck_samples(row):
@@ -177,6 +180,7 @@ def test_forward_mode_and_reverse_mode_gradients(row: Row):
             assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, fast_mode=True)
 
 
+@pytest.mark.slow
 @by_name(applicable(ROWS, "gradgrad"))
 def test_double_backward(row: Row):
     for sample in gradcheck_samples(row):
@@ -185,6 +189,7 @@ def test_double_backward(row: Row):
             assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
+@pytest.mark.slow
 @by_name([row for row in applicable(ROWS, "vmap") if not row.random])
 def test_vmap_equals_a_loop(row: Row):
     for sample in gradcheck_samples(row):
@@ -228,6 +233,7 @@ def test_bad_input_raises_as_torch_does(row: Row):
                 subject(*sample.args, **sample.kwargs)
 
 
+@pytest.mark.slow
 @by_name(ROWS)
 def test_inputs_are_left_alone(row: Row):
     """A function that is not in-place must not write to its inputs."""
