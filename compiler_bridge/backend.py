@@ -13,7 +13,7 @@ from torch import fx
 from compiler_bridge import settings
 from compiler_bridge.capture.capture import BoxedCall, Kind, Options, capture
 from compiler_bridge.compile_pool import start_workers_if_cold
-from compiler_bridge.errors import BridgeError, FallbackWarning
+from compiler_bridge.errors import BridgeError, FallbackWarning, NotYet
 
 _warned: set[str] = set()
 
@@ -29,7 +29,8 @@ def pynn_backend(
 
     Args:    mode: accepted for torch.compile's sake; "default" is the only one
              options: any of strict, eager_random, freeze (see `capture.Options`)
-    Raises:  ValueError for another mode or option; with strict=True whatever keeps a graph from compiling
+    Raises:  ValueError for another mode or option; NotYet for freeze=True; with strict=True whatever keeps a
+             graph from compiling
     """
     if mode not in (None, "default"):
         raise ValueError(f'mode={mode!r}; required: None or "default"')
@@ -41,13 +42,16 @@ def pynn_backend(
 def make_options(chosen: Mapping[str, Any]) -> Options:
     """Options by name; PYNN_EAGER_RANDOM gives the default of eager_random.
 
-    Raises:  ValueError for an unknown name
+    Raises:  ValueError for an unknown name; NotYet for freeze=True
     """
     known = [field.name for field in fields(Options)]
     for name in chosen:
         if name not in known:
             raise ValueError(f"option {name!r}; required: one of {', '.join(known)}")
-    return Options(**{"eager_random": settings.EAGER_RANDOM, **chosen})
+    options = Options(**{"eager_random": settings.EAGER_RANDOM, **chosen})
+    if options.freeze:
+        raise NotYet("freeze=True", "freeze=False", "parameters can't be folded into inference graphs yet")
+    return options
 
 
 def compile(
@@ -63,11 +67,12 @@ def compile(
 
     Args:  strict: raise where a graph can't be compiled (default: one warning, ATen runs it)
            eager_random: draw exactly torch's eager random numbers, for comparison with eager runs
-           freeze: treat parameters as constants in inference
+           freeze: treat parameters as constants in inference; not implemented yet, raises
            dynamic, torch_compile_arguments: as in torch.compile (fullgraph, ...)
     """
-    chosen = {"strict": strict, "eager_random": eager_random or settings.EAGER_RANDOM, "freeze": freeze}
-    return torch.compile(
+    chosen: dict[str, Any] = {"strict": strict, "eager_random": eager_random or settings.EAGER_RANDOM, "freeze": freeze}
+    torch_compile: Any = torch.compile
+    return torch_compile(
         model, backend=pynn_backend, options=chosen, dynamic=dynamic, **torch_compile_arguments
     )
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import sys
@@ -337,8 +336,8 @@ def _resolve(
             with report_progress(f"pynn: compiling {title}", len(missing)) as advance:
                 for key in missing:
                     advance(by_key[key].__name__)
-                    objects[key] = _compile(by_key[key], key)
-                    _write_object(key, objects[key])
+                    objects[key] = content = _compile(by_key[key], key)
+                    _write_object(key, content)
         contents = {_symbol(key): content for key, content in objects.items() if content is not None}
         found = machine_code.load_objects(contents)
         _addresses.update({key: found[_symbol(key)] for key in objects})

@@ -8,6 +8,7 @@ worker, the kernel is compiled here.
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import subprocess
@@ -94,8 +95,11 @@ class Worker:
 
     def stop(self) -> None:
         """The worker leaves when its input ends."""
-        if self.process.stdin is not None:
+        assert self.process.stdin is not None
+        try:
             self.process.stdin.close()
+        except OSError:  # it has left already
+            pass
 
 
 _workers: list[Worker] = []
@@ -199,7 +203,7 @@ def serve() -> None:
     """What a worker does: read a task, compile it into the cache, answer."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     sys.stdout = sys.stderr
-    import compiler_bridge.cpu.language  # noqa: F401  (what kernels import)
+    importlib.import_module("compiler_bridge.cpu.language")  # what kernels import
 
     stop = threading.Timer(IDLE_SECONDS, os._exit, args=(0,))
     stop.daemon = True

@@ -105,7 +105,7 @@ ARENAS = ArenaPool()
 
 
 EMPTY_STRIDED: Callable[..., torch.Tensor] = getattr(
-    torch._C._dynamo.guards, "_empty_strided_cpu", torch.empty_strided
+    torch._C._dynamo.guards, "_empty_strided_cpu", torch.empty_strided  # type: ignore[attr-defined]
 )
 RECYCLED_FROM = 128 * 1024  # bytes; smaller tensors come from the heap, where pages tend to stay mapped
 PROBES = 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from compiler_bridge import settings
@@ -13,7 +13,7 @@ SECONDS_OF_SILENCE = 1.0
 
 
 @contextmanager
-def report_progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
+def report_progress(title: str, total: int) -> Generator[Callable[[str], None], None, None]:
     """Gives `advance(item)`, called as each of `total` items begins.
 
     Says nothing for the first second; then one line, kept current, if stderr is a terminal, or plain lines

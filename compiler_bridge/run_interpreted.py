@@ -96,5 +96,5 @@ class _Memory:
 def _array_at(address: int, nbytes: int, itemsize: int) -> np.ndarray:
     if nbytes <= 0:
         return np.zeros(0, _UNSIGNED[itemsize])
-    memory = (ctypes.c_char * nbytes).from_address(address)
+    memory: Any = (ctypes.c_char * nbytes).from_address(address)
     return np.frombuffer(memory, _UNSIGNED[itemsize])

@@ -200,7 +200,7 @@ class Frame:
     """What one call writes to: base pointers, argument tables, and the headers that point to them."""
 
     def __init__(self, specialized: Specialized, constants: dict[str, Any]):
-        self.bases = np.zeros(len(specialized.bases) + 1, dtype=np.int64)
+        self.bases: Any = np.zeros(len(specialized.bases) + 1, dtype=np.int64)
         for name, value in constants.items():
             self.bases[specialized.bases[name]] = value.data_ptr()
         self.arguments = np.zeros(max(1, len(specialized.slots)), dtype=np.int64)

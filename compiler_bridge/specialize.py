@@ -47,7 +47,7 @@ def evaluate(size: Size, values: Values) -> int:
     """
     if isinstance(size, int):
         return size
-    result = size.xreplace({symbol: sympy.Integer(value) for symbol, value in values.items()})
+    result: Any = size.xreplace({symbol: sympy.Integer(value) for symbol, value in values.items()})
     if not result.is_number:
         raise UnknownSymbol(result.free_symbols, list(values))
     return int(result)

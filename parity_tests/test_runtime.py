@@ -6,10 +6,12 @@ The file runs natively, and once more with PYNN_INTERPRET=1 (test_everything_int
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -17,8 +19,9 @@ import pytest
 import sympy
 import torch
 
-from compiler_bridge import cache, memory, settings
+from compiler_bridge import cache, compile_pool, memory, settings
 from compiler_bridge.cpu import threads as layout
+from compiler_bridge.cpu.kernels import LazyKernel
 from compiler_bridge.errors import CacheWarning, CompileError, InvalidInput, InvalidProgram
 from compiler_bridge.program import (
     Buffer,
@@ -558,6 +561,57 @@ def test_racing_processes(tmp_path):
     racing = [subprocess.Popen(command, env=environment) for _ in range(2)]
     assert [process.wait() for process in racing] == [0, 0]
     assert not list(tmp_path.glob("*/.*"))  # no temporary file stays
+
+
+@pytest.fixture
+def one_worker(empty_cache, monkeypatch):
+    """A worker on its way, whatever the number of processors."""
+    monkeypatch.setattr(compile_pool, "processor_count", lambda: 2)
+    monkeypatch.setattr(compile_pool, "_workers", [])
+    (worker,) = compile_pool.start_workers()
+    yield worker
+    worker.stop()
+    worker.process.wait(timeout=60)
+
+
+NAMES = ("k0_add_one", "k1_double", "k2_reverse", "k3_thread", "k4_scratch")
+
+
+@native
+def test_a_worker_fills_the_cache(one_worker, monkeypatch):
+    """Kernels a worker compiled are found on disk; here nothing is compiled."""
+    assert one_worker.wait_until_ready()
+    tasks = [compile_pool.GeneratedKernel(SOURCE, name) for name in NAMES]
+
+    def wait(task):
+        deadline = time.monotonic() + 120
+        while cache.missing_kernels(SOURCE, NAMES) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    monkeypatch.setattr(compile_pool.GeneratedKernel, "compile", wait)
+    compile_pool.compile_in_parallel(tasks * 2)
+    assert cache.missing_kernels(SOURCE, NAMES) == []
+    monkeypatch.setattr(cache, "_compile", None)
+    assert all(cache.load_kernels(SOURCE, NAMES).values())
+
+
+@native
+def test_a_broken_worker_costs_nothing_but_time(one_worker, monkeypatch):
+    assert one_worker.wait_until_ready()
+    one_worker.process.kill()
+    one_worker.process.wait()
+    monkeypatch.setattr(compile_pool, "start_workers", lambda: [one_worker])
+    compile_pool.compile_in_parallel([compile_pool.GeneratedKernel(SOURCE, name) for name in NAMES])
+    assert cache.missing_kernels(SOURCE, NAMES) == []
+
+
+@native
+def test_a_library_kernel_is_lazy(empty_cache):
+    """Its address is the same in any process and needs no more than its name."""
+    clear = LazyKernel("attention_backward", "attention_mask_clear")
+    assert pickle.loads(pickle.dumps(clear)) == clear and clear.name == "attention_mask_clear"
+    address = clear.address
+    assert address and LazyKernel("attention_backward", "attention_mask_clear").address == address
 
 
 @native

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch import config
 
 from compiler_bridge.capture.attention_rewrite import rewrite_attention
 from compiler_bridge.capture.decompositions import decompositions
@@ -32,7 +32,7 @@ class Options:
 
     strict:       a graph that can't be compiled raises; else one warning and ATen runs it
     eager_random: draw exactly the numbers torch's eager mode would
-    freeze:       parameters are constants of inference graphs
+    freeze:       parameters are constants of inference graphs (not implemented yet: `backend` refuses it)
     """
 
     strict: bool = False
@@ -69,5 +69,5 @@ def capture(
     )
     # Kernels never write into saved activations, so nothing is gained by declaring them donated, and
     # backward(retain_graph=True) would be refused.
-    with torch._functorch.config.patch(donated_buffer=False):
+    with config.patch(donated_buffer=False):
         return traced(gm, example_inputs)

@@ -97,7 +97,7 @@ ALGEBRA: tuple[Any, ...] = (
 @functools.cache
 def decompositions(eager_random: bool) -> Decompositions:
     """The table for aot_autograd: torch's glue, then ours over it."""
-    table: Decompositions = dict(get_decompositions([*DATA_MOVEMENT, *ALGEBRA]))
+    table: dict[Any, Callable[..., Any]] = dict(get_decompositions([*DATA_MOVEMENT, *ALGEBRA]))
     table.update(_optional_table("pynn.definitions", "DEFINITIONS"))
     if not eager_random:
         table.update(_optional_table("compiler_bridge.capture.random", "DECOMPOSITIONS"))

@@ -11,14 +11,14 @@ torch's min-cut partitioner decides; here it learns about our operations:
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import fx
-from torch._functorch import partitioners
+from torch._functorch import config, partitioners
 
 from compiler_bridge.capture.simplify import simplify_graph
 
@@ -31,7 +31,7 @@ def _operations(name: str) -> list[Any]:
 
 
 @contextmanager
-def our_operations_known() -> Iterator[None]:
+def our_operations_known() -> Generator[None, None, None]:
     """Within, torch's partitioner may recompute `pynn::uniform`."""
     torch_op_list = partitioners.get_default_op_list
 
@@ -49,5 +49,5 @@ def partition(joint_module: fx.GraphModule, joint_inputs: Any, **kwargs: Any) ->
     """Joint graph -> (forward graph, backward graph)."""
     simplify_graph(joint_module.graph)
     joint_module.recompile()
-    with our_operations_known(), torch._functorch.config.patch(cse=False):
+    with our_operations_known(), config.patch(cse=False):
         return partitioners.min_cut_rematerialization_partition(joint_module, joint_inputs, **kwargs)

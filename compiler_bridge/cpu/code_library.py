@@ -6,7 +6,7 @@ helpers' intermediate code into the kernel and does both again. Only the last is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +24,7 @@ class IntermediateLibrary(JITCodeLibrary):
         self._finalize_dynamic_globals()
         self._finalized = True
 
-    def serialize_using_object_code(self) -> tuple[str, str, bytes]:
+    def serialize_using_object_code(self) -> Any:
         """What Numba's disk cache keeps of a helper."""
         return self.name, "bitcode", self._final_module.as_bitcode()
 
@@ -42,7 +42,7 @@ def object_library(codegen: Any, name: str) -> ObjectLibrary:
 
 
 @contextmanager
-def intermediate_only(context: Any) -> Iterator[None]:
+def intermediate_only(context: Any) -> Generator[None, None, None]:
     """Within (and under Numba's compiler lock), what Numba compiles stays intermediate code.
 
     Such functions have no address; nobody asks for it, since helpers are only ever called from kernels.

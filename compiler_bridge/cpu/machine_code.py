@@ -40,14 +40,15 @@ def compile_to_object(function: types.FunctionType, symbol: str) -> bytes:
 
     numbers = function.__code__.co_argcount - 1
     arguments = (numba_types.CPointer(numba_types.int64), *[numba_types.int64] * numbers)
-    flags = compiler.Flags()
+    flags: Any = compiler.Flags()
     flags.error_model = "numpy"
     flags.fastmath = FastMathOptions(FASTMATH)
     flags.no_cpython_wrapper = True
     flags.no_cfunc_wrapper = True
     flags.no_compile = True
     with global_compiler_lock:
-        typing_context, context = cpu_target.typing_context, cpu_target.target_context
+        target: Any = cpu_target
+        typing_context, context = target.typing_context, target.target_context
         typing_context.refresh()
         context.refresh()
         with intermediate_only(context):

@@ -126,8 +126,10 @@ def _loaded_libraries() -> list[str]:
 def _define_drivers() -> dict[str, Callable[..., None]]:
     """`run_plan` and `walk_plan`; a function because only a cold cache needs Numba imported."""
     from llvmlite import ir
+    from numba import extending
     from numba.core import types
-    from numba.extending import intrinsic
+
+    intrinsic: Any = extending.intrinsic  # its types leave out that the first parameter is supplied
 
     word = ir.IntType(64)
     int32 = ir.IntType(32)
