@@ -59,8 +59,8 @@ def number(graph: ir.Graph, size: ir.Size) -> int:
     """A size as a number: at the sizes seen while tracing, unknown symbols count as 1."""
     if isinstance(size, int):
         return size
-    value = sympy.sympify(size).subs(graph.symbol_hints)
-    return int(value.subs({symbol: 1 for symbol in value.free_symbols}))
+    value = sympy.sympify(size).subs(list(graph.symbol_hints.items()))
+    return int(value.subs([(symbol, 1) for symbol in value.free_symbols]))
 
 
 def item_bytes(graph: ir.Graph, buffer: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -94,7 +94,7 @@ def run_once(fn_or_model: Any, inputs: Sequence[Any], options: dict[str, Any]) -
 
 
 @contextlib.contextmanager
-def console_for(file: str | Path | TextIO | None) -> Iterator[Console]:
+def console_for(file: str | Path | TextIO | None) -> Generator[Console, None, None]:
     if isinstance(file, (str, Path)):
         with open(file, "w", encoding="utf-8") as opened:
             yield Console(file=opened, width=WIDTH)

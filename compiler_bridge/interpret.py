@@ -80,7 +80,7 @@ class Interpreter:
     def size(self, size: ir.Size) -> int:
         if isinstance(size, int):
             return size
-        value = size.subs(self.symbols)
+        value = size.subs(list(self.symbols.items()))
         if not value.is_Integer:
             raise UnknownSymbol(size, self.symbols)
         return int(value)

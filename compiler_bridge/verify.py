@@ -184,7 +184,7 @@ class Verifier:
         result = []
         for size in sizes:
             if isinstance(size, sympy.Expr):
-                size = size.subs(self.graph.symbol_hints)
+                size = size.subs(list(self.graph.symbol_hints.items()))
                 if not size.is_Integer:
                     return None
             result.append(int(size))

@@ -1,5 +1,7 @@
 """FX graph of ATen operations -> loop IR."""
 
+# pyright: reportUnusedImport=false
+
 from compiler_bridge.lower import (  # noqa: F401  (each registers its lowerings)
     arithmetic,
     contractions,

@@ -189,9 +189,9 @@ def lower_flip(lowering: Lowering, node: fx.Node) -> Any:
 @lowers("aten.roll")
 def lower_roll(lowering: Lowering, node: fx.Node) -> Any:
     """out[i] = x[i - shift] if i >= shift else x[i - shift + n], one dimension after the other"""
+    source = lowering.view(node.args[0])
     shifts: Any = [lowering.size_of(s) for s in node.args[1]]  # pyright: ignore
     dims: Any = node.args[2] if len(node.args) > 2 else []
-    source = lowering.view(node.args[0])
     if not dims:
         raise NoLowering("roll of the flattened tensor")
     for shift, dim in zip(shifts, dims):

@@ -117,7 +117,7 @@ def lower_reduce(lowering: Lowering, node: fx.Node) -> Any:
 @lowers("aten.linalg_vector_norm")
 def lower_vector_norm(lowering: Lowering, node: fx.Node) -> Any:
     """ord 2: sqrt(sum(x * x));  1: sum(|x|);  inf: max(|x|)"""
-    given = dict(zip(("self", "ord", "dim", "keepdim"), node.args))
+    given: dict[str, Any] = dict(zip(("self", "ord", "dim", "keepdim"), node.args))
     given.update(node.kwargs)
     order: Any = given.get("ord", 2)
     source, val, dtype = lowering.view(given["self"]), node.meta["val"], compute_dtype_of(node)
