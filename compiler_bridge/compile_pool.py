@@ -8,6 +8,7 @@ worker, the kernel is compiled here.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import pickle
@@ -111,6 +112,22 @@ def _forget_workers() -> None:
     global _lock
     _workers.clear()
     _lock = threading.Lock()
+
+
+@atexit.register
+def stop_workers() -> None:
+    """Idle workers leave at once; one that still compiles (for nobody now) is terminated."""
+    for worker in _workers:
+        worker.stop()
+    for worker in _workers:
+        try:
+            worker.process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            worker.process.terminate()
+            worker.process.wait()
+        if worker.process.stdout is not None:
+            worker.process.stdout.close()
+    _workers.clear()
 
 
 if hasattr(os, "register_at_fork"):
