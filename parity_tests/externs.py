@@ -25,7 +25,7 @@ def computing_externs(graphs: list[Any]) -> list[str]:
     for record in graphs:
         for node in record.externs:
             name = str(getattr(node.target, "name", lambda node=node: str(node.target))())
-            floats = [b for b in node.outputs if b and record.graph.buffers[b].dtype.is_floating_point]
+            floats = [b for b in node.outputs if b and "float" in str(record.fused.buffers[b].dtype)]
             if floats and not any(name.startswith(moved) for moved in DATA_MOVEMENT):
                 found.append(f"{name}: {node.reason}")
     return found
