@@ -102,12 +102,26 @@ def make_contracts_plain(graph: Graph) -> Graph:
     """Write operands that are no plain strided arrays into temporaries that are."""
     buffers, nodes = dict(graph.buffers), list[Node]()
     for node in graph.nodes:
+        if isinstance(node, Contract):
+            node = unify_dtypes(node, buffers, nodes)
         if isinstance(node, Contract) and matrix_form(node) is None:
             for side in ("lhs", "rhs"):
                 if matrix_form(node) is None:
                     node = materialize(node, side, buffers, nodes)
         nodes.append(node)
     return replace(graph, buffers=buffers, nodes=nodes)
+
+
+def unify_dtypes(node: Contract, buffers: dict[str, Buffer], nodes: list[Node]) -> Contract:
+    """Operands stored in different dtypes (autocast): the 16-bit one is widened first."""
+    stored = {x.buffer: buffers[x.buffer].dtype for x in (node.lhs, node.rhs) if isinstance(x, Load)}
+    if len(set(stored.values())) < 2:
+        return node
+    for side in ("lhs", "rhs"):
+        operand = getattr(node, side)
+        if buffers[operand.buffer].dtype != operand.dtype:
+            node = materialize(node, side, buffers, nodes)
+    return node
 
 
 def materialize(node: Contract, side: str, buffers: dict[str, Buffer], nodes: list[Node]) -> Contract:

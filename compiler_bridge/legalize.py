@@ -1,6 +1,6 @@
 """Give every Scatter a base of its own, so that it can work in place.
 
-    output = scatter(base, ...)  ->  output = copy(base) (or zeros); scatter into output
+output = scatter(base, ...)  ->  output = copy(base) (or zeros); scatter into output
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -80,6 +81,10 @@ def with_checks(compiled: Callable[..., list[Any]], module: fx.GraphModule) -> C
     return run
 
 
+def run_interpreted(interpret: Callable[..., list[Any]], graph: Graph, *inputs: Any) -> list[Any]:
+    return interpret(graph, list(inputs))
+
+
 def compile_graph(
     module: fx.GraphModule, example_inputs: Any, kind: str = "inference", options: Any = None
 ) -> Callable[..., list[Any]]:
@@ -102,6 +107,15 @@ def compile_graph(
 
         verify(graph)
     fused: Graph = stage("fuse", lambda: legalize(inline_with_checks(graph)))
+    if settings.DEBUG >= 1:
+        from compiler_bridge.verify import verify
+
+        verify(fused, "fuse")
+    if settings.INTERPRET_IR:
+        from compiler_bridge.interpret import interpret
+
+        interpreted = functools.partial(run_interpreted, interpret, fused)
+        return with_checks(interpreted, module) if fused.checks else interpreted
     groups: list[Group] = stage("group", lambda: group_nodes(fused))
     program, kernels = stage("emit", lambda: build_program(fused, groups, f"{kind}{len(records)}"))
     compiled = stage("load", lambda: load(program))

@@ -1,8 +1,8 @@
 """Time every kernel of a compiled graph, one by one: where does a step spend its time?
 
-    with profile() as rows:
-        model(x).sum().backward()
-    print_profile(rows)
+with profile() as rows:
+    model(x).sum().backward()
+print_profile(rows)
 """
 
 from __future__ import annotations

@@ -49,6 +49,9 @@ def _default_cache_dir() -> Path:
 INTERPRET: bool = _flag("PYNN_INTERPRET", False)
 """PYNN_INTERPRET=1: kernels run as plain Python over numpy; nothing is compiled."""
 
+INTERPRET_IR: bool = _flag("PYNN_INTERPRET_IR", False)
+"""PYNN_INTERPRET_IR=1: graphs stop at the fused loop IR, which its interpreter runs."""
+
 DEBUG: int = _integer("PYNN_DEBUG", 0)
 """PYNN_DEBUG=0..7: how much each stage prints (0 nothing)."""
 

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from compiler_bridge import program as p
 from compiler_bridge.contract import matrix_form
 from compiler_bridge.emit.kernel import INDENT, KernelCode, KernelWriter, combine_nodes
@@ -200,7 +202,7 @@ class ProgramBuilder:
                 continue
             buffer = self.graph.buffers[name]
             self.extern_buffers.add(name)
-            outputs.append(p.TensorView(name, buffer.shape, buffer.strides, 0, DTYPES[buffer.dtype]))
+            outputs.append(p.TensorView(name, buffer.shape, buffer.strides, 0, torch_dtype(buffer.dtype)))
         kwargs = {key: template(value) for key, value in node.kwargs.items()}
         self.steps.append(p.ExternStep(node.target, template(node.args), kwargs, outputs, node.reason))
         self.kernels.append(KernelInfo(f"extern {node.target}", [node]))
@@ -222,7 +224,7 @@ class ProgramBuilder:
                 kind = "extern"
             elif name in self.returned:
                 kind = "output"
-            result.append(p.Buffer(name, DTYPES[buffer.dtype], buffer.numel(), kind, value))
+            result.append(p.Buffer(name, torch_dtype(buffer.dtype), buffer.numel(), kind, value))
         return self.used(result)
 
     def used(self, buffers: list[p.Buffer]) -> list[p.Buffer]:
@@ -232,12 +234,12 @@ class ProgramBuilder:
 
     def tensor_view(self, view: BufferView) -> p.TensorView:
         name = self.resolve(view.buffer)
-        return p.TensorView(name, view.shape, view.strides, view.offset, DTYPES[self.dtypes[view.buffer]])
+        return p.TensorView(name, view.shape, view.strides, view.offset, torch_dtype(self.dtypes[view.buffer]))
 
     def input_spec(self, position: int, name: Any) -> p.Input:
         if isinstance(name, str):
             buffer = self.graph.buffers[name]
-            return p.TensorInput(name, DTYPES[buffer.dtype], buffer.shape, buffer.strides)
+            return p.TensorInput(name, torch_dtype(buffer.dtype), buffer.shape, buffer.strides)
         return p.SizeInput(f"size{position}", 0 if name is None else name)
 
     def output_spec(self, output: Any) -> p.Output:
@@ -246,6 +248,11 @@ class ProgramBuilder:
         if isinstance(output, tuple):
             return p.InputReference(output[1])
         return output
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Of a buffer; kernels touch those in DTYPES, ATen calls may give others."""
+    return DTYPES.get(name) or getattr(torch, name)
 
 
 def main_op(nodes: list[Any]) -> str:
