@@ -38,7 +38,7 @@ def hold(own, cpp, args, kwargs):
         if theirs is None:
             assert value is None
         else:
-            comparison = compare(value, theirs, exact, pointwise=False)
+            comparison = compare(value, theirs, exact, each=False)
             assert comparison.passed, str(comparison)
 
 
