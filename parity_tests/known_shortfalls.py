@@ -19,6 +19,8 @@ KNOWN_SHORTFALLS: dict[str, str] = {
     "nn.MultiheadAttention-eager-float64": _SDPA,
     "nn.TransformerDecoderLayer-eager-float64": _MASK_ROUNDING,
     "nn.TransformerEncoderLayer-eager-float64": _MASK_ROUNDING,
+    "nn.TransformerEncoder-eager-float64": _MASK_ROUNDING,
+    "nn.TransformerDecoder-eager-float64": _MASK_ROUNDING,
     "nn.Transformer-eager-float64": _MASK_ROUNDING,
     "nn.Transformer-eager-bfloat16": _MASK_ROUNDING,
     "functional.rrelu-ir-float32": _RRELU,

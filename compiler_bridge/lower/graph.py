@@ -117,7 +117,9 @@ def lower_extern(lowering: Lowering, node: fx.Node, reason: str) -> Any:
     def template(arg: Any) -> Any:
         return lowering.values[arg]
 
-    val = node.meta["val"]
+    val = node.meta.get("val")
+    if val is None:
+        raise UnsupportedOp(node.target, "its result depends on data: no shape is known while tracing")
     views = [extern_result(lowering, r) for r in (val if isinstance(val, (tuple, list)) else [val])]
     outputs = tuple(None if view is None else view.buffer for view in views)
     if not any(outputs):
