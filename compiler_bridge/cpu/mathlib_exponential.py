@@ -70,7 +70,7 @@ def exp_of_remainder(r):
 
 
 def _exp_f32(x):
-    """e^x. Largest error: 1 ulp (float32 and float64)."""
+    """e^x. Aim: 1 ulp. Largest error seen: 1.02 ulp in float32, below 1 in float64."""
     n, r = reduce_exp_f32(minimum(maximum(x, -104.0), 89.0))
     return scale_f32(exp_of_remainder(r), n)
 
