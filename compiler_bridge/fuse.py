@@ -24,6 +24,7 @@ from compiler_bridge.ir import (
     Expr,
     Graph,
     Index,
+    IndexValue,
     Load,
     Map,
     Node,
@@ -45,11 +46,12 @@ from compiler_bridge.ir import (
 )
 from compiler_bridge.lower.lowering import apply, constant
 from compiler_bridge.ops import OPS
-from compiler_bridge.rules import simplify_node
+from compiler_bridge.rules import one_hot_choice, simplify_node
 
 SYMBOL_HINT = 64  # a stand-in for an unknown size where only a guess of magnitude is needed
 LARGEST_EXPRESSION = 60  # operations; Numba's front end is superlinear in the length of a function
 CHEAP = 2
+FEW = 4  # a consumer that needs less than one in so many of the values made computes its own
 
 
 def hint(size: Size, hints: dict[Any, int] | None = None) -> int:
@@ -106,12 +108,13 @@ def solve_load(
     load: Load, places: list[tuple[str, Size, Size]], extents: dict[str, Size]
 ) -> dict[str, Index] | None:
     """For each producer axis the index (in the consumer's axes) that the load asks for; None if there is none."""
-    if load.index.values() or (load.mask is not None and not load.shifts):
+    gathered = solve_data(load, places)
+    if gathered is None or (load.mask is not None and not load.shifts and not gathered):
         return None
     shifts = {axis: offset for axis, offset, _ in load.shifts}
     admitted = {axis: extent for axis, _, extent in load.shifts}
     const = load.index.const
-    solution: dict[str, Index] = {axis: Index((), 0) for axis, _, _ in places}
+    solution: dict[str, Index] = {axis: Index((), 0) for axis, _, _ in places} | gathered
     for axis, coefficient in load.index.axes().items():
         if axis in shifts:
             const = const + coefficient * shifts[axis]
@@ -131,9 +134,38 @@ def solve_load(
         return None  # a shifted axis was renamed or is no loop axis: its constant is ambiguous
     if not spread_constant(const, places, solution):
         return None
-    if all(in_range(solution[n], e, extents, shifts) for n, _, e in places):
+    if any(solution[name] != index for name, index in gathered.items()):
+        return None  # something else moves along the axis that data indexes
+    if all(n in gathered or in_range(solution[n], e, extents, shifts) for n, _, e in places):
         return solution
     return None
+
+
+def solve_data(load: Load, places: list[tuple[str, Size, Size]]) -> dict[str, Index] | None:
+    """The producer's axes that a gather indexes by data; None where the mask does not keep the data in range."""
+    if not load.index.values():
+        return {}
+    if load.mask is None or load.shifts:
+        return None
+    conditions = conjuncts(load.mask)
+    solution: dict[str, Index] = {}
+    for value, coefficient in load.index.values():
+        name, _, extent = next((p for p in places if size_equal(p[1], coefficient)), ("", 0, 0))
+        index = Index(((value, 1),), 0)
+        position = IndexValue("int64", index)
+        needed = (("ge", constant(0, "int64")), ("lt", constant(extent, "int64")))
+        guarded = all(apply(op, position, bound) in conditions for op, bound in needed)
+        if not name or not guarded or name in solution:
+            return None
+        solution[name] = index
+    return solution
+
+
+def conjuncts(mask: Expr) -> list[Expr]:
+    """Conditions that all hold where the mask does."""
+    if isinstance(mask, Apply) and mask.op == "bitwise_and":
+        return [part for arg in mask.args for part in conjuncts(arg)]
+    return [mask]
 
 
 def fits(factor: Size, extent: Size, place_extent: Size) -> bool:
@@ -192,8 +224,12 @@ def inlined_value(producer: Map, load: Load, solution: dict[str, Index]) -> Expr
     if load.mask is None:
         return value
     mask = load.mask
+    # what the index itself reads is read anyway, outside of the mask
+    data = {part for index in solution.values() for value, _ in index.values() for part in walk(value.expr)}
 
     def guard(inner: Load) -> Expr:
+        if inner in data:
+            return inner
         return replace(inner, mask=mask if inner.mask is None else apply("bitwise_and", inner.mask, mask))
 
     guarded = map_expr(value, lambda index: index, guard)
@@ -296,6 +332,8 @@ class Inliner:
 
     def worth_inlining(self, producer: Map, consumer: Any) -> bool:
         value = producer.value
+        if isinstance(consumer, Reduce) and one_hot_choice(consumer.op, value) is not None:
+            return True  # the sum will not be one any more (`rules.choose_one_hot`)
         if isinstance(consumer, Contract):  # packing reads memory as it is; arithmetic stays outside
             return isinstance(value, Load) and value.mask is None and not value.index.values()
         if isinstance(value, (Load, Constant)) and not (isinstance(value, Load) and value.index.values()):
@@ -306,11 +344,13 @@ class Inliner:
             return True
         if producer.output in self.pinned:
             return cost <= 1 and len(loads) <= 1  # it is stored anyway: reading it back is as good
+        work = hint(size_product(a.extent for a in all_axes(consumer)), self.hints)
+        made = hint(size_product(a.extent for a in producer.axes), self.hints)
+        if work * FEW <= made:  # a gather or slice: a few values again, where the whole would go to memory
+            return True
         shared = self.uses.get(producer.output, 0) > 1
         if shared:
             return cost <= CHEAP and len(loads) <= 1
-        work = hint(size_product(a.extent for a in all_axes(consumer)), self.hints)
-        made = hint(size_product(a.extent for a in producer.axes), self.hints)
         return not (work >= 2 * max(made, 1) and cost >= 8)
 
 

@@ -61,7 +61,7 @@ class Group:
 
     @property
     def is_loop(self) -> bool:
-        return isinstance(self.nodes[0], (Map, Reduce))
+        return bool(self.nodes) and isinstance(self.nodes[0], (Map, Reduce))
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -204,7 +204,9 @@ class Alignment:
             for index in self.accesses(load.buffer):
                 if self.match(load.index, index):
                     return True
-        return False
+        made = self.node.output  # what the kernel reads already, when kernels merge
+        readers = [x.index for n in self.nodes for x in node_loads(n) if x.buffer == made]
+        return any(self.match(self.node.store, index) for index in readers)
 
     def produced(self, buffer: str) -> bool:
         return any(n.output == buffer for n in self.nodes)
@@ -297,22 +299,38 @@ def check_dependences(group: Group, node: Any) -> None:
             raise Mismatch(f"{load.buffer} is complete only after all rows")
 
 
+def merge(first: Group, other: Group, node: Any, hints: Any) -> Group:
+    """One group of the nodes of both, or Mismatch. They need not share an input: `node`, which reads values
+    of both and is left out again, tells which axes correspond."""
+    merged = join(first, node, hints)
+    for member in reversed(other.nodes):
+        merged = join(merged, member, hints)
+    count = len(first.nodes)
+    members = merged.nodes[count + 1 :][::-1]
+    nodes = [*merged.nodes[:count], *members, merged.nodes[count]]
+    for position in range(count, len(nodes)):
+        check_dependences(replace(merged, nodes=nodes[: position + 1]), nodes[position])
+    return replace(merged, nodes=nodes[:-1], notes=first.notes + other.notes)
+
+
 class Grouper:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.hints = graph.symbol_hints
-        self.groups: list[Group] = []
+        self.groups: list[Group] = []  # one without nodes was merged into another
         self.owner: dict[str, int] = {}  # buffer -> group
         self.ancestors: list[set[int]] = []
 
     def run(self) -> list[Group]:
         for node in self.graph.nodes:
             self.place(node)
-        return [self.groups[i] for i in self.topological_order()]
+        return [self.groups[i] for i in self.topological_order() if self.groups[i].nodes]
 
     def place(self, node: Any) -> None:
-        sources = {self.owner[b] for b in node_reads(node) if b in self.owner}
+        sources = self.sources(node)
         if isinstance(node, (Map, Reduce)):
+            self.merge_sources(node, sources)
+            sources = self.sources(node)
             notes = []
             for candidate in self.candidates(node, sources):
                 blockers = [s for s in sources if s != candidate and candidate in self.ancestors[s]]
@@ -333,6 +351,47 @@ class Grouper:
         self.groups.append(group)
         self.ancestors.append(set())
         self.record(node, len(self.groups) - 1, sources)
+
+    def sources(self, node: Any) -> set[int]:
+        """The groups that make what a node reads."""
+        return {self.owner[b] for b in node_reads(node) if b in self.owner}
+
+    # ------------------------------------------------------------ merging kernels that meet in a node
+
+    def merge_sources(self, node: Any, sources: set[int]) -> None:
+        """Kernels over the same rows whose values meet in `node` become one, if the node then joins it.
+
+        a = f(x); b = g(y); c = a + b: a and b share no input, so nothing joined them before c came.
+        """
+        loops = sorted(s for s in sources if self.groups[s].is_loop)
+        for other in loops[1:]:
+            first = self.owner[self.groups[loops[0]].nodes[0].output]
+            if self.is_path_through_third(first, other):
+                continue
+            try:
+                merged = merge(self.groups[first], self.groups[other], node, self.hints)
+            except Mismatch:
+                continue
+            self.replace_group(first, other, merged)
+
+    def is_path_through_third(self, first: int, other: int) -> bool:
+        """Whether one depends on the other through a third group; `other` before `first` counts as well."""
+        if other in self.ancestors[first]:
+            return True
+        between = self.ancestors[other] - {first}
+        return any(first in self.ancestors[third] for third in between)
+
+    def replace_group(self, first: int, other: int, merged: Group) -> None:
+        self.groups[first], self.groups[other] = merged, Group([])
+        for name in merged.outputs():
+            self.owner[name] = first
+        inherited = (self.ancestors[first] | self.ancestors[other]) - {first, other}
+        self.ancestors[first], self.ancestors[other] = inherited, set()
+        for third in range(len(self.groups)):
+            if self.ancestors[third] & {first, other}:
+                self.ancestors[third] = (self.ancestors[third] - {other}) | {first} | inherited
+
+    # ------------------------------------------------------------ candidates
 
     def candidates(self, node: Any, sources: set[int]) -> list[int]:
         """Kernels worth trying: those that make what the node reads (latest first), then those that read it."""

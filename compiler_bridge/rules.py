@@ -24,6 +24,8 @@ from compiler_bridge.ir import (
     Size,
     Value,
     all_axes,
+    axis_index,
+    expr_axes,
     map_expr,
 )
 from compiler_bridge.ops import reduce_identity
@@ -161,6 +163,41 @@ def simplify(expr: Expr, extents: Extents) -> Expr:
     return map_expr(expr, flatten_index, load, apply_rules)
 
 
+def one_hot_choice(op: str, value: Expr) -> tuple[Index, Expr, Expr] | None:
+    """(index, position, a) of where(index == position, a, 0) under a sum, else None."""
+    if op != "sum" or not isinstance(value, Apply) or value.op != "where":
+        return None
+    condition, chosen, other = value.args
+    if not isinstance(condition, Apply) or condition.op != "eq":
+        return None
+    if not isinstance(other, Constant) or other.value != 0:
+        return None
+    for this, position in (condition.args, condition.args[::-1]):
+        if isinstance(this, IndexValue) and not this.index.values():
+            return this.index, position, chosen
+    return None
+
+
+def choose_one_hot(node: Reduce, value: Expr) -> tuple[Reduce, Expr]:
+    """sum over k of where(k == t, a, 0) -> where(0 <= t < extent of k, a, 0), if t and a do not depend on k.
+
+    One term of the sum is a, the others are 0. (A sum of +0 and -0 is +0, its only term -0 stays -0.)
+    """
+    choice = one_hot_choice(node.op, value)
+    if choice is None:
+        return node, value
+    index, position, chosen = choice
+    axis = next((a for a in node.reduce_axes if index == axis_index(a.name)), None)
+    if axis is None or axis.name in expr_axes(position) | expr_axes(chosen):
+        return node, value
+    position = position if position.dtype == "int64" else Apply("int64", "cast", (position,))
+    above = Apply("bool", "ge", (position, Constant("int64", 0)))
+    below = Apply("bool", "lt", (position, Constant("int64", axis.extent)))
+    inside = Apply("bool", "bitwise_and", (above, below))
+    value = Apply(value.dtype, "where", (inside, chosen, Constant(value.dtype, 0.0 if "float" in value.dtype else 0)))
+    return replace(node, reduce_axes=tuple(a for a in node.reduce_axes if a is not axis)), value
+
+
 def simplify_node(node: Any) -> Any:
     """A loop node with simplified expressions."""
     extents = {axis.name: axis.extent for axis in all_axes(node)}
@@ -172,6 +209,8 @@ def simplify_node(node: Any) -> Any:
         ]
         return replace(node, value=simplify(node.value, extents), store=Index(tuple(terms), node.store.const))
     value = simplify(node.value, extents)
+    if isinstance(node, Reduce):
+        node, value = choose_one_hot(node, value)
     if isinstance(node, Reduce) and node.op == "any" and value == FALSE:
         return Map(node.output, node.origin, node.axes, node.store, FALSE)
     if isinstance(node, Reduce) and not node.reduce_axes:  # over dimensions of size 1: the value itself
