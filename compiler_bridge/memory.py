@@ -109,7 +109,7 @@ EMPTY_STRIDED: Callable[..., torch.Tensor] = getattr(
 )
 RECYCLED_FROM = 128 * 1024  # bytes; smaller tensors come from the heap, where pages tend to stay mapped
 PROBES = 16
-_use_count: Callable[[int], int] = torch._C._storage_Use_Count
+_use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
 
 
 class _Storage:
@@ -125,6 +125,7 @@ class _Storage:
     def references(self) -> tuple[int, int]:
         """References to the memory from C++ (tensors, saved activations ...), and from Python to the storage
         object, of which there is one per storage."""
+        assert _use_count is not None
         return _use_count(self.handle), sys.getrefcount(self.storage)
 
     def is_same_memory(self) -> bool:
@@ -135,6 +136,8 @@ class _Storage:
 @remember
 def _idle_references() -> tuple[int, int] | None:
     """What `references` says of a storage nobody else holds; None if it can't tell (nothing is reused)."""
+    if _use_count is None:
+        return None
     tensor = torch.empty(1)
     storage = _Storage(tensor)
     held_by_tensor = storage.references()

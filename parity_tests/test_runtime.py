@@ -397,6 +397,19 @@ def test_an_output_nobody_holds_is_recycled():
     assert new_output(pool).data_ptr() != address
 
 
+def test_nothing_is_recycled_when_torch_does_not_tell_who_holds_it(monkeypatch):
+    """Bug: a torch without the private `_storage_Use_Count` could not import the package."""
+    monkeypatch.setattr(memory, "_use_count", None)
+    monkeypatch.setattr(memory, "_idle_references", memory.remember(memory._idle_references.__wrapped__))
+    pool = memory.OutputPool(1 << 30)
+    first = new_output(pool)
+    assert memory._idle_references() is None and pool.idle_bytes() == 0
+    view = first[0]
+    address = first.data_ptr()
+    del first
+    assert new_output(pool).data_ptr() != address and view.numel() == 128
+
+
 @pytest.mark.parametrize(
     "hold",
     [
