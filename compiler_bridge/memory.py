@@ -104,9 +104,14 @@ class ArenaPool:
 ARENAS = ArenaPool()
 
 
-EMPTY_STRIDED: Callable[..., torch.Tensor] = getattr(
-    torch._C._dynamo.guards, "_empty_strided_cpu", torch.empty_strided  # type: ignore[attr-defined]
+def _empty_strided(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_strided(shape, strides, dtype=dtype)
+
+
+EMPTY_STRIDED: Callable[[Sequence[int], Sequence[int], torch.dtype], torch.Tensor] = getattr(
+    torch._C._dynamo.guards, "_empty_strided_cpu", _empty_strided  # type: ignore[attr-defined]
 )
+"""torch.empty_strided on the CPU: Inductor's entry, which costs a fraction, where this torch has it."""
 RECYCLED_FROM = 128 * 1024  # bytes; smaller tensors come from the heap, where pages tend to stay mapped
 PROBES = 16
 _use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
