@@ -1,4 +1,4 @@
-# `make test` and `make demo` need only Python (3.11 or newer) and make; everything else goes into .venv.
+# `make test` and `make demo` need only Python (3.10 or newer) and make; everything else goes into .venv.
 #
 #   make demo     train a small GPT three ways: torch eager, torch under Inductor, pynn compiled
 #   make test     the whole suite (under 20 minutes on 2 cores)
@@ -41,8 +41,8 @@ install: $(STAMP)
 
 # The stamp names this install; a changed pin installs again, anything else does not.
 $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "needs Python 3.10 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt

@@ -58,7 +58,7 @@ def hint(size: Size, hints: dict[Any, int] | None = None) -> int:
     """A plausible integer for a size: for heuristics only, never for correctness."""
     if isinstance(size, int):
         return size
-    values = {s: (hints or {}).get(s, SYMBOL_HINT) for s in size.free_symbols}
+    values = [(s, (hints or {}).get(s, SYMBOL_HINT)) for s in size.free_symbols]
     return int(sympy.sympify(size).subs(values))
 
 

@@ -104,12 +104,17 @@ class ArenaPool:
 ARENAS = ArenaPool()
 
 
-EMPTY_STRIDED: Callable[..., torch.Tensor] = getattr(
-    torch._C._dynamo.guards, "_empty_strided_cpu", torch.empty_strided  # type: ignore[attr-defined]
+def _empty_strided(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_strided(shape, strides, dtype=dtype)
+
+
+EMPTY_STRIDED: Callable[[Sequence[int], Sequence[int], torch.dtype], torch.Tensor] = getattr(
+    torch._C._dynamo.guards, "_empty_strided_cpu", _empty_strided  # type: ignore[attr-defined]
 )
+"""torch.empty_strided on the CPU: Inductor's entry, which costs a fraction, where this torch has it."""
 RECYCLED_FROM = 128 * 1024  # bytes; smaller tensors come from the heap, where pages tend to stay mapped
 PROBES = 16
-_use_count: Callable[[int], int] = torch._C._storage_Use_Count
+_use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
 
 
 class _Storage:
@@ -125,6 +130,7 @@ class _Storage:
     def references(self) -> tuple[int, int]:
         """References to the memory from C++ (tensors, saved activations ...), and from Python to the storage
         object, of which there is one per storage."""
+        assert _use_count is not None
         return _use_count(self.handle), sys.getrefcount(self.storage)
 
     def is_same_memory(self) -> bool:
@@ -135,6 +141,8 @@ class _Storage:
 @remember
 def _idle_references() -> tuple[int, int] | None:
     """What `references` says of a storage nobody else holds; None if it can't tell (nothing is reused)."""
+    if _use_count is None:
+        return None
     tensor = torch.empty(1)
     storage = _Storage(tensor)
     held_by_tensor = storage.references()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +46,7 @@ def entry_names(compiled: Any) -> list[str]:
 
 
 @contextmanager
-def profile() -> Iterator[list[Row]]:
+def profile() -> Generator[list[Row], None, None]:
     """Collect a Row for every kernel call of every graph compiled so far, while the block runs."""
     rows: list[Row] = []
     compiled = [r.compiled for r in pipeline.records]

@@ -302,7 +302,8 @@ def test_multi_head_attention_forward_refuses_what_torch_refuses(changed):
     )
     raised = []
     for function in (F.multi_head_attention_forward, pynn.functional.multi_head_attention_forward):
-        with warnings.catch_warnings(action="ignore"), pytest.raises(Exception) as error:
+        with warnings.catch_warnings(), pytest.raises(Exception) as error:
+            warnings.simplefilter("ignore")
             function(**arguments | changed)
         raised.append((error.type, str(error.value)))
     assert raised[0] == raised[1]

@@ -186,7 +186,8 @@ class Model(torch.nn.Module):
         self.own = OwnForward(3, 3)
         self.inherited = InheritedForward()
         self.parametrized = parametrizations.spectral_norm(torch.nn.Linear(3, 3))
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             self.normed = torch.nn.utils.weight_norm(torch.nn.Linear(3, 3))
         self.tied = self.first
 

@@ -397,6 +397,21 @@ def test_an_output_nobody_holds_is_recycled():
     assert new_output(pool).data_ptr() != address
 
 
+def test_nothing_is_recycled_when_torch_does_not_tell_who_holds_it(monkeypatch):
+    """Bug: without the private `_storage_Use_Count` the package could not be imported, and the public
+    `empty_strided`, meant for a torch without Inductor's, was called with the dtype in the wrong place."""
+    monkeypatch.setattr(memory, "_use_count", None)
+    monkeypatch.setattr(memory, "EMPTY_STRIDED", memory._empty_strided)
+    monkeypatch.setattr(memory, "_idle_references", memory.remember(memory._idle_references.__wrapped__))
+    pool = memory.OutputPool(1 << 30)
+    first = new_output(pool)
+    assert memory._idle_references() is None and pool.idle_bytes() == 0
+    view, address = first[0], first.data_ptr()
+    del first
+    again = new_output(pool)
+    assert again.data_ptr() != address == view.data_ptr() and again.shape == LARGE
+
+
 @pytest.mark.parametrize(
     "hold",
     [

@@ -15,11 +15,10 @@ from typing import Any, Literal
 
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
-from torch._functorch import config
 
 from compiler_bridge.capture.attention_rewrite import rewrite_attention
 from compiler_bridge.capture.decompositions import decompositions
-from compiler_bridge.capture.partition import partition
+from compiler_bridge.capture.partition import functorch_settings, partition
 from compiler_bridge.capture.simplify import simplify_graph
 
 Kind = Literal["forward", "backward", "inference"]
@@ -69,5 +68,5 @@ def capture(
     )
     # Kernels never write into saved activations, so nothing is gained by declaring them donated, and
     # backward(retain_graph=True) would be refused.
-    with config.patch(donated_buffer=False):
+    with functorch_settings(donated_buffer=False):
         return traced(gm, example_inputs)

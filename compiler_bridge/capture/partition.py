@@ -32,22 +32,33 @@ def _operations(name: str) -> list[Any]:
 
 @contextmanager
 def our_operations_known() -> Generator[None, None, None]:
-    """Within, torch's partitioner may recompute `pynn::uniform`."""
-    torch_op_list = partitioners.get_default_op_list
+    """Within, torch's partitioner may recompute `pynn::uniform`.
+
+    A torch without that list saves the masks of dropout: more memory, the same result.
+    """
+    torch_op_list = getattr(partitioners, "get_default_op_list", None)
+    if torch_op_list is None:
+        yield
+        return
 
     def op_list() -> Any:
         types = torch_op_list()
-        for known in (types.fusible_ops, types.recomputable_ops):
-            known.update(_operations("uniform"))
+        for name in ("fusible_ops", "recomputable_ops"):
+            getattr(types, name, set[Any]()).update(_operations("uniform"))
         return types
 
     with _lock, patch.object(partitioners, "get_default_op_list", op_list):
         yield
 
 
+def functorch_settings(**wanted: Any) -> Any:
+    """A context with these settings of AOTAutograd, as far as this torch has them."""
+    return config.patch({name: value for name, value in wanted.items() if hasattr(config, name)})
+
+
 def partition(joint_module: fx.GraphModule, joint_inputs: Any, **kwargs: Any) -> Any:
     """Joint graph -> (forward graph, backward graph)."""
     simplify_graph(joint_module.graph)
     joint_module.recompile()
-    with our_operations_known(), config.patch(cse=False):
+    with our_operations_known(), functorch_settings(cse=False):
         return partitioners.min_cut_rematerialization_partition(joint_module, joint_inputs, **kwargs)

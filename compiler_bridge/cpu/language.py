@@ -12,13 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 from compiler_bridge import settings
+from compiler_bridge.cpu import simd_python
 from compiler_bridge.cpu.host import NATIVE_LANES
 
 if settings.INTERPRET:
-    from compiler_bridge.cpu import simd_python as _words
     from compiler_bridge.cpu.simd_python import *  # noqa: F403
 else:
-    from compiler_bridge.cpu import simd as _words
     from compiler_bridge.cpu.simd import *  # noqa: F403
 
 KERNEL_SIGNATURE = "void(CPointer(int64), int64, int64, int64)"
@@ -29,7 +28,7 @@ FASTMATH = {"contract"}
 def kernel(function: Callable[..., None]) -> Any:
     """A function (tab, begin, end, thread) as a C callback with `.address`; see ARCHITECTURE.md."""
     if settings.INTERPRET:
-        return _words.quiet(function)  # type: ignore[attr-defined]
+        return simd_python.quiet(function)
     from compiler_bridge.cpu.kernels import Kernel
 
     return Kernel(function)  # compiled through the disk cache when its address is read
@@ -38,14 +37,14 @@ def kernel(function: Callable[..., None]) -> Any:
 def helper(function: Callable[..., Any]) -> Any:
     """A function that kernels call, inlined into them."""
     if settings.INTERPRET:
-        return _words.quiet(function)  # type: ignore[attr-defined]
+        return simd_python.quiet(function)
     return _jit(function, forceinline=True)
 
 
 def outlined_helper(function: Callable[..., Any]) -> Any:
     """A function that kernels call; LLVM decides whether to inline it."""
     if settings.INTERPRET:
-        return _words.quiet(function)  # type: ignore[attr-defined]
+        return simd_python.quiet(function)
     return _jit(function)
 
 
@@ -61,5 +60,5 @@ def _jit(function: Callable[..., Any], **options: Any) -> Any:
     return enable_helper_cache(compiled(function))
 
 
-__all__ = [*_words.__all__, "FASTMATH", "KERNEL_SIGNATURE", "NATIVE_LANES", "helper", "kernel",
-           "outlined_helper"]  # fmt: skip
+__all__ = ["FASTMATH", "KERNEL_SIGNATURE", "NATIVE_LANES", "helper", "kernel", "outlined_helper"]
+__all__ += simd_python.__all__

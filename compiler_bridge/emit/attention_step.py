@@ -33,10 +33,8 @@ def attention_step(
         raise UnsupportedOp(node.origin.op, f"query of shape {tensors['q'].shape}, scale {roles['scale']}")
 
     def plan(symbols: Mapping[sympy.Symbol, int], threads: int) -> p.DynamicPlan:
-        def layout(role: str) -> Any:
-            view = tensors.get(role)
-            if view is None:
-                return None
+        def layout(role: str) -> TensorLayout:
+            view = tensors[role]
             shape = tuple(evaluate(s, symbols) for s in view.shape)
             strides = tuple(evaluate(s, symbols) for s in view.strides)
             if role == "mask":  # broadcast over leading dimensions it lacks
@@ -44,14 +42,15 @@ def attention_step(
             return TensorLayout(shape, strides, DTYPES[dtypes[view.buffer]])
 
         causal, scale, dropout = bool(roles["causal"]), float(roles["scale"]), float(roles["dropout"])
+        q, k, v, out = layout("q"), layout("k"), layout("v"), layout("out")
+        mask = layout("mask") if "mask" in tensors else None
         if backward:
             attention = plan_attention_backward(
-                *(layout(r) for r in ("grad_out", "q", "k", "v", "mask", "out", "dq", "dk", "dv")),
+                layout("grad_out"), q, k, v, mask, out, layout("dq"), layout("dk"), layout("dv"),
                 bool(roles["mask_grad"]), causal, scale, dropout, threads,
             )  # fmt: skip
         else:
-            attention = plan_attention_forward(*(layout(r) for r in ("q", "k", "v", "mask", "out")), causal, scale,
-                                               dropout, threads)  # fmt: skip
+            attention = plan_attention_forward(q, k, v, mask, out, causal, scale, dropout, threads)
         return bind(attention, tensors, symbols, resolve)
 
     buffers = list(dict.fromkeys(resolve(view.buffer) for view in tensors.values()))

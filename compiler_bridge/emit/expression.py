@@ -6,6 +6,7 @@ distinct expression is computed once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +54,7 @@ class ExpressionWriter:
         self.count: str | None = None
         self.row = Scope()
         self.loop = Scope()
-        self.values: dict[str, Any] = {}  # local buffer -> Term or callable giving one
+        self.values: dict[str, Term | Callable[[], Term]] = {}  # of local buffers
 
     # ------------------------------------------------------------ scopes
 

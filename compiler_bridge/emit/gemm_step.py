@@ -15,7 +15,7 @@ from compiler_bridge.ir import Size
 
 
 def evaluate(size: Size, symbols: Mapping[sympy.Symbol, int]) -> int:
-    return size if isinstance(size, int) else int(size.subs(dict(symbols)))
+    return size if isinstance(size, int) else int(size.subs(list(symbols.items())))
 
 
 def gemm_step(form: MatrixForm, dtype: str, names: tuple[str, ...], c_offset: Size) -> p.DynamicStep:

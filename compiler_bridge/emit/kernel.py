@@ -10,6 +10,7 @@ for r in range(begin, end):            # rows, shared among the threads
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -257,13 +258,13 @@ class KernelWriter:
         """Lines of one pass through the loop for these nodes."""
         s = self.schedule
         self.writer.loop = Scope()
-        for node in s.nodes:  # values on demand: an earlier loop's are read back or computed again
-            if s.roles[node.output] == "full":
-                self.writer.values[node.output] = self.on_demand(node, level)
+        # Values on demand: an earlier loop's are read back or computed again.
+        full = {n.output: self.on_demand(n, level) for n in s.nodes if s.roles[n.output] == "full"}
+        self.writer.values.update(full)
         for node in nodes:
             role = s.roles[node.output]
             if role == "full":
-                term = self.writer.values[node.output]()
+                term = full[node.output]()
                 if node.output in self.outputs:
                     self.write_store(node, term, self.writer.loop)
                 if node.output in s.kept:
@@ -280,7 +281,7 @@ class KernelWriter:
         self.writer.loop = Scope()
         return lines
 
-    def on_demand(self, node: Any, level: int) -> Any:
+    def on_demand(self, node: Any, level: int) -> Callable[[], Term]:
         s = self.schedule
 
         def value() -> Term:
