@@ -4,7 +4,7 @@ A tile is some rows and columns of one C of the batch. For each block of k its r
 thread's scratch (they stay in L2), then every panel of B (it stays in L1) meets every panel of A:
 
     for k block:  pack A;  for panel of B:  for panel of A:  register tile
-    epilogue
+                           after the last k block, every few panels of B:  epilogue
 """
 
 # pyright: basic, reportCallIssue=false
@@ -19,7 +19,7 @@ from compiler_bridge.cpu.gemm_batch import finish_region, matrix_of
 from compiler_bridge.cpu.gemm_callback import call_pack
 from compiler_bridge.cpu.gemm_micro import FEWER_ROWS, micro_kernel, write_tile
 from compiler_bridge.cpu.gemm_pack import pack_panel
-from compiler_bridge.cpu.gemm_plan import ROWS, TILE_BYTES, compute_dtype, panel_columns
+from compiler_bridge.cpu.gemm_plan import REGION_BYTES, ROWS, TILE_BYTES, compute_dtype, panel_columns
 from compiler_bridge.cpu.language import (
     address_of,
     i64,
@@ -155,6 +155,7 @@ def multiply_tile(dtype: str) -> Any:
     """multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread): one tile of C."""
     compute = compute_dtype(dtype)
     width = panel_columns(dtype)
+    region_elements = REGION_BYTES // (8 if compute == "float64" else 4)
     find_c = matrix_of("C", compute)
     pack_a, pack_b, multiply_columns = pack_block_of_a(dtype), pack_panel_of_b(dtype), multiply_panel(compute)
 
@@ -171,6 +172,8 @@ def multiply_tile(dtype: str) -> Any:
         for k_begin in range(i64(0), max(k_total, 1), tab[slot.K_BLOCK]):
             k_count = min(tab[slot.K_BLOCK], k_total - k_begin)
             accumulate = i64(1) if k_begin > 0 else tab[slot.ACCUMULATE]
+            is_last = k_begin + k_count >= k_total
+            finished = column_begin
             pack_a(tab, batch, row_begin, row_end, a_block, k_begin, k_count, thread)
             for column in range(column_begin, column_end, width):
                 b_panel = own_panel
@@ -184,7 +187,10 @@ def multiply_tile(dtype: str) -> Any:
                 multiply_columns(
                     tile, a_block, b_panel, k_count, rows, columns, c, c_row, c_column, accumulate
                 )
-        finish_region(tab, batch, row_begin, row_end, column_begin, column_end)
+                done = column + columns
+                if is_last and (done == column_end or (done + width - finished) * rows > region_elements):
+                    finish_region(tab, batch, row_begin, row_end, finished, done)
+                    finished = done
 
     return multiply
 

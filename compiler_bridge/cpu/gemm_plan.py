@@ -34,6 +34,9 @@ MAX_BLOCK_ROWS = 144
 MAX_K_BLOCK = 384
 """K summed in registers at a time: a panel of B of 16 columns is then 24 KiB, three quarters of L1."""
 
+REGION_BYTES = 256 * 1024
+"""The part of C that an epilogue gets at a time (or one panel of columns): still in L2, beside packed A."""
+
 MAX_DOT_ROWS = 8
 """Up to as many rows, B with contiguous k is read where it lies (`dot`)."""
 
