@@ -18,7 +18,7 @@ from compiler_bridge.cpu import gemm_table as slot
 from compiler_bridge.cpu.gemm_batch import finish_region, matrix_of
 from compiler_bridge.cpu.gemm_callback import call_pack
 from compiler_bridge.cpu.gemm_micro import FEWER_ROWS, micro_kernel, write_tile
-from compiler_bridge.cpu.gemm_pack import pack_panel
+from compiler_bridge.cpu.gemm_pack import pack_contiguous_rows, pack_panel
 from compiler_bridge.cpu.gemm_plan import (
     MAX_DIRECT_COLUMNS,
     REGION_BYTES,
@@ -107,6 +107,10 @@ def pack_block_of_a(dtype: str) -> Any:
         panels = (row_end - row + ROWS - 1) // ROWS
         large = panels - small_panels(row_end - row)
         first = offset_pointer(matrix(tab, batch), k_begin * tab[slot.A_K])
+        if tab[slot.A_ROW] == 1 and tab[slot.PACK_A] == 0:
+            first = offset_pointer(first, row)
+            pack_contiguous_rows(block, first, tab[slot.A_K], row_end - row, large, k_count)
+            return
         for index in range(panels):
             count = min(ROWS if index < large else FEWER_ROWS, row_end - row)
             panel = offset_pointer(block, index * ROWS * k_count)
