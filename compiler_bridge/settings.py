@@ -52,6 +52,9 @@ INTERPRET: bool = _flag("PYNN_INTERPRET", False)
 INTERPRET_IR: bool = _flag("PYNN_INTERPRET_IR", False)
 """PYNN_INTERPRET_IR=1: graphs stop at the fused loop IR, which its interpreter runs."""
 
+LANES: int = _integer("PYNN_LANES", 0)
+"""PYNN_LANES=4, 8 or 16: float32 lanes of a register, in place of what the processor offers (0)."""
+
 DEBUG: int = _integer("PYNN_DEBUG", 0)
 """PYNN_DEBUG=0..7: how much each stage prints (0 nothing)."""
 

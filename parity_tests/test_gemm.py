@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compiler_bridge.cpu.gemm_launch import as_callback, bind_matmul, matmul_into
-from compiler_bridge.cpu.gemm_plan import ROWS, compute_dtype, panel_columns, plan_gemm
+from compiler_bridge.cpu.gemm_plan import REGION_BYTES, ROWS, compute_dtype, panel_columns, plan_gemm
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -169,6 +169,20 @@ def test_epilogue_sees_each_finished_element_once(batch: int, m: int, n: int, k:
         matmul_into(out, a, b, threads=threads, EPILOGUE=callback.address, EPILOGUE_TABLE=77)
         assert (seen == 1).all()
         assert_no_worse(out / 2, a, b)
+
+
+@pytest.mark.parametrize("m, n, k", ((144, 3072, 20), (290, 1500, 400), (2048, 40, 10)))
+def test_epilogue_regions_stay_in_cache(m: int, n: int, k: int):
+    """A region as wide as C had left the cache when its epilogue ran (144 rows of 3072 are 1.7 MB)."""
+    sizes = []
+
+    def record(table, row_begin, row_end, column_begin, column_end):
+        sizes.append((row_end - row_begin) * (column_end - column_begin))
+
+    callback = as_callback(record, 5)
+    matmul_into(torch.empty(m, n), torch.randn(m, k), torch.randn(k, n), EPILOGUE=callback.address)
+    assert sum(sizes) == m * n
+    assert max(sizes) * 4 <= REGION_BYTES
 
 
 @pytest.mark.parametrize("threads", (1, 2))

@@ -4,7 +4,7 @@ A tile is some rows and columns of one C of the batch. For each block of k its r
 thread's scratch (they stay in L2), then every panel of B (it stays in L1) meets every panel of A:
 
     for k block:  pack A;  for panel of B:  for panel of A:  register tile
-    epilogue
+                           after the last k block, every few panels of B:  epilogue
 """
 
 # pyright: basic, reportCallIssue=false
@@ -18,8 +18,16 @@ from compiler_bridge.cpu import gemm_table as slot
 from compiler_bridge.cpu.gemm_batch import finish_region, matrix_of
 from compiler_bridge.cpu.gemm_callback import call_pack
 from compiler_bridge.cpu.gemm_micro import FEWER_ROWS, micro_kernel, write_tile
-from compiler_bridge.cpu.gemm_pack import pack_panel
-from compiler_bridge.cpu.gemm_plan import ROWS, TILE_BYTES, compute_dtype, panel_columns
+from compiler_bridge.cpu.gemm_pack import pack_contiguous_rows, pack_panel
+from compiler_bridge.cpu.gemm_plan import (
+    MAX_DIRECT_COLUMNS,
+    REGION_BYTES,
+    ROWS,
+    TILE_BYTES,
+    compute_dtype,
+    line_elements,
+    panel_columns,
+)
 from compiler_bridge.cpu.language import (
     address_of,
     i64,
@@ -99,6 +107,10 @@ def pack_block_of_a(dtype: str) -> Any:
         panels = (row_end - row + ROWS - 1) // ROWS
         large = panels - small_panels(row_end - row)
         first = offset_pointer(matrix(tab, batch), k_begin * tab[slot.A_K])
+        if tab[slot.A_ROW] == 1 and tab[slot.PACK_A] == 0:
+            first = offset_pointer(first, row)
+            pack_contiguous_rows(block, first, tab[slot.A_K], row_end - row, large, k_count)
+            return
         for index in range(panels):
             count = min(ROWS if index < large else FEWER_ROWS, row_end - row)
             panel = offset_pointer(block, index * ROWS * k_count)
@@ -116,34 +128,71 @@ def pack_block_of_a(dtype: str) -> Any:
 
 
 @cache
-def multiply_panel(compute: str) -> Any:
-    """multiply(tile, a_block, b_panel, k_count, rows, columns, c, c_row, c_column, accumulate).
+def block_of_a(dtype: str) -> Any:
+    """block(tab, batch, row, row_end, columns, scratch, k_begin, k_count, thread): A as a tile reads it.
+
+    Returns the first element, and the strides of rows, of k, and of panels of large and of small tiles. Where
+    few columns meet A, it stays where it lies; else, or where it needs conversion, it is packed into scratch.
+    """
+    pack, find_a = pack_block_of_a(dtype), matrix_of("A", dtype)
+
+    @outlined_helper
+    def packed(tab, batch, row, row_end, columns, scratch, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
+        pack(tab, batch, row, row_end, scratch, k_begin, k_count, thread)
+        return scratch, i64(1), i64(ROWS), ROWS * k_count, ROWS * k_count
+
+    @outlined_helper
+    def block(tab, batch, row, row_end, columns, scratch, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
+        if columns <= MAX_DIRECT_COLUMNS and tab[slot.A_K] == 1 and tab[slot.PACK_A] == 0:
+            a_row = tab[slot.A_ROW]
+            return offset_pointer(find_a(tab, batch), row * a_row + k_begin), a_row, i64(1), ROWS * a_row, FEWER_ROWS * a_row
+        return packed(tab, batch, row, row_end, columns, scratch, k_begin, k_count, thread)
+
+    return block if dtype == compute_dtype(dtype) else packed
+
+
+@cache
+def multiply_panel(dtype: str) -> Any:
+    """multiply(tile, a, b, b_k, panel, k_count, rows, columns, c, c_row, c_column, accumulate, ahead).
 
     One panel of B with all the panels of A in the block; `c` is their first element of C.
     """
-    width = panel_columns(compute)
-    six, four = micro_kernel(compute, ROWS), micro_kernel(compute, FEWER_ROWS)
+    compute = compute_dtype(dtype)
+    width, line = panel_columns(compute), line_elements(dtype)
+    six, four = (micro_kernel(compute, rows, False, line) for rows in (ROWS, FEWER_ROWS))
+    packing_six, packing_four = (micro_kernel(compute, rows, True, line) for rows in (ROWS, FEWER_ROWS))
     write = write_tile(compute)
 
     @outlined_helper
     def multiply(  # type: ignore[no-untyped-def]
-        tile, a_block, b_panel, k_count, rows, columns, c, c_row, c_column, accumulate
+        tile, a_block, b, b_k, panel, k_count, rows, columns, c, c_row, c_column, accumulate, ahead, ahead_strides
     ):
+        a, a_row, a_k, large_step, small_step = a_block
+        ahead_line, ahead_lane, ahead_next = ahead_strides
         panels = (rows + ROWS - 1) // ROWS
         large = panels - small_panels(rows)
         whole_columns = columns == width and c_column == 1
         for index in range(panels):
             size = ROWS if index < large else FEWER_ROWS
+            count = min(size, rows)
             direct = whole_columns and rows >= size
             target, target_row = c if direct else tile, c_row if direct else i64(width)
             add = accumulate if direct else i64(0)
-            if index < large:
-                six(k_count, a_block, b_panel, target, target_row, add)
+            if index * line >= width:
+                ahead_line = ahead_lane = i64(0)  # all of it has been asked for
+            if index == 0 and b_k != 0:
+                if index < large:
+                    packing_six(k_count, a, a_row, a_k, count, b, b_k, panel, target, target_row, add, ahead, ahead_line, ahead_lane)
+                else:
+                    packing_four(k_count, a, a_row, a_k, count, b, b_k, panel, target, target_row, add, ahead, ahead_line, ahead_lane)
+            elif index < large:
+                six(k_count, a, a_row, a_k, count, panel, i64(width), panel, target, target_row, add, ahead, ahead_line, ahead_lane)
             else:
-                four(k_count, a_block, b_panel, target, target_row, add)
+                four(k_count, a, a_row, a_k, count, panel, i64(width), panel, target, target_row, add, ahead, ahead_line, ahead_lane)
             if not direct:
-                write(tile, c, c_row, c_column, min(size, rows), columns, accumulate)
-            a_block = offset_pointer(a_block, ROWS * k_count)
+                write(tile, c, c_row, c_column, count, columns, accumulate)
+            a = offset_pointer(a, large_step if index < large else small_step)
+            ahead = offset_pointer(ahead, ahead_next)
             c = offset_pointer(c, size * c_row)
             rows -= size
 
@@ -154,37 +203,53 @@ def multiply_panel(compute: str) -> Any:
 def multiply_tile(dtype: str) -> Any:
     """multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread): one tile of C."""
     compute = compute_dtype(dtype)
-    width = panel_columns(dtype)
-    find_c = matrix_of("C", compute)
-    pack_a, pack_b, multiply_columns = pack_block_of_a(dtype), pack_panel_of_b(dtype), multiply_panel(compute)
+    width, line = panel_columns(dtype), line_elements(dtype)
+    region_elements = REGION_BYTES // (8 if compute == "float64" else 4)
+    find_b, find_c = matrix_of("B", dtype), matrix_of("C", compute)
+    find_block, pack_b, multiply_columns = block_of_a(dtype), pack_panel_of_b(dtype), multiply_panel(dtype)
 
     @outlined_helper
     def multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread):  # type: ignore[no-untyped-def]
         k_total, c_row, c_column = tab[slot.K], tab[slot.C_ROW], tab[slot.C_COLUMN]
+        b_k, b_column = tab[slot.B_K], tab[slot.B_COLUMN]
         scratch = tab[slot.SCRATCH] + thread * tab[slot.SCRATCH_BYTES]
-        tile, a_block = pointer_at(scratch, compute), pointer_at(scratch + TILE_BYTES, compute)
+        tile, a_scratch = pointer_at(scratch, compute), pointer_at(scratch + TILE_BYTES, compute)
         own_panel = pointer_at(scratch + tab[slot.SCRATCH_B], compute)
         first_panel = (tab[slot.N] + width - 1) // width * batch if tab[slot.B_BATCHES] > 1 else i64(0)
+        b_matrix = find_b(tab, batch)
         c_rows = offset_pointer(find_c(tab, batch), row_begin * c_row)
         rows = row_end - row_begin
+        reads_b = tab[slot.B_IS_PACKED] == 0 and tab[slot.PACK_B] == 0
+        ahead_strides = (i64(0), i64(0), i64(0))
+        if reads_b:
+            ahead_strides = (b_k, b_column if b_k == 1 else b_k, line * b_column)
         # once even when K is 0: C becomes 0
         for k_begin in range(i64(0), max(k_total, 1), tab[slot.K_BLOCK]):
             k_count = min(tab[slot.K_BLOCK], k_total - k_begin)
             accumulate = i64(1) if k_begin > 0 else tab[slot.ACCUMULATE]
-            pack_a(tab, batch, row_begin, row_end, a_block, k_begin, k_count, thread)
+            is_last = k_begin + k_count >= k_total
+            finished = column_begin
+            a_block = find_block(tab, batch, row_begin, row_end, column_end - column_begin, a_scratch, k_begin, k_count, thread)
             for column in range(column_begin, column_end, width):
-                b_panel = own_panel
+                columns = min(width, column_end - column)
+                b_panel, packing_b_k = own_panel, i64(0)
+                b_rows = offset_pointer(b_matrix, k_begin * b_k + column * b_column)
                 if tab[slot.B_IS_PACKED] != 0:
                     start = ((first_panel + column // width) * k_total + k_begin) * width
                     b_panel = offset_pointer(pointer(tab, slot.WORKSPACE, compute), start)
+                elif reads_b and b_column == 1 and b_k != 0 and columns == width:
+                    packing_b_k = b_k
                 else:
                     pack_b(tab, batch, column, own_panel, k_begin, k_count, thread)
                 c = offset_pointer(c_rows, column * c_column)
-                columns = min(width, column_end - column)
+                ahead = offset_pointer(b_rows, width * b_column)
                 multiply_columns(
-                    tile, a_block, b_panel, k_count, rows, columns, c, c_row, c_column, accumulate
+                    tile, a_block, b_rows, packing_b_k, b_panel, k_count, rows, columns, c, c_row, c_column, accumulate, ahead, ahead_strides
                 )
-        finish_region(tab, batch, row_begin, row_end, column_begin, column_end)
+                done = column + columns
+                if is_last and (done == column_end or (done + width - finished) * rows > region_elements):
+                    finish_region(tab, batch, row_begin, row_end, finished, done)
+                    finished = done
 
     return multiply
 

@@ -15,8 +15,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from compiler_bridge.cpu.gemm_plan import panel_columns
+from compiler_bridge.cpu.gemm_micro import FEWER_ROWS
+from compiler_bridge.cpu.gemm_plan import ROWS, panel_columns
 from compiler_bridge.cpu.language import i64, load, offset_pointer, outlined_helper, store, transpose8
+
+K_STEP = 4
+"""k that are packed for one panel before going to the next, where lanes are contiguous. Each k is then read as
+a stream; and even where k are a multiple of 4 KiB apart, so few fit into one set of the first-level cache."""
 
 GROUP = 8
 """Lanes that are packed together, and k that one transposition in registers takes at a time.
@@ -92,3 +97,22 @@ def pack_panel(dtype: str) -> Any:
                         store(target, k * width + lane, load(group, lane * lane_stride + k * k_stride))
 
     return pack
+
+
+@outlined_helper
+def pack_contiguous_rows(block, source, k_stride, rows, large, k_count):  # type: ignore[no-untyped-def]
+    """All panels of A, whose rows are contiguous; the first `large` panels have ROWS rows."""
+    for k_begin in range(0, k_count, K_STEP):
+        k_end = min(k_begin + K_STEP, k_count)
+        target, row, index = block, i64(0), i64(0)
+        while row < rows:
+            count = min(ROWS if index < large else FEWER_ROWS, rows - row)
+            if row + GROUP <= rows and k_end < k_count:
+                for k in range(k_begin, k_end):
+                    store(target, k * ROWS, load(source, k * k_stride + row, GROUP))
+            else:  # nothing beyond the rows may be read, nor anything of the next panel overwritten
+                for k in range(k_begin, k_end):
+                    store(target, k * ROWS, load(source, k * k_stride + row, GROUP, count), count)
+            target = offset_pointer(target, ROWS * k_count)
+            row += count
+            index += 1

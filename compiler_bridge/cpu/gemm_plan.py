@@ -34,6 +34,12 @@ MAX_BLOCK_ROWS = 144
 MAX_K_BLOCK = 384
 """K summed in registers at a time: a panel of B of 16 columns is then 24 KiB, three quarters of L1."""
 
+REGION_BYTES = 256 * 1024
+"""The part of C that an epilogue gets at a time (or one panel of columns): still in L2, beside packed A."""
+
+MAX_DIRECT_COLUMNS = 128
+"""Up to as many columns of C, a row-major A is read where it lies: packing it would not pay."""
+
 MAX_DOT_ROWS = 8
 """Up to as many rows, B with contiguous k is read where it lies (`dot`)."""
 
@@ -85,6 +91,11 @@ def panel_columns(dtype: str) -> int:
     """Columns of a packed panel of B (rows are ROWS)."""
     columns = max(16, 2 * NATIVE_LANES)
     return columns // 2 if dtype == "float64" else columns
+
+
+def line_elements(dtype: str) -> int:
+    """Elements of an operand in one cache line."""
+    return LINE // {"float32": 4, "float64": 8}.get(dtype, 2)
 
 
 def _divide_up(a: int, b: int) -> int:

@@ -1,9 +1,9 @@
 """Numba's on-disk cache for helpers, keyed by the text they depend on.
 
 Numba's own cache looks only at the file a function stands in; a helper's machine code also depends on
-the words and helpers it uses. Its stamp here is a hash of the language and mathlib files and of the
-family of its own file (gemm_*.py for gemm_pack.py). A directory that can't be read or written costs
-recompilation, nothing else.
+the words and helpers it uses. Its stamp here is a hash of the language and mathlib files, of the family of
+its own file (gemm_*.py for gemm_pack.py) and of the lanes of a register. A directory that can't be read or
+written costs recompilation, nothing else.
 """
 
 # pyright: basic
@@ -20,6 +20,7 @@ from typing import Any
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
 from compiler_bridge import settings
+from compiler_bridge.cpu.host import NATIVE_LANES
 
 _FOLDER = Path(__file__).parent
 
@@ -28,7 +29,7 @@ _FOLDER = Path(__file__).parent
 def source_stamp(family: str) -> str:
     """Hash of the files that give the vocabulary, and the helpers of one family, their meaning."""
     patterns = ("language*.py", "simd*.py", "mathlib*.py", f"{family}*.py")
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(NATIVE_LANES).encode())
     for path in sorted({path for pattern in patterns for path in _FOLDER.glob(pattern)}):
         digest.update(path.read_bytes())
     return digest.hexdigest()

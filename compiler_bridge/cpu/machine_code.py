@@ -17,6 +17,8 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+from compiler_bridge.cpu.host import NATIVE_LANES
+
 FASTMATH = {"contract"}  # as for the helpers of language.py
 
 _engines: list[Any] = []  # owners of loaded machine code; never freed, so that addresses stay valid
@@ -109,6 +111,7 @@ def _target_machine() -> Any:
 
 @remember
 def describe_host() -> str:
-    """The processor the machine code is for: its name and every feature LLVM may use."""
+    """The processor the machine code is for: its name, every feature LLVM may use, the lanes of a register."""
     _initialize()
-    return f"{llvm.get_process_triple()} {llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
+    features = llvm.get_host_cpu_features().flatten()
+    return f"{llvm.get_process_triple()} {llvm.get_host_cpu_name()} {features} {NATIVE_LANES}"
