@@ -29,6 +29,7 @@ from compiler_bridge.ir import (
     Map,
     Node,
     Reduce,
+    Scan,
     Scatter,
     Size,
     all_axes,
@@ -281,7 +282,7 @@ class Inliner:
         for node in graph.nodes:
             for name in node_reads(node):
                 self.uses[name] = self.uses.get(name, 0) + 1
-            if not isinstance(node, (Map, Reduce, Contract, Scatter)):
+            if not isinstance(node, (Map, Reduce, Contract, Scan, Scatter)):
                 self.pinned |= node_reads(node)
             if isinstance(node, Scatter) and node.base is not None:
                 self.pinned.add(node.base)
@@ -289,7 +290,7 @@ class Inliner:
     def run(self) -> Graph:
         nodes: list[Node] = []
         for node in self.graph.nodes:
-            if isinstance(node, (Map, Reduce, Contract, Scatter)):
+            if isinstance(node, (Map, Reduce, Contract, Scan, Scatter)):
                 node = simplify_node(self.inline_into(simplify_node(node)))
             nodes.append(node)
             for name in node_outputs(node):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from compiler_bridge import ir
 from compiler_bridge.errors import UnknownSymbol
-from compiler_bridge.ops import DTYPES, OPS, REDUCTIONS, dtype_kind, reduce_identity
+from compiler_bridge.ops import DTYPES, OPS, REDUCTIONS, SCANS, dtype_kind, reduce_identity
 
 Scope = Mapping[str, Tensor]  # axis name -> its values, shaped to broadcast
 
@@ -68,6 +68,8 @@ class Interpreter:
             self.run_reduce(node)
         elif isinstance(node, ir.Contract):
             self.run_contract(node)
+        elif isinstance(node, ir.Scan):
+            self.run_scan(node)
         elif isinstance(node, ir.Scatter):
             self.run_scatter(node)
         elif isinstance(node, (ir.Extern, ir.Scheduled)):
@@ -217,6 +219,15 @@ class Interpreter:
         operands += [torch.ones([extents[k] for k in missing], dtype=operands[0].dtype), missing]
         result = torch.einsum(*operands, list(range(len(node.axes))))
         self.store(node.output, node.store, self.scope(node.axes), result)
+
+    def run_scan(self, node: ir.Scan) -> None:
+        axes = ir.all_axes(node)
+        extents = self.extents(axes)
+        scope = self.scope(axes)
+        value = self.value(node.value, scope).expand(extents)
+        rows = value.reshape(*self.extents(node.axes), -1) if value.numel() else value
+        totals = SCANS[node.op](rows, -1).to(value.dtype).reshape(extents)
+        self.store(node.output, node.store, scope, totals)
 
     def run_scatter(self, node: ir.Scatter) -> None:
         flat = self.allocate(node.output)

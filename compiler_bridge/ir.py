@@ -1,7 +1,7 @@
 """The loop IR: its whole grammar, on one page.
 
     Program  = buffers, nodes in order, outputs
-    Node     = Map | Reduce | Contract | Scatter | Scheduled | Extern
+    Node     = Map | Reduce | Contract | Scan | Scatter | Scheduled | Extern
     Expr     = Constant | IndexValue | Load | Apply
     Index    = const + sum(coefficient * axis) + sum(coefficient * Value(expr))
 
@@ -228,6 +228,20 @@ class Contract(Node):
 
 
 @dataclass(frozen=True)
+class Scan(Node):
+    """for axes: total = identity; for scan_axes, in order: total = op(total, value); output[store] = total
+
+    op: sum prod max min. The running total has the dtype of `value`, float64 where float32 is stored.
+    """
+
+    axes: tuple[Axis, ...]
+    scan_axes: tuple[Axis, ...]
+    store: Index
+    value: Expr
+    op: str
+
+
+@dataclass(frozen=True)
 class Scatter(Node):
     """output = base (or 0); for axes, in order: output[store] op= value.  op: add | set
 
@@ -271,7 +285,7 @@ class Extern(Node):
     reason: str = ""
 
 
-Loop = Union[Map, Reduce, Contract, Scatter]
+Loop = Union[Map, Reduce, Contract, Scan, Scatter]
 
 
 @dataclass
@@ -310,7 +324,7 @@ def walk(expr: Expr) -> Iterator[Expr]:
 
 
 def node_exprs(node: Node) -> list[Expr]:
-    if isinstance(node, (Map, Reduce)):
+    if isinstance(node, (Map, Reduce, Scan)):
         return [node.value]
     if isinstance(node, Contract):
         return [node.lhs, node.rhs]
@@ -421,12 +435,13 @@ def shift_axes(
 
 
 def substitute_node(
-    node: Any, values: Mapping[str, Index], axes: tuple[Axis, ...], reduce_axes: Any = None
+    node: Any, values: Mapping[str, Index], axes: tuple[Axis, ...], inner_axes: Any = None
 ) -> Any:
-    """The node with other loop axes."""
+    """The node with other loop axes; inner_axes: those reduced or scanned."""
     changes: dict[str, Any] = {"axes": axes, "store": substitute_store(node.store, values)}
-    if isinstance(node, (Reduce, Contract)):
-        changes["reduce_axes"] = reduce_axes if reduce_axes is not None else node.reduce_axes
+    name = inner_axes_name(node)
+    if name and inner_axes is not None:
+        changes[name] = inner_axes
     if isinstance(node, Contract):
         changes["lhs"] = substitute(node.lhs, values)
         changes["rhs"] = substitute(node.rhs, values)
@@ -448,12 +463,21 @@ def split_axis(node: Any, name: str, inner: Size, outer: Size) -> Any:
     def expand(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
         return tuple(new for axis in axes for new in ((high, low) if axis.name == name else (axis,)))
 
-    reduce_axes = expand(node.reduce_axes) if isinstance(node, (Reduce, Contract)) else None
-    return substitute_node(node, values, expand(node.axes), reduce_axes)
+    return substitute_node(node, values, expand(node.axes), expand(inner_axes(node)))
+
+
+def inner_axes_name(node: Any) -> str:
+    """The field with the axes that a node reduces or scans along, "" when it has none."""
+    return {Reduce: "reduce_axes", Contract: "reduce_axes", Scan: "scan_axes"}.get(type(node), "")
+
+
+def inner_axes(node: Any) -> tuple[Axis, ...]:
+    name = inner_axes_name(node)
+    return getattr(node, name) if name else ()
 
 
 def all_axes(node: Any) -> tuple[Axis, ...]:
-    return (*node.axes, *getattr(node, "reduce_axes", ()))
+    return (*node.axes, *inner_axes(node))
 
 
 def expr_axes(expr: Expr) -> set[str]:

@@ -178,6 +178,14 @@ REDUCTIONS: dict[str, ReduceOp] = {
     ]
 }
 
+SCANS: dict[str, Callable[..., torch.Tensor]] = {
+    "sum": torch.cumsum,
+    "prod": torch.cumprod,
+    "max": lambda rows, dim: torch.cummax(rows, dim).values,
+    "min": lambda rows, dim: torch.cummin(rows, dim).values,
+}
+"""Reductions that a Scan may run, with what its running totals are."""
+
 COMPUTE_DTYPE = {
     "float16": "float32",
     "bfloat16": "float32",

@@ -60,6 +60,8 @@ def print_node(graph: ir.Graph, node: ir.Node) -> list[str]:
         return lines + loops(node.axes, [f"{place(node)} = {print_expr(node.value)}"])
     if isinstance(node, ir.Reduce):
         return lines + print_reduce(node)
+    if isinstance(node, ir.Scan):
+        return lines + print_scan(node)
     if isinstance(node, ir.Contract):
         product = f"{place(node)} += {print_expr(node.lhs)} * {print_expr(node.rhs)}"
         inner = [f"{place(node)} = 0", *loops(node.reduce_axes, [product])]
@@ -92,6 +94,12 @@ def print_reduce(node: ir.Reduce) -> list[str]:
     step = ASSIGN.get(node.op, f"{{0}} = {node.op}({{0}}, {{1}})").format(target, value)
     start = f"{target} = {START.get(node.op, '...')}"
     return loops(node.axes, [start, *loops(node.reduce_axes, [step])])
+
+
+def print_scan(node: ir.Scan) -> list[str]:
+    step = ASSIGN.get(node.op, f"{{0}} = {node.op}({{0}}, {{1}})").format("total", print_expr(node.value))
+    inner = loops(node.scan_axes, [step, f"{place(node)} = total"])
+    return loops(node.axes, [f"total = {START[node.op]}", *inner])
 
 
 def print_scatter(node: ir.Scatter) -> list[str]:

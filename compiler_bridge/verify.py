@@ -4,19 +4,19 @@ every buffer is defined before it is read, and written once
 every axis of an index is a loop of its node; loops have different names
 dtypes: a Load gives its buffer's compute dtype, an Apply's arguments agree with its row in `ops.py`
 no index without a mask leaves its buffer (checked at the sizes seen while tracing)
-no two iterations of a Map, Reduce or Contract store to one place, and every place is stored to
+no two iterations of a Map, Reduce, Contract or Scan store to one place, and every place is stored to
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sympy
 
 from compiler_bridge import ir
 from compiler_bridge.errors import VerifyError
-from compiler_bridge.ops import OPS, REDUCTIONS, compute_dtype
+from compiler_bridge.ops import OPS, REDUCTIONS, SCANS, compute_dtype, dtype_kind
 
 INTEGERS = ("int32", "int64")
 
@@ -54,7 +54,7 @@ class Verifier:
         for node in self.graph.nodes:
             self.node = node
             self.check_buffers(node)
-            if isinstance(node, (ir.Map, ir.Reduce, ir.Contract, ir.Scatter)):
+            if isinstance(node, (ir.Map, ir.Reduce, ir.Contract, ir.Scan, ir.Scatter)):
                 self.check_loops(node)
             else:
                 views = ir.argument_views([getattr(node, "args", ()), getattr(node, "kwargs", {})])
@@ -85,18 +85,22 @@ class Verifier:
         for expr in ir.node_exprs(node):
             for part in ir.walk(expr):
                 self.check_expr(part, axes, node)
-        stored = {axis.name for axis in node.axes}
-        self.check_bound(node.store, stored, "the store")
+        stored = axes if isinstance(node, ir.Scan) else node.axes
+        self.check_bound(node.store, {axis.name for axis in stored}, "the store")
         dtype = compute_dtype(self.graph.buffers[node.output].dtype)
+        if isinstance(node, ir.Scan) and dtype_kind(dtype) == "float" and node.value.dtype == "float64":
+            dtype = "float64"  # its running total may be wider than what is stored
         for value in (node.lhs, node.rhs) if isinstance(node, ir.Contract) else (node.value,):
             self.require(value.dtype == dtype, f"value of {value.dtype}", f"{dtype}, as {node.output} holds")
         if isinstance(node, ir.Reduce):
             self.require(node.op in REDUCTIONS, f"reduction {node.op}", f"one of {', '.join(REDUCTIONS)}")
+        if isinstance(node, ir.Scan):
+            self.require(node.op in SCANS, f"scan {node.op}", f"one of {', '.join(SCANS)}")
         if isinstance(node, ir.Scatter):
             self.check_scatter(node)
         else:
-            self.check_range(node.output, node.store, node.axes)
-            self.check_covers(node)
+            self.check_range(node.output, node.store, stored)
+            self.check_covers(node, stored)
 
     def check_scatter(self, node: ir.Scatter) -> None:
         self.require(node.op in ("add", "set"), f"op {node.op}", "add or set")
@@ -105,11 +109,11 @@ class Verifier:
             same = (base.dtype, base.strides, base.shape) == (buffer.dtype, buffer.strides, buffer.shape)
             self.require(same, f"base {base}", f"the layout of {buffer}")
 
-    def check_covers(self, node: Any) -> None:
+    def check_covers(self, node: Any, axes: Sequence[ir.Axis]) -> None:
         """The store reaches every element of the buffer exactly once."""
-        sizes = self.static([axis.extent for axis in node.axes])
+        sizes = self.static([axis.extent for axis in axes])
         shape = self.static(self.graph.buffers[node.output].shape)
-        steps = self.static([node.store.coefficient(axis.name) for axis in node.axes])
+        steps = self.static([node.store.coefficient(axis.name) for axis in axes])
         if sizes is None or shape is None or steps is None:
             return
         points, elements = ir.size_product(sizes), ir.size_product(shape)

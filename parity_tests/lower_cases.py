@@ -241,7 +241,29 @@ row(
     lambda x: (x - x.amax(-1, True)).exp() / (x - x.amax(-1, True)).exp().sum(-1, True),
     floats(3, 9),
 )
-row("cumsum", lambda x: x.cumsum(1), floats(3, 4), externs="cumsum")
+
+# ---------------------------------------------------------------- running totals
+
+row("cumsum", lambda x: (x.cumsum(1), x.cumsum(0), x.cumsum(-3)), floats(5, 4, 37))
+row("cumsum-long", lambda x: (x.cumsum(0), x.t().cumsum(1), x.cumprod(1)), floats(700, 3))
+row("cumsum-fused", lambda x: (x.view(3, 8) * 2 + 1).flatten().cumsum(0).exp(), lambda: torch.randn(24) - 1)
+row("cumsum-int", lambda x: (x.cumsum(0), x.bool().cumsum(1), x.cumsum(1, dtype=torch.float32)), ints(9, 3, 5))
+row("cumsum-narrow", lambda x: (x.cumsum(0), x.cumsum(0, dtype=torch.int8), x.int().cumsum(0, dtype=torch.int32),
+                                x.cumprod(0, dtype=torch.uint8)), ints(120, 40, dtype=torch.int16))  # fmt: skip
+row("cumsum-truncates", lambda x: x.cumsum(0, dtype=torch.int64), lambda: torch.randn(9) * 3)
+row("cumsum-half", lambda x: (x.cumsum(1), x.cumsum(0), x.cumsum(1, dtype=torch.float32)),
+    floats(17, 90, dtype=torch.bfloat16))  # fmt: skip
+row("cumsum-0d", lambda x: (x.cumsum(0), x.cumprod(-1), x.cummax(0)), floats())
+row("cumsum-empty", lambda x: (x.cumsum(1), x.cumsum(0), x.cumprod(-1)), floats(0, 3))
+row("cumsum-one", lambda x: (x.cumsum(1), x.cumprod(1, dtype=torch.float64)), floats(4, 1))
+row("cumsum-strided", lambda x: (x.cumsum(1), x.cumsum(0) * 2), lambda: torch.randn(6, 8)[::2, ::3].t())
+row("cumprod", lambda x: (x.cumprod(1), x.cumprod(0)), lambda: torch.rand(4, 21) + 0.5)
+row("cummax", lambda x: (x.cummax(0), x.cummin(1), x.cummax(-1)), floats(20, 33))
+row("cummax-ties", lambda x: (x.cummax(1), x.cummin(0)), ints(4, 5, 19))
+row("cummax-nan", lambda x: (x.cummax(0), x.cummin(0), x[:8].cummax(0)), lambda: SPECIAL)
+row("cummax-half", lambda x: x.cummax(1), floats(3, 40, dtype=torch.float16))
+row("cummax-bool", lambda x: x.cummax(0), bools(9), externs="cummax")
+row("logcumsumexp", lambda x: x.logcumsumexp(1), floats(3, 4), externs="logcumsumexp")
 
 # ---------------------------------------------------------------- data-dependent places
 

@@ -111,6 +111,24 @@ def test_eager_random_draws_what_eager_draws():
     close(strict(function, eager_random=True)(x), expected)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_eager_random_attention(graphs, dropout):
+    """Without dropout nothing is drawn: the attention kernel serves. With it torch's generator draws."""
+    layer = nn.MultiheadAttention(16, 4, dropout=dropout, batch_first=True)
+
+    def function(x):
+        drawn = nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=dropout)
+        return drawn + layer(x, x, x, need_weights=False)[0]
+
+    x = torch.randn(2, 5, 16)
+    torch.manual_seed(3)
+    expected = function(x)
+    torch.manual_seed(3)
+    close(strict(function, eager_random=True)(x), expected)
+    attentions = [t for t in targets(graphs[0][1]) if t == "pynn.attention.default"]
+    assert len(attentions) == (2 if dropout == 0.0 else 0)
+
+
 def test_mutation_of_inputs():
     def function(x, y):
         x.add_(1)

@@ -1,4 +1,5 @@
-"""Lowering: interpret(lower_graph(graph)) does what the graph does, for every row of lower_cases.
+"""Lowering: interpret(lower_graph(graph)) does what the graph does, for every row of lower_cases;
+so do the kernels generated from it, as plain Python and compiled by Numba.
 
 Integers, bools and moved data are equal bit for bit; floats are no less accurate against float64 than torch.
 """
@@ -17,7 +18,9 @@ from compiler_bridge import ir
 from compiler_bridge.interpret import interpret
 from compiler_bridge.lower import lower_graph
 from compiler_bridge.ops import ATEN_POINTWISE
+from compiler_bridge.pipeline import compile_graph
 from compiler_bridge.verify import verify
+from parity_tests.executors import in_executor_process
 from parity_tests.lower_cases import ROWS, LowerCase
 from parity_tests.tolerances import compare
 
@@ -47,8 +50,12 @@ def check(function: Any, inputs: tuple, tracing_mode: str) -> ir.Graph:
     function = flat(function, inputs)
     graph = lower_graph(make_fx(function, tracing_mode=tracing_mode)(*inputs))
     verify(graph)
-    results, expected = interpret(graph, inputs), function(*inputs)
-    exact = exact_results(function, graph, inputs)
+    assert_as_torch(interpret(graph, inputs), function, graph, inputs)
+    return graph
+
+
+def assert_as_torch(results: list[Any], function: Any, graph: ir.Graph, inputs: tuple) -> None:
+    expected, exact = function(*inputs), exact_results(function, graph, inputs)
     assert len(results) == len(expected)
     for value, cpp, true in zip(results, expected, exact):
         if not isinstance(cpp, Tensor):
@@ -57,7 +64,6 @@ def check(function: Any, inputs: tuple, tracing_mode: str) -> ir.Graph:
         assert value.stride() == cpp.stride()
         comparison = compare(value, cpp, true if true.dtype == torch.float64 else None, False)
         assert comparison.passed, str(comparison)
-    return graph
 
 
 def externs(graph: ir.Graph) -> list[str]:
@@ -72,6 +78,29 @@ def test_lowered_row_computes_what_torch_does(case: LowerCase, tracing_mode: str
         assert set(externs(graph)) == set(case.externs)
     else:
         assert set(externs(graph)) <= set(case.externs + case.symbolic_externs)
+
+
+def run_compiled(name: str) -> None:
+    """Compile one row to kernels and hold it against torch."""
+    torch.manual_seed(0)
+    case = next(case for case in ROWS if case.name == name)
+    inputs = case.inputs()
+    function = flat(case.function, inputs)
+    module = make_fx(function, tracing_mode="fake")(*inputs)
+    results = compile_graph(module, inputs)(*inputs)
+    assert_as_torch(results, function, lower_graph(module), inputs)
+
+
+NEVER_SLOW = ("cumsum", "cummax")
+COMPILED = [
+    pytest.param(case.name, marks=[] if case.name in NEVER_SLOW else [pytest.mark.slow]) for case in ROWS
+]
+
+
+@pytest.mark.parametrize("executor", ["python", "numba"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_row_computes_what_torch_does(name: str, executor: str) -> None:
+    in_executor_process(executor, run_compiled, name)
 
 
 def argument(dtype: torch.dtype, domain: tuple[float, float]) -> Tensor:

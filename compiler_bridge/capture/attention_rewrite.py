@@ -10,6 +10,7 @@ through, with `pynn::attention` where torch would run its C++ attention.
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,23 +94,45 @@ def four_dimensional_mask(mask: Tensor, query: Tensor) -> Tensor:
     return mask
 
 
-# torch's Python function, with the name `scaled_dot_product_attention` in it bound to ours. While a graph is
-# traced a torch-function mode is on; the function would notice and call itself again, by torch's name.
-_multi_head_attention = types.FunctionType(
-    F.multi_head_attention_forward.__code__,
-    {
+def attention_drawing_as_eager(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`scaled_dot_product_attention`; with dropout pynn's definition, whose mask torch's generator draws."""
+    attend = scaled_dot_product_attention
+    if dropout_p > 0.0:
+        import pynn
+
+        attend = pynn.functional.scaled_dot_product_attention.__wrapped__
+    return attend(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+
+def multi_head_attention_with(attend: Callable[..., Tensor]) -> Callable[..., Any]:
+    """torch.nn.functional.multi_head_attention_forward with `attend` for its attention.
+
+    torch's Python function, in which the name `scaled_dot_product_attention` is bound anew. While a graph is
+    traced a torch-function mode is on; the function would notice and call itself again, by torch's name.
+    """
+    torch_function = F.multi_head_attention_forward
+    bound = {
         **vars(F),
-        "scaled_dot_product_attention": scaled_dot_product_attention,
+        "scaled_dot_product_attention": attend,
         "has_torch_function": lambda tensors: False,
-    },
-    argdefs=F.multi_head_attention_forward.__defaults__,
-)
-_multi_head_attention.__kwdefaults__ = F.multi_head_attention_forward.__kwdefaults__
+    }
+    function = types.FunctionType(torch_function.__code__, bound, argdefs=torch_function.__defaults__)
+    function.__kwdefaults__ = torch_function.__kwdefaults__
 
+    def multi_head_attention_forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        return function(*args, **kwargs)
 
-def multi_head_attention_forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """torch.nn.functional.multi_head_attention_forward with our attention inside."""
-    return _multi_head_attention(*args, **kwargs)
+    return multi_head_attention_forward
 
 
 def transformer_encoder_layer(
@@ -178,26 +201,33 @@ def encoder_mask(mask: Tensor | None, mask_type: int | None, dtype: torch.dtype)
     return mask[:, None, None, :] if mask_type == 1 else mask
 
 
-REPLACEMENTS: dict[Any, Any] = {
-    F.scaled_dot_product_attention: scaled_dot_product_attention,  # torch._C._nn's, under another name
-    F.multi_head_attention_forward: multi_head_attention_forward,
-    torch._transformer_encoder_layer_fwd: transformer_encoder_layer,
-}
+def replacements(attend: Callable[..., Tensor]) -> dict[Any, Any]:
+    return {
+        F.scaled_dot_product_attention: attend,  # torch._C._nn's, under another name
+        F.multi_head_attention_forward: multi_head_attention_with(attend),
+        torch._transformer_encoder_layer_fwd: transformer_encoder_layer,
+    }
 
 
-def rewrite_attention(gm: torch.fx.GraphModule) -> torch.fx.GraphModule:
+REPLACEMENTS = replacements(scaled_dot_product_attention)
+REPLACEMENTS_DRAWING_AS_EAGER = replacements(attention_drawing_as_eager)
+
+
+def rewrite_attention(gm: torch.fx.GraphModule, eager_random: bool = False) -> torch.fx.GraphModule:
     """scaled_dot_product_attention(q, k, v) -> pynn::attention(q, k, v), in place; also inside submodules.
 
     Valid because the replacement computes the same function; arguments outside its domain are handed back
-    to torch (`takes_attention`). The random numbers of dropout differ from torch's eager ones.
+    to torch (`takes_attention`). The random numbers of dropout differ from torch's eager ones, unless
+    `eager_random` asks for these: calls with dropout then become pynn's definition.
     """
+    chosen = REPLACEMENTS_DRAWING_AS_EAGER if eager_random else REPLACEMENTS
     for module in gm.modules():
         if not isinstance(module, torch.fx.GraphModule):
             continue
         changed = False
         for node in module.graph.nodes:
-            if node.op == "call_function" and node.target in REPLACEMENTS:
-                node.target = REPLACEMENTS[node.target]
+            if node.op == "call_function" and node.target in chosen:
+                node.target = chosen[node.target]
                 changed = True
         if changed:
             module.recompile()

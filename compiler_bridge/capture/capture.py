@@ -46,8 +46,7 @@ def capture(
     gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, compile_graph: CompileGraph
 ) -> Callable[..., Any]:
     """A callable for a Dynamo graph, its pieces made by `compile_graph`."""
-    if not options.eager_random:
-        rewrite_attention(gm)
+    rewrite_attention(gm, options.eager_random)
 
     def compiler(kind: Kind) -> Callable[[fx.GraphModule, Sequence[Any]], BoxedCall]:
         def compile_kind(graph: fx.GraphModule, inputs: Sequence[Any]) -> BoxedCall:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compiler_bridge.emit.expression import ExpressionWriter, Scope, Term
-from compiler_bridge.emit.names import Names, constant_text
+from compiler_bridge.emit.names import Names, constant_text, decode_lines
 from compiler_bridge.fuse import expr_cost, hint
 from compiler_bridge.ir import Axis, Index, Load, Map, Reduce, Size, node_exprs
 from compiler_bridge.ops import REDUCTIONS, reduce_identity
@@ -127,14 +127,8 @@ class KernelWriter:
         axes: list[tuple[str, Size]] = [(a.name, a.extent) for a in s.outer]
         if s.lanes_outer and s.vector is not None:
             axes.append(("block_of_lanes", self.vector_blocks()))
-        rest = "r"
-        for k, (name, extent) in reversed(list(enumerate(axes))):
-            if k == 0:
-                self.line(depth, f"{name} = {rest}")
-            else:
-                self.line(depth, f"{name} = {rest} % {self.names.size(extent)}")
-                self.line(depth, f"rest{k} = {rest} // {self.names.size(extent)}")
-                rest = f"rest{k}"
+        for text in decode_lines(axes, self.names):
+            self.line(depth, text)
         if s.lanes_outer and s.vector is not None:
             self.line(depth, f"{s.vector.name} = block_of_lanes * {s.lanes}")
             extent = s.vector.extent

@@ -13,6 +13,7 @@ from compiler_bridge import program as p
 from compiler_bridge.contract import matrix_form
 from compiler_bridge.emit.kernel import INDENT, KernelCode, KernelWriter, combine_nodes
 from compiler_bridge.emit.names import MODULE_HEADER, PHILOX_IMPORT
+from compiler_bridge.emit.scan import write_scan
 from compiler_bridge.emit.scatter import write_scatter
 from compiler_bridge.errors import UnsupportedOp
 from compiler_bridge.group import Group
@@ -23,8 +24,10 @@ from compiler_bridge.ir import (
     Graph,
     Map,
     Reduce,
+    Scan,
     Scatter,
     Scheduled,
+    all_axes,
     node_reads,
 )
 from compiler_bridge.ops import DTYPES
@@ -102,6 +105,8 @@ class ProgramBuilder:
             self.build_contract(node)
         elif isinstance(node, Scatter):
             self.build_scatter(node)
+        elif isinstance(node, Scan):
+            self.build_scan(node)
         elif isinstance(node, Scheduled):
             self.build_scheduled(node)
         elif isinstance(node, Extern):
@@ -133,6 +138,10 @@ class ProgramBuilder:
 
     def build_scatter(self, node: Scatter) -> None:
         self.add_kernel(write_scatter(node, self.dtypes), [node], [])
+
+    def build_scan(self, node: Scan) -> None:
+        if all(axis.extent != 0 for axis in all_axes(node)):
+            self.add_kernel(write_scan(node, self.dtypes, self.graph.symbol_hints), [node], [])
 
     def add_kernel(self, code: KernelCode, nodes: list[Any], notes: list[str]) -> None:
         body = "\n".join(code.body)
@@ -266,7 +275,7 @@ def docstring(nodes: list[Any]) -> str:
     """Layers and source lines a kernel came from."""
     lines = []
     for node in nodes:
-        if not isinstance(node, (Map, Reduce, Scatter)):
+        if not isinstance(node, (Map, Reduce, Scan, Scatter)):
             continue
         where = " ".join(x for x in (node.origin.layer, node.origin.source) if x)
         names = ", ".join(node.origin.names[-6:])
