@@ -2,7 +2,9 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 import pynn
 from parity_tests.cases import Row, Sample, all_rows, seed
 from parity_tests.executors import in_executor_process, prepare
+from parity_tests.long_double import in_long_double
 from parity_tests.tolerances import Comparison, compare, error_in_ulps
 
 # Compiling takes a second or so where eager takes a millisecond.
@@ -21,10 +24,10 @@ NEIGHBOURS = 8
 
 @dataclass
 class Outcome:
-    """What a run gave: output tensors, and the gradients of the inputs and parameters."""
+    """What a run gave: outputs, and the gradients of inputs and parameters. Tensors; arrays in long double."""
 
-    values: list[Tensor]
-    grads: list[Tensor]
+    values: list[Any]
+    grads: list[Any]
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ def move_to_neighbour(tensors: list[Tensor], number: int) -> None:
     with torch.no_grad():
         for t in tensors:
             if t.dtype.is_floating_point:
-                step = torch.randint(2, t.shape, generator=generator) * torch.finfo(t.dtype).eps
-                t.mul_(1 - step)
+                rounded = torch.randint(2, t.shape, generator=generator).to(t.dtype)
+                t.mul_(1 - rounded * torch.finfo(t.dtype).eps)
 
 
 def evaluate(
@@ -69,7 +72,10 @@ def evaluate(
     exact: bool = False,
     neighbour: int = 0,
 ) -> Outcome:
-    """Run one sample in `dtype`, or with the same (already rounded) numbers in float64 where `exact`."""
+    """Run one sample in `dtype`; where `exact`, the same (already rounded) numbers in a wider type.
+
+    That is float64, and for float64 long double: see tolerances.py.
+    """
     sample = sample.cast(dtype)
     subject = row.build(nn, sample)
     if isinstance(subject, torch.nn.Module):
@@ -86,8 +92,11 @@ def evaluate(
         inputs += [p for p in subject.parameters() if p.requires_grad]
     function = prepare(executor, subject)
     seed(1)
-    values = tensors_of(function(*sample.args, **sample.kwargs))
-    grads = gradients(values, inputs, dtype)
+    with in_long_double() if exact and dtype is torch.float64 else nullcontext() as run:
+        values = tensors_of(function(*sample.args, **sample.kwargs))
+        grads = gradients(values, inputs, dtype)
+    if run is not None:
+        return Outcome([run.value(t) for t in values], [run.value(t) for t in grads])
     return Outcome([t.detach() for t in values], grads)
 
 
@@ -110,12 +119,9 @@ def compare_sample(
         lines = [line.strip() for line in f"{type(own).__name__}: {own}".splitlines() if line.strip()]
         text = " | ".join(lines[:4])
         return [Finding("call", Comparison(0, 0, f"C++ runs, pynn raises {text}"))]
-    exact, cpp_ulps = None, None
-    random = row.random or sample.kwargs.get("dropout_p", 0.0) > 0.0
-    if not random and dtype is torch.float64:
-        cpp_ulps = [float32_errors(row, sample, each) for each in (False, True)]
-    elif not random:
-        exact = evaluate(row, torch.nn, sample, dtype, exact=True)
+    # Another dtype draws other random numbers; long double takes those of float64.
+    has_exact = dtype is torch.float64 or not (row.random or sample.kwargs.get("dropout_p", 0.0) > 0.0)
+    wider = cache(lambda: evaluate(row, torch.nn, sample, dtype, exact=True) if has_exact else None)
     findings = []
     for what in ("values", "grads"):
         theirs, ours = getattr(cpp, what), getattr(own, what)
@@ -124,15 +130,24 @@ def compare_sample(
             findings.append(Finding(what, Comparison(0, 0, problem)))
             continue
         for i, (value, reference) in enumerate(zip(ours, theirs, strict=True)):
-            best = getattr(exact, what)[i] if exact else None
             for each in (False, True) if row.pointwise else (False,):
-                ulps = getattr(cpp_ulps[each], what)[i] if cpp_ulps else 0.0
-                comparison = compare(value, reference, best, each, ulps)
+                comparison = compare_result(value, reference, wider, (what, i, each))
                 if not comparison.passed:
                     place = (what, i, each)
-                    comparison = against_neighbours(comparison, row, sample, dtype, place, exact is not None)
+                    comparison = against_neighbours(comparison, row, sample, dtype, place, has_exact)
                 findings.append(Finding(f"{what}[{i}]{' each' * each}", comparison))
     return findings
+
+
+def compare_result(value: Tensor, cpp: Tensor, wider: Callable[[], Outcome | None], place: tuple) -> Comparison:
+    """Compare one tensor; the wider type is asked for float64 only where pynn and C++ are far apart."""
+    what, i, each = place
+    if cpp.dtype is torch.float64:
+        apart = compare(value, cpp, None, each)
+        if apart.passed or apart.problem:
+            return apart
+    exact = wider()
+    return compare(value, cpp, getattr(exact, what)[i] if exact else None, each)
 
 
 def against_neighbours(
@@ -141,8 +156,8 @@ def against_neighbours(
     """Measure the C++ error again, as the largest over NEIGHBOURS inputs one rounding away.
 
     One evaluation may be exact by luck, which a sum of five numbers often is. The neighbours have the same
-    condition and other luck. In float64 (and after random draws, which differ between dtypes) nothing exact
-    is at hand: there it is how far one rounding of its inputs moves the C++ op's result.
+    condition and other luck. After random draws, which differ between dtypes, nothing exact is at hand: there
+    it is how far one rounding of its inputs moves the C++ op's result.
     """
     what, i, each = place
     errors = [comparison.cpp]
@@ -151,29 +166,9 @@ def against_neighbours(
         if has_exact:
             exact = getattr(evaluate(row, torch.nn, sample, dtype, exact=True, neighbour=number), what)[i]
         else:
-            exact = getattr(evaluate(row, torch.nn, sample, dtype), what)[i].double()
+            exact = getattr(evaluate(row, torch.nn, sample, dtype), what)[i]
         errors.append(error_in_ulps(rounded, exact, each))
     return replace(comparison, cpp=max(errors))
-
-
-@dataclass
-class Errors:
-    values: list[float]
-    grads: list[float]
-
-
-def float32_errors(row: Row, sample: Sample, each: bool) -> Errors:
-    """The C++ op's errors in roundings, in float32: what its float64 errors are taken to be."""
-    rounded = evaluate(row, torch.nn, sample, torch.float32)
-    exact = evaluate(row, torch.nn, sample, torch.float32, exact=True)
-
-    def errors(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
-        return [
-            error_in_ulps(a, b, each) if a.dtype is torch.float32 else 0.0
-            for a, b in zip(ours, theirs, strict=True)
-        ]
-
-    return Errors(errors(rounded.values, exact.values), errors(rounded.grads, exact.grads))
 
 
 def measure_here(name: str, executor: str, dtype: torch.dtype, most: int | None = None) -> list[Finding]:

@@ -81,7 +81,7 @@ def safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tenso
 # ---- public functions ------------------------------------------------------------------------------------
 
 
-class _Softmax(Function):
+class SoftmaxFunction(Function):
     """softmax_forward with softmax_backward: keeps only the output. Its Jacobian is symmetric."""
 
     @staticmethod
@@ -137,7 +137,7 @@ def softmax(
         dim = implicit_softmax_dim("softmax", input.dim(), _stacklevel + 1)
     input = input if dtype is None else input.to(dtype)
     require_floating_point("softmax_lastdim_kernel_impl", input)
-    return _Softmax.apply(input, dim)
+    return SoftmaxFunction.apply(input, dim)
 
 
 @traced_as(F.softmin)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pynn.definitions import defines, traced_as, widen
 
+from ._softmax import SoftmaxFunction
 from .dropout import dropout
 
 __all__ = ["scaled_dot_product_attention"]
@@ -64,7 +65,7 @@ def scaled_dot_product_attention(
     result_dtype = query.dtype
     query, key, value = widen(query), widen(key), widen(value)
     scores = attention_scores(query, key, attn_mask, is_causal, scale)  # [..., queries, keys]
-    weights = attention_weights(scores)
+    weights = AttentionWeights.apply(scores, -1)
     if dropout_p > 0:
         weights = dropout(weights, dropout_p)
     return torch.matmul(weights, value).to(result_dtype)
@@ -101,6 +102,18 @@ def attention_weights(scores: Tensor) -> Tensor:
     """
     _, numerator, denominator = shifted_exponentials(scores)
     return numerator / denominator
+
+
+class AttentionWeights(SoftmaxFunction):
+    """attention_weights with softmax's own gradient, weights * (grad - sum(weights * grad)).
+
+    Differentiated as written, the numerator and the denominator would each hand back a large gradient, of
+    which little is left once they are added. A row of zeros gets zeros.
+    """
+
+    @staticmethod
+    def forward(scores: Tensor, dim: int) -> Tensor:
+        return attention_weights(scores)
 
 
 def shifted_exponentials(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
