@@ -14,7 +14,8 @@ from compiler_bridge import settings
 from compiler_bridge.contract import make_contracts_plain
 from compiler_bridge.emit.program import KernelInfo, build_program
 from compiler_bridge.fuse import inline_producers, remove_dead
-from compiler_bridge.group import Group, group_nodes
+from compiler_bridge.group import Group
+from compiler_bridge.grouper import group_nodes
 from compiler_bridge.ir import BufferView, Extern, Graph, Index, Load, Map, Origin
 from compiler_bridge.legalize import give_scatters_a_base
 from compiler_bridge.lower import lower_graph

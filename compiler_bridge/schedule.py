@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from compiler_bridge.cpu.gemm_plan import panel_columns
 from compiler_bridge.cpu.host import NATIVE_LANES
 from compiler_bridge.fuse import expr_cost, hint
 from compiler_bridge.group import Group, row_of
@@ -76,6 +77,16 @@ def schedule_group(group: Group, outputs: set[str], hints: dict[Any, int]) -> Sc
     schedule.lanes = choose_lanes(schedule)
     assign_levels(schedule)
     choose_kept(schedule, outputs)
+    return schedule
+
+
+def schedule_epilogue(group: Group, hints: dict[Any, int]) -> Schedule:
+    """The Maps of a contraction's epilogue, over a region of its rows and columns."""
+    nodes = group.nodes[1:]
+    roles = {node.output: "full" for node in nodes}
+    schedule = Schedule(nodes, group.outer, group.inner, group.inner[0], 1, False, roles, hints=hints)
+    schedule.lanes = min(choose_lanes(schedule), panel_columns("float32"))  # regions are whole panels
+    assign_levels(schedule)
     return schedule
 
 

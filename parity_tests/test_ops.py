@@ -89,7 +89,7 @@ def row_graph(dtype: str) -> tuple[ir.Graph, list[Tensor]]:
 def run_compiled(graph: ir.Graph, inputs: list[Tensor]) -> list[Any]:
     """The compiler's back half on loop IR."""
     from compiler_bridge.emit.program import build_program
-    from compiler_bridge.group import group_nodes
+    from compiler_bridge.grouper import group_nodes
     from compiler_bridge.runtime import load
 
     program, _ = build_program(graph, group_nodes(graph), "ops")

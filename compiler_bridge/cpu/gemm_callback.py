@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from compiler_bridge import settings
+from compiler_bridge.cpu.gemm_table import SLOTS
 
 if settings.INTERPRET:
 
@@ -15,6 +16,10 @@ if settings.INTERPRET:
     def call_epilogue(address, table, row_begin, row_end, column_begin, column_end):  # type: ignore[no-untyped-def]
         """address stands for the Python function itself."""
         address(table, row_begin, row_end, column_begin, column_end)
+
+    def end_of_table(tab):  # type: ignore[no-untyped-def]
+        """What follows the GEMM's own slots."""
+        return tab[len(SLOTS) :]
 
 else:
     from llvmlite import ir
@@ -39,3 +44,13 @@ else:
     ):
         """epilogue(table, row_begin, row_end, column_begin, column_end) at an address."""
         return types.void(*[types.int64] * 6), _generate
+
+    @intrinsic
+    def end_of_table(typingctx, tab):  # type: ignore[no-untyped-def]
+        """Address of what follows the GEMM's own slots."""
+
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            word = ir.IntType(64)
+            return builder.add(builder.ptrtoint(values[0], word), ir.Constant(word, 8 * len(SLOTS)))
+
+        return types.int64(tab), generate

@@ -25,7 +25,8 @@ SLOTS = (
     "SWAPPED",                          # 1: the rows of this table are the caller's columns (see below)
     "PACK_A", "PACK_A_TABLE",           # function that fills a panel of A (0: strided load), and its table
     "PACK_B", "PACK_B_TABLE",
-    "EPILOGUE", "EPILOGUE_TABLE",       # function called on each finished region of C (0: none)
+    "EPILOGUE", "EPILOGUE_TABLE",       # function called on each finished region of C (0: none), and its
+                                        # table (0: what follows these slots)
 )  # fmt: skip
 """Names of the slots, in order. Functions are passed as addresses of machine code with this signature:
 

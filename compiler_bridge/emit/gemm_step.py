@@ -11,6 +11,7 @@ from compiler_bridge import program as p
 from compiler_bridge.contract import MatrixForm
 from compiler_bridge.cpu.gemm_plan import gemm_kernel, plan_gemm
 from compiler_bridge.cpu.gemm_table import SLOTS
+from compiler_bridge.emit.epilogue import Epilogue
 from compiler_bridge.ir import Size
 
 
@@ -18,7 +19,9 @@ def evaluate(size: Size, symbols: Mapping[sympy.Symbol, int]) -> int:
     return size if isinstance(size, int) else int(size.subs(list(symbols.items())))
 
 
-def gemm_step(form: MatrixForm, dtype: str, names: tuple[str, ...], c_offset: Size) -> p.DynamicStep:
+def gemm_step(
+    form: MatrixForm, dtype: str, names: tuple[str, ...], c_offset: Size, epilogue: Epilogue | None = None
+) -> p.DynamicStep:
     """names: buffers of A, B and C."""
     outer, inner = form.batch
     a, b, c = names
@@ -46,7 +49,12 @@ def gemm_step(form: MatrixForm, dtype: str, names: tuple[str, ...], c_offset: Si
         arguments["C"] = p.PointerArgument(c, size(offsets[2]))
         arguments["WORKSPACE"] = p.WorkspaceArgument(0)
         arguments["SCRATCH"] = p.WorkspaceArgument(scratch)
+        if epilogue is not None:
+            arguments["EPILOGUE"] = p.FunctionArgument(epilogue.function)
         table: list[Any] = [arguments[name] for name in SLOTS]
+        if epilogue is not None:  # its table is the end of the GEMM's own
+            table += [p.PointerArgument(name) for name in epilogue.buffers]
+            table += [p.SizeArgument(size(value)) for value in epilogue.sizes]
         steps = [
             p.KernelStep(gemm_kernel(e.kernel, dtype), table, e.length, 1, f"gemm {m}x{n}x{k} {e.kernel}")
             for e in gemm.entries
@@ -54,4 +62,7 @@ def gemm_step(form: MatrixForm, dtype: str, names: tuple[str, ...], c_offset: Si
         return p.DynamicPlan(steps, scratch + gemm.scratch_bytes * gemm.threads)
 
     text = f"gemm {form.m.extent}x{form.n.extent}x{form.k.extent} batch {outer.extent}x{inner.extent} {dtype}"
-    return p.DynamicStep(plan, [a, b, c], description=text)
+    if epilogue is None:
+        return p.DynamicStep(plan, [a, b, c], description=text)
+    buffers = list(dict.fromkeys([a, b, c, *epilogue.buffers]))
+    return p.DynamicStep(plan, buffers, [epilogue.function], f"{text} + {epilogue.function}")

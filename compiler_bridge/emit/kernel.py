@@ -275,6 +275,9 @@ class KernelWriter:
         self.writer.loop = Scope()
         return lines
 
+    def begin_body(self) -> None:
+        """What is to stand first in a loop."""
+
     def on_demand(self, node: Any, level: int) -> Callable[[], Term]:
         s = self.schedule
 

@@ -11,6 +11,7 @@ import torch
 
 from compiler_bridge import program as p
 from compiler_bridge.contract import matrix_form
+from compiler_bridge.emit.epilogue import Epilogue, EpilogueWriter, place_of_product
 from compiler_bridge.emit.kernel import INDENT, KernelCode, KernelWriter, combine_nodes
 from compiler_bridge.emit.names import MODULE_HEADER, PHILOX_IMPORT
 from compiler_bridge.emit.scan import write_scan
@@ -31,7 +32,7 @@ from compiler_bridge.ir import (
     node_reads,
 )
 from compiler_bridge.ops import DTYPES
-from compiler_bridge.schedule import schedule_group
+from compiler_bridge.schedule import schedule_epilogue, schedule_group
 
 
 @dataclass
@@ -62,6 +63,7 @@ class ProgramBuilder:
 
     def build(self) -> p.Program:
         self.alias_scatter_bases()
+        self.reuse_products()
         for position, group in enumerate(self.groups):
             self.build_group(group, self.read_elsewhere(position))
         title = f"{self.name}: {len(self.kernels)} kernels"
@@ -102,7 +104,7 @@ class ProgramBuilder:
         if group.is_loop:
             self.build_loops(group, outputs)
         elif isinstance(node, Contract):
-            self.build_contract(node)
+            self.build_contract(node, group, outputs)
         elif isinstance(node, Scatter):
             self.build_scatter(node)
         elif isinstance(node, Scan):
@@ -143,15 +145,18 @@ class ProgramBuilder:
         if all(axis.extent != 0 for axis in all_axes(node)):
             self.add_kernel(write_scan(node, self.dtypes, self.graph.symbol_hints), [node], [])
 
-    def add_kernel(self, code: KernelCode, nodes: list[Any], notes: list[str]) -> None:
-        body = "\n".join(code.body)
+    def add_function(self, lines: list[str], nodes: list[Any], parameters: str) -> str:
+        """The name of a function of the module with this body; equal bodies share one."""
+        body = "\n".join(lines)
         name = self.functions.get(body)
         if name is None:
             name = f"k{len(self.functions)}_{main_op(nodes)}_{hashlib.sha256(body.encode()).hexdigest()[:8]}"
             self.functions[body] = name
-            self.sources.append(
-                f"\n\n@kernel\ndef {name}(tab, begin, end, thread):\n{docstring(nodes)}{body}\n"
-            )
+            self.sources.append(f"\n\n@kernel\ndef {name}(tab, {parameters}):\n{docstring(nodes)}{body}\n")
+        return name
+
+    def add_kernel(self, code: KernelCode, nodes: list[Any], notes: list[str]) -> None:
+        name = self.add_function(code.body, nodes, "begin, end, thread")
         arguments: list[p.Argument] = [p.PointerArgument(self.resolve(b)) for b in code.names.pointers]
         for row, (_, dtype, elements) in code.names.scratch.items():
             buffer = f"{row}_row{len(self.steps)}"
@@ -175,7 +180,7 @@ class ProgramBuilder:
 
     # ------------------------------------------------------------ scheduled kernels
 
-    def build_contract(self, node: Contract) -> None:
+    def build_contract(self, node: Contract, group: Group, outputs: set[str]) -> None:
         form = matrix_form(node)
         if form is None:
             raise UnsupportedOp(node.origin.op, "contraction without a matrix form")
@@ -185,8 +190,27 @@ class ProgramBuilder:
         from compiler_bridge.emit.gemm_step import gemm_step
 
         names = tuple(self.resolve(b) for b in (form.lhs.buffer, form.rhs.buffer, node.output))
-        self.steps.append(gemm_step(form, dtypes.pop(), names, node.store.const))
-        self.kernels.append(KernelInfo("gemm", [node]))
+        epilogue = self.write_epilogue(node, group, outputs) if len(group.nodes) > 1 else None
+        self.steps.append(gemm_step(form, dtypes.pop(), names, node.store.const, epilogue))
+        name = "gemm" if epilogue is None else f"gemm + {epilogue.function}"
+        self.kernels.append(KernelInfo(name, group.nodes, group.notes))
+
+    def write_epilogue(self, node: Contract, group: Group, outputs: set[str]) -> Epilogue:
+        schedule = schedule_epilogue(group, self.graph.symbol_hints)
+        code = EpilogueWriter(schedule, self.dtypes, outputs, node).write()
+        name = self.add_function(code.body, group.nodes[1:], "row_begin, row_end, column_begin, column_end")
+        buffers = [self.resolve(b) for b in code.names.pointers]
+        return Epilogue(name, buffers, list(code.names.sizes))
+
+    def reuse_products(self) -> None:
+        """A product only its epilogue reads is made where the epilogue's result goes."""
+        for position, group in enumerate(self.groups):
+            node = group.nodes[0]
+            if isinstance(node, Contract) and len(group.nodes) > 1:
+                outputs = self.read_elsewhere(position)
+                target = place_of_product(node, group, outputs, self.dtypes)
+                if target is not None:
+                    self.alias[node.output] = target
 
     def build_scheduled(self, node: Scheduled) -> None:
         from compiler_bridge.emit.attention_step import attention_step
