@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy
 import torch
-import torch._refs
+import torch._refs  # registers decompositions
 from torch import Tensor
 from torch._decomp import decomposition_table
 from torch.nn.attention import SDPBackend, sdpa_kernel
