@@ -17,7 +17,7 @@ from typing import Any
 from compiler_bridge.cpu import gemm_table as slot
 from compiler_bridge.cpu.gemm_batch import finish_region, matrix_of
 from compiler_bridge.cpu.gemm_callback import call_pack
-from compiler_bridge.cpu.gemm_micro import FEWER_ROWS, micro_kernel, write_tile
+from compiler_bridge.cpu.gemm_micro import FEWER_ROWS, register_tile, write_tile
 from compiler_bridge.cpu.gemm_pack import pack_contiguous_rows, pack_panel
 from compiler_bridge.cpu.gemm_plan import (
     MAX_DIRECT_COLUMNS,
@@ -129,23 +129,24 @@ def pack_block_of_a(dtype: str) -> Any:
 
 @cache
 def block_of_a(dtype: str) -> Any:
-    """block(tab, batch, row, row_end, columns, scratch, k_begin, k_count, thread): A as a tile reads it.
+    """block(tab, batch, row, row_end, columns, scratch, k_begin, k_count, thread): A as the tiles read it.
 
-    Returns the first element, and the strides of rows, of k, and of panels of large and of small tiles. Where
-    few columns meet A, it stays where it lies; else, or where it needs conversion, it is packed into scratch.
+    Returns (first element, step between rows, step between k) and how far apart panels of ROWS and of
+    FEWER_ROWS rows begin. Where few columns meet A, it stays where it lies; else it is packed into scratch.
     """
     pack, find_a = pack_block_of_a(dtype), matrix_of("A", dtype)
 
     @outlined_helper
     def packed(tab, batch, row, row_end, columns, scratch, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
         pack(tab, batch, row, row_end, scratch, k_begin, k_count, thread)
-        return scratch, i64(1), i64(ROWS), ROWS * k_count, ROWS * k_count
+        return (scratch, i64(1), i64(ROWS)), ROWS * k_count, ROWS * k_count
 
     @outlined_helper
     def block(tab, batch, row, row_end, columns, scratch, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
         if columns <= MAX_DIRECT_COLUMNS and tab[slot.A_K] == 1 and tab[slot.PACK_A] == 0:
-            a_row = tab[slot.A_ROW]
-            return offset_pointer(find_a(tab, batch), row * a_row + k_begin), a_row, i64(1), ROWS * a_row, FEWER_ROWS * a_row
+            step = tab[slot.A_ROW]
+            first = offset_pointer(find_a(tab, batch), row * step + k_begin)
+            return (first, step, i64(1)), ROWS * step, FEWER_ROWS * step
         return packed(tab, batch, row, row_end, columns, scratch, k_begin, k_count, thread)
 
     return block if dtype == compute_dtype(dtype) else packed
@@ -153,22 +154,23 @@ def block_of_a(dtype: str) -> Any:
 
 @cache
 def multiply_panel(dtype: str) -> Any:
-    """multiply(tile, a, b, b_k, panel, k_count, rows, columns, c, c_row, c_column, accumulate, ahead).
+    """multiply(tile, k_count, rows, columns, block_of_a, b, b_k, panel, c, steps, accumulate, ahead).
 
-    One panel of B with all the panels of A in the block; `c` is their first element of C.
+    One panel of B with all the panels of A in the block. `c` is their first element of C, steps those between
+    its rows and columns. b_k: 0 where B is packed in `panel`; else the first tile packs B from b on.
+    ahead: (pointer, line_step, lane_step, part_step) of the next panel; each tile asks for a part of it.
     """
     compute = compute_dtype(dtype)
     width, line = panel_columns(compute), line_elements(dtype)
-    six, four = (micro_kernel(compute, rows, False, line) for rows in (ROWS, FEWER_ROWS))
-    packing_six, packing_four = (micro_kernel(compute, rows, True, line) for rows in (ROWS, FEWER_ROWS))
-    write = write_tile(compute)
+    six, four, write = register_tile(dtype, ROWS), register_tile(dtype, FEWER_ROWS), write_tile(compute)
 
     @outlined_helper
     def multiply(  # type: ignore[no-untyped-def]
-        tile, a_block, b, b_k, panel, k_count, rows, columns, c, c_row, c_column, accumulate, ahead, ahead_strides
+        tile, k_count, rows, columns, block_of_a, b, b_k, panel, c, steps, accumulate, ahead
     ):
-        a, a_row, a_k, large_step, small_step = a_block
-        ahead_line, ahead_lane, ahead_next = ahead_strides
+        (a, a_row, a_k), large_step, small_step = block_of_a
+        next_panel, line_step, lane_step, part_step = ahead
+        c_row, c_column = steps
         panels = (rows + ROWS - 1) // ROWS
         large = panels - small_panels(rows)
         whole_columns = columns == width and c_column == 1
@@ -178,21 +180,18 @@ def multiply_panel(dtype: str) -> Any:
             direct = whole_columns and rows >= size
             target, target_row = c if direct else tile, c_row if direct else i64(width)
             add = accumulate if direct else i64(0)
-            if index * line >= width:
-                ahead_line = ahead_lane = i64(0)  # all of it has been asked for
-            if index == 0 and b_k != 0:
-                if index < large:
-                    packing_six(k_count, a, a_row, a_k, count, b, b_k, panel, target, target_row, add, ahead, ahead_line, ahead_lane)
-                else:
-                    packing_four(k_count, a, a_row, a_k, count, b, b_k, panel, target, target_row, add, ahead, ahead_line, ahead_lane)
-            elif index < large:
-                six(k_count, a, a_row, a_k, count, panel, i64(width), panel, target, target_row, add, ahead, ahead_line, ahead_lane)
+            part, block = (next_panel, line_step, lane_step), (a, a_row, a_k)
+            if index < large:
+                six(k_count, block, count, b, b_k, panel, target, target_row, add, part)
             else:
-                four(k_count, a, a_row, a_k, count, panel, i64(width), panel, target, target_row, add, ahead, ahead_line, ahead_lane)
+                four(k_count, block, count, b, b_k, panel, target, target_row, add, part)
             if not direct:
                 write(tile, c, c_row, c_column, count, columns, accumulate)
+            b_k = i64(0)
+            next_panel = offset_pointer(next_panel, part_step)
+            if (index + 1) * line >= width:
+                line_step = lane_step = i64(0)
             a = offset_pointer(a, large_step if index < large else small_step)
-            ahead = offset_pointer(ahead, ahead_next)
             c = offset_pointer(c, size * c_row)
             rows -= size
 
@@ -200,54 +199,83 @@ def multiply_panel(dtype: str) -> Any:
 
 
 @cache
+def panel_of_b(dtype: str) -> Any:
+    """panel(tab, batch, column, columns, k_begin, k_count, thread): B as the tiles read it.
+
+    Returns the packed panel, and b_k: 0, or how far apart the rows of B are, where the first tile packs them.
+    """
+    compute = compute_dtype(dtype)
+    width = panel_columns(dtype)
+    pack = pack_panel_of_b(dtype)
+
+    @outlined_helper
+    def find(tab, batch, column, columns, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
+        if tab[slot.B_IS_PACKED] != 0:
+            panels = (tab[slot.N] + width - 1) // width
+            first = panels * batch if tab[slot.B_BATCHES] > 1 else i64(0)
+            start = ((first + column // width) * tab[slot.K] + k_begin) * width
+            return offset_pointer(pointer(tab, slot.WORKSPACE, compute), start), i64(0)
+        scratch = tab[slot.SCRATCH] + thread * tab[slot.SCRATCH_BYTES]
+        panel = pointer_at(scratch + tab[slot.SCRATCH_B], compute)
+        if tab[slot.PACK_B] == 0 and tab[slot.B_COLUMN] == 1 and tab[slot.B_K] != 0 and columns == width:
+            return panel, tab[slot.B_K]
+        pack(tab, batch, column, panel, k_begin, k_count, thread)
+        return panel, i64(0)
+
+    return find
+
+
+@cache
+def steps_ahead(dtype: str) -> Any:
+    """steps(tab): (line_step, lane_step, part_step) of a panel of B where it lies; 0s where it isn't read."""
+    line = line_elements(dtype)
+
+    @outlined_helper
+    def steps(tab):  # type: ignore[no-untyped-def]
+        b_k, b_column = tab[slot.B_K], tab[slot.B_COLUMN]
+        if tab[slot.B_IS_PACKED] != 0 or tab[slot.PACK_B] != 0:
+            return i64(0), i64(0), i64(0)
+        return b_k, b_column if b_k == 1 else b_k, line * b_column
+
+    return steps
+
+
+@cache
 def multiply_tile(dtype: str) -> Any:
     """multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread): one tile of C."""
     compute = compute_dtype(dtype)
-    width, line = panel_columns(dtype), line_elements(dtype)
+    width = panel_columns(dtype)
     region_elements = REGION_BYTES // (8 if compute == "float64" else 4)
     find_b, find_c = matrix_of("B", dtype), matrix_of("C", compute)
-    find_block, pack_b, multiply_columns = block_of_a(dtype), pack_panel_of_b(dtype), multiply_panel(dtype)
+    find_block, find_panel, find_steps = block_of_a(dtype), panel_of_b(dtype), steps_ahead(dtype)
+    multiply_columns = multiply_panel(dtype)
 
     @outlined_helper
     def multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread):  # type: ignore[no-untyped-def]
-        k_total, c_row, c_column = tab[slot.K], tab[slot.C_ROW], tab[slot.C_COLUMN]
-        b_k, b_column = tab[slot.B_K], tab[slot.B_COLUMN]
+        k_total, steps = tab[slot.K], (tab[slot.C_ROW], tab[slot.C_COLUMN])
         scratch = tab[slot.SCRATCH] + thread * tab[slot.SCRATCH_BYTES]
         tile, a_scratch = pointer_at(scratch, compute), pointer_at(scratch + TILE_BYTES, compute)
-        own_panel = pointer_at(scratch + tab[slot.SCRATCH_B], compute)
-        first_panel = (tab[slot.N] + width - 1) // width * batch if tab[slot.B_BATCHES] > 1 else i64(0)
-        b_matrix = find_b(tab, batch)
-        c_rows = offset_pointer(find_c(tab, batch), row_begin * c_row)
-        rows = row_end - row_begin
-        reads_b = tab[slot.B_IS_PACKED] == 0 and tab[slot.PACK_B] == 0
-        ahead_strides = (i64(0), i64(0), i64(0))
-        if reads_b:
-            ahead_strides = (b_k, b_column if b_k == 1 else b_k, line * b_column)
+        b_matrix, c_rows = find_b(tab, batch), offset_pointer(find_c(tab, batch), row_begin * steps[0])
+        line_step, lane_step, part_step = find_steps(tab)
+        rows, all_columns = row_end - row_begin, column_end - column_begin
         # once even when K is 0: C becomes 0
         for k_begin in range(i64(0), max(k_total, 1), tab[slot.K_BLOCK]):
             k_count = min(tab[slot.K_BLOCK], k_total - k_begin)
             accumulate = i64(1) if k_begin > 0 else tab[slot.ACCUMULATE]
-            is_last = k_begin + k_count >= k_total
+            block = find_block(tab, batch, row_begin, row_end, all_columns, a_scratch, k_begin, k_count, thread)
             finished = column_begin
-            a_block = find_block(tab, batch, row_begin, row_end, column_end - column_begin, a_scratch, k_begin, k_count, thread)
             for column in range(column_begin, column_end, width):
                 columns = min(width, column_end - column)
-                b_panel, packing_b_k = own_panel, i64(0)
-                b_rows = offset_pointer(b_matrix, k_begin * b_k + column * b_column)
-                if tab[slot.B_IS_PACKED] != 0:
-                    start = ((first_panel + column // width) * k_total + k_begin) * width
-                    b_panel = offset_pointer(pointer(tab, slot.WORKSPACE, compute), start)
-                elif reads_b and b_column == 1 and b_k != 0 and columns == width:
-                    packing_b_k = b_k
-                else:
-                    pack_b(tab, batch, column, own_panel, k_begin, k_count, thread)
-                c = offset_pointer(c_rows, column * c_column)
-                ahead = offset_pointer(b_rows, width * b_column)
+                panel, b_k = find_panel(tab, batch, column, columns, k_begin, k_count, thread)
+                b = offset_pointer(b_matrix, k_begin * tab[slot.B_K] + column * tab[slot.B_COLUMN])
+                c = offset_pointer(c_rows, column * steps[1])
+                ahead = (offset_pointer(b, width * tab[slot.B_COLUMN]), line_step, lane_step, part_step)
                 multiply_columns(
-                    tile, a_block, b_rows, packing_b_k, b_panel, k_count, rows, columns, c, c_row, c_column, accumulate, ahead, ahead_strides
+                    tile, k_count, rows, columns, block, b, b_k, panel, c, steps, accumulate, ahead
                 )
                 done = column + columns
-                if is_last and (done == column_end or (done + width - finished) * rows > region_elements):
+                is_whole = done == column_end or (done + width - finished) * rows > region_elements
+                if is_whole and k_begin + k_count >= k_total:
                     finish_region(tab, batch, row_begin, row_end, finished, done)
                     finished = done
 

@@ -23,6 +23,10 @@ K_STEP = 4
 """k that are packed for one panel before going to the next, where lanes are contiguous. Each k is then read as
 a stream; and even where k are a multiple of 4 KiB apart, so few fit into one set of the first-level cache."""
 
+K_CHUNK = 64
+"""k that are packed for one group of lanes before going to the next: the groups write to the same lines, which
+stay in the first-level cache so long (64 x 32 float32 are 8 KiB)."""
+
 GROUP = 8
 """Lanes that are packed together, and k that one transposition in registers takes at a time.
 
@@ -71,10 +75,31 @@ def transpose_lanes() -> Any:
 
 
 @cache
+def pack_group() -> Any:
+    """pack(panel, width, source, lane_stride, k_stride, lanes, k_count): up to eight lanes of a panel."""
+    transpose_all = transpose_lanes()
+
+    @outlined_helper
+    def pack(panel, width, source, lane_stride, k_stride, lanes, k_count):  # type: ignore[no-untyped-def]
+        if lane_stride == 1:
+            for k in range(k_count):
+                store(panel, k * width, load(source, k * k_stride, GROUP, lanes))
+            return
+        done = i64(0)
+        if k_stride == 1:
+            done = transpose_all(panel, width, source, lane_stride, lanes, k_count)
+        for k in range(done, k_count):
+            for lane in range(lanes):
+                store(panel, k * width + lane, load(source, lane * lane_stride + k * k_stride))
+
+    return pack
+
+
+@cache
 def pack_panel(dtype: str) -> Any:
     """pack(panel, width, source, lane_stride, k_stride, lanes, k_count): a panel `width` lanes wide."""
     columns = panel_columns(dtype)
-    transpose_all = transpose_lanes()
+    pack_lanes = pack_group()
 
     @outlined_helper
     def pack(panel, width, source, lane_stride, k_stride, lanes, k_count):  # type: ignore[no-untyped-def]
@@ -82,19 +107,13 @@ def pack_panel(dtype: str) -> Any:
             for k in range(k_count):
                 store(panel, k * columns, load(source, k * k_stride, columns))
             return
-        for first in range(0, lanes, GROUP):
-            count = min(GROUP, lanes - first)
-            target, group = offset_pointer(panel, first), offset_pointer(source, first * lane_stride)
-            if lane_stride == 1:
-                for k in range(k_count):
-                    store(target, k * width, load(group, k * k_stride, GROUP, count))
-            else:
-                done = i64(0)
-                if k_stride == 1:
-                    done = transpose_all(target, width, group, lane_stride, count, k_count)
-                for k in range(done, k_count):
-                    for lane in range(count):
-                        store(target, k * width + lane, load(group, lane * lane_stride + k * k_stride))
+        for k_begin in range(0, k_count, K_CHUNK):
+            count = min(K_CHUNK, k_count - k_begin)
+            part = offset_pointer(panel, k_begin * width)
+            for first in range(0, lanes, GROUP):
+                group = offset_pointer(source, first * lane_stride + k_begin * k_stride)
+                some = min(GROUP, lanes - first)
+                pack_lanes(offset_pointer(part, first), width, group, lane_stride, k_stride, some, count)
 
     return pack
 
