@@ -181,8 +181,9 @@ def own_rows(tab, slot, partial_slot, cols, batch, kv_head, chunk):
     kv_heads = tab[HEADS] // tab[GROUP]
     if tab[partial_slot] != 0:
         part = (chunk * tab[BATCH] + batch) * kv_heads + kv_head
-        return tab[partial_slot] + 4 * part * tab[KV_SEQ] * cols, cols
-    return tab[slot] + 4 * (batch * tab[slot + 1] + kv_head * tab[slot + 2]), tab[slot + 3]
+        return offset_pointer(pointer_at(tab[partial_slot], "float32"), part * tab[KV_SEQ] * cols), cols
+    rows = offset_pointer(pointer(tab, slot, "float32"), batch * tab[slot + 1] + kv_head * tab[slot + 2])
+    return rows, tab[slot + 3]
 
 
 @remember
@@ -270,9 +271,8 @@ def backward_kernel(dtype: str, mask_dtype: str | None, dropped: bool, mask_grad
     @outlined_helper
     def differentiate_head(tab, batch, kv_head, chunk, scratch):
         """dkey and dvalue of one key head, and dquery of the query heads it serves, for a chunk's queries."""
-        dkey_address, dkey_row = own_rows(tab, DK, PARTIAL_DK, tab[HEAD_COLS], batch, kv_head, chunk)
-        dvalue_address, dvalue_row = own_rows(tab, DV, PARTIAL_DV, tab[VALUE_COLS], batch, kv_head, chunk)
-        dkey, dvalue = pointer_at(dkey_address, "float32"), pointer_at(dvalue_address, "float32")
+        dkey, dkey_row = own_rows(tab, DK, PARTIAL_DK, tab[HEAD_COLS], batch, kv_head, chunk)
+        dvalue, dvalue_row = own_rows(tab, DV, PARTIAL_DV, tab[VALUE_COLS], batch, kv_head, chunk)
         fill_rows(dkey, dkey_row, tab[KV_SEQ], tab[HEAD_COLS], f32(0.0))
         fill_rows(dvalue, dvalue_row, tab[KV_SEQ], tab[VALUE_COLS], f32(0.0))
         blocks = (tab[QUERY_BLOCKS] - chunk + tab[CHUNKS] - 1) // tab[CHUNKS]
