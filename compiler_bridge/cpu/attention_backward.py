@@ -188,7 +188,7 @@ def own_rows(tab, slot, partial_slot, cols, batch, kv_head, chunk):
 
 @remember
 def define_prepare_block(dtype: str) -> Any:
-    """`prepare_block` for tensors of `dtype`."""
+    """`prepare_block` for query, key and value of `dtype`; out and its gradient are float32."""
 
     @outlined_helper
     def prepare_block(tab, batch, head, first_query, queries, scratch):
@@ -199,8 +199,8 @@ def define_prepare_block(dtype: str) -> Any:
         row, value_dim = tab[QUERY_BLOCK], tab[VALUE_DIM]
         q = pointer(tab, Q, dtype)
         query_rows = rows_of(tab, q, Q, batch, head, first_query)
-        grad_rows = rows_of(tab, pointer(tab, GRAD_OUT, dtype), GRAD_OUT, batch, head, first_query)
-        out_rows = rows_of(tab, pointer(tab, OUT, dtype), OUT, batch, head, first_query)
+        grad_rows = rows_of(tab, pointer(tab, GRAD_OUT, "float32"), GRAD_OUT, batch, head, first_query)
+        out_rows = rows_of(tab, pointer(tab, OUT, "float32"), OUT, batch, head, first_query)
         pack_queries(tab, q, batch, head, first_query, queries, scratch)
         pack_transposed(grad_rows, tab[GRAD_OUT + 3], tab[GRAD_OUT + 4], queries, value_dim,
                         area(tab, scratch, GRAD_COLUMNS), row, f32(1.0))  # fmt: skip
