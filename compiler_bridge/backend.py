@@ -96,9 +96,9 @@ def compile_or_fall_back(
 
 def _warn_of_fallback(kind: Kind, error: Exception) -> None:
     reason = str(error) if isinstance(error, BridgeError) else f"{type(error).__name__}: {error}"
-    message = f"pynn: a {kind} graph runs through ATen, not through kernels: {reason}"
-    if message not in _warned:
-        _warned.add(message)
+    if reason not in _warned:  # forward and backward may fail for one reason
+        _warned.add(reason)
+        message = f"pynn: the {kind} graph runs through ATen, not through kernels: {reason}"
         warnings.warn(message, FallbackWarning, stacklevel=2)
 
 

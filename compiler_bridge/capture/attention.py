@@ -46,12 +46,14 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def empty_seq_major(batch: int, heads: int, seq: int, head_dim: int, like: Tensor) -> Tensor:
+def empty_seq_major(
+    batch: int, heads: int, seq: int, head_dim: int, like: Tensor, dtype: torch.dtype
+) -> Tensor:
     """An empty [batch, heads, seq, head_dim] whose memory is [batch, seq, heads, head_dim], as torch's is.
 
     Merging the heads afterwards (transpose, reshape) is then a view.
     """
-    return like.new_empty(batch, seq, heads, head_dim).transpose(1, 2)
+    return like.new_empty(batch, seq, heads, head_dim, dtype=dtype).transpose(1, 2)
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:
@@ -106,12 +108,14 @@ def attention_formula(
     Shape: q: [batch, heads, seq, head_dim]   k: [batch, kv_heads, kv_seq, head_dim]
            v: [batch, kv_heads, kv_seq, head_dim_v]   mask: broadcastable to [batch, heads, seq, kv_seq]
            returns: [batch, heads, seq, head_dim_v] and logsumexp [batch, heads, seq]
-    dtype: computes in float32 for 16-bit inputs; logsumexp float32 (float64 for float64 inputs)
+    dtype: float32 for 16-bit inputs, results included: the caller rounds. Backward subtracts sums of `out`
+           from sums that nearly equal them, where a rounded `out` would leave little of the difference
     """
     dtype = compute_dtype(q.dtype)
     batch, heads, seq, _ = q.shape
     if k.shape[-2] == 0:
-        return q.new_zeros(batch, heads, seq, v.shape[-1]), q.new_zeros(batch, heads, seq, dtype=dtype)
+        empty = q.new_zeros(batch, heads, seq, v.shape[-1], dtype=dtype)
+        return empty, q.new_zeros(batch, heads, seq, dtype=dtype)
     key = repeat_heads(k.to(dtype), heads)
     value = repeat_heads(v.to(dtype), heads)
     scores = attention_scores(q.to(dtype), key, mask, causal, scale)
@@ -124,7 +128,7 @@ def attention_formula(
     logsumexp = torch.where(nothing, 0.0, largest + torch.log(total)).squeeze(-1)
     if dropout > 0.0 and seed is not None:
         weights = weights * dropout_factors(seed, weights.shape, dropout, dtype)
-    return torch.matmul(weights, value).to(q.dtype), logsumexp
+    return torch.matmul(weights, value), logsumexp
 
 
 def attention_definition(q, k, v, mask, seed, dropout, causal, scale, gqa):
@@ -189,8 +193,9 @@ def attention_backward_definition(
 def attention_meta(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Empty results of `attention`: shapes, strides and dtypes."""
     batch, heads, seq, _ = q.shape
-    out = empty_seq_major(batch, heads, seq, v.shape[-1], q)
-    return out, q.new_empty(batch, heads, seq, dtype=compute_dtype(q.dtype))
+    dtype = compute_dtype(q.dtype)
+    out = empty_seq_major(batch, heads, seq, v.shape[-1], q, dtype)
+    return out, q.new_empty(batch, heads, seq, dtype=dtype)
 
 
 def attention_backward_meta(

@@ -58,6 +58,7 @@ def scaled_dot_product_attention(
     attend = torch.ops.pynn.attention if query.dtype in KERNEL_DTYPES else attention_formula
     options = (float(dropout_p), bool(is_causal), float(factor), bool(enable_gqa))
     out, _ = attend(q, k, v, attn_mask, seed, *options)
+    out = out.to(query.dtype)
     return out if query.dim() == 4 else out.reshape(*query.shape[:-1], value.shape[-1])
 
 

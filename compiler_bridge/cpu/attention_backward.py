@@ -182,13 +182,14 @@ def own_rows(tab, slot, partial_slot, cols, batch, kv_head, chunk):
     kv_heads = tab[HEADS] // tab[GROUP]
     if tab[partial_slot] != 0:
         part = (chunk * tab[BATCH] + batch) * kv_heads + kv_head
-        return tab[partial_slot] + 4 * part * tab[KV_SEQ] * cols, cols
-    return tab[slot] + 4 * (batch * tab[slot + 1] + kv_head * tab[slot + 2]), tab[slot + 3]
+        return offset_pointer(pointer_at(tab[partial_slot], "float32"), part * tab[KV_SEQ] * cols), cols
+    rows = offset_pointer(pointer(tab, slot, "float32"), batch * tab[slot + 1] + kv_head * tab[slot + 2])
+    return rows, tab[slot + 3]
 
 
 @remember
 def define_prepare_block(dtype: str) -> Any:
-    """`prepare_block` for tensors of `dtype`."""
+    """`prepare_block` for query, key and value of `dtype`; out and its gradient are float32."""
 
     @outlined_helper
     def prepare_block(tab, batch, head, first_query, queries, scratch):
@@ -199,8 +200,8 @@ def define_prepare_block(dtype: str) -> Any:
         row, value_dim = tab[QUERY_BLOCK], tab[VALUE_DIM]
         q = pointer(tab, Q, dtype)
         query_rows = rows_of(tab, q, Q, batch, head, first_query)
-        grad_rows = rows_of(tab, pointer(tab, GRAD_OUT, dtype), GRAD_OUT, batch, head, first_query)
-        out_rows = rows_of(tab, pointer(tab, OUT, dtype), OUT, batch, head, first_query)
+        grad_rows = rows_of(tab, pointer(tab, GRAD_OUT, "float32"), GRAD_OUT, batch, head, first_query)
+        out_rows = rows_of(tab, pointer(tab, OUT, "float32"), OUT, batch, head, first_query)
         pack_queries(tab, q, batch, head, first_query, queries, scratch)
         pack_transposed(grad_rows, tab[GRAD_OUT + 3], tab[GRAD_OUT + 4], queries, value_dim,
                         area(tab, scratch, GRAD_COLUMNS), row, f32(1.0))  # fmt: skip
@@ -269,9 +270,8 @@ def backward_kernel(dtype: str, mask_dtype: str | None, dropped: bool, mask_grad
     @outlined_helper
     def differentiate_head(tab, batch, kv_head, chunk, scratch):
         """dkey and dvalue of one key head, and dquery of the query heads it serves, for a chunk's queries."""
-        dkey_address, dkey_row = own_rows(tab, DK, PARTIAL_DK, tab[HEAD_COLS], batch, kv_head, chunk)
-        dvalue_address, dvalue_row = own_rows(tab, DV, PARTIAL_DV, tab[VALUE_COLS], batch, kv_head, chunk)
-        dkey, dvalue = pointer_at(dkey_address, "float32"), pointer_at(dvalue_address, "float32")
+        dkey, dkey_row = own_rows(tab, DK, PARTIAL_DK, tab[HEAD_COLS], batch, kv_head, chunk)
+        dvalue, dvalue_row = own_rows(tab, DV, PARTIAL_DV, tab[VALUE_COLS], batch, kv_head, chunk)
         fill_rows(dkey, dkey_row, tab[KV_SEQ], tab[HEAD_COLS], f32(0.0))
         fill_rows(dvalue, dvalue_row, tab[KV_SEQ], tab[VALUE_COLS], f32(0.0))
         blocks = (tab[QUERY_BLOCKS] - chunk + tab[CHUNKS] - 1) // tab[CHUNKS]

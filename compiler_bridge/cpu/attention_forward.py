@@ -160,7 +160,7 @@ def forward_kernel(dtype: str, mask_dtype: str | None, dropped: bool) -> Any:
 
     @kernel
     def attention_forward(tab, begin, end, thread):
-        q, out = pointer(tab, Q, dtype), pointer(tab, OUT, dtype)
+        q, out = pointer(tab, Q, dtype), pointer(tab, OUT, "float32")
         scratch = pointer_at(tab[SCRATCH] + thread * tab[SCRATCH_BYTES], "float32")
         block_out, shrink = area(tab, scratch, BLOCK_OUT), area(tab, scratch, SHRINK)
         largest, total = area(tab, scratch, LARGEST), area(tab, scratch, TOTAL)

@@ -67,6 +67,7 @@ def contract(
 
 @lowers("aten.mm", "aten.bmm")
 def lower_mm(lowering: Lowering, node: fx.Node) -> Any:
+    require_one_dtype(lowering, node.args[:2])
     lhs, rhs = (lowering.view(a) for a in node.args[:2])
     if len(node.args) > 2:
         raise NoLowering("matrix product with an output dtype")
@@ -77,6 +78,13 @@ def lower_mm(lowering: Lowering, node: fx.Node) -> Any:
     return contract(lowering, node.meta["val"], (*batch, row, column), (inner,), left, right)
 
 
+def require_one_dtype(lowering: Lowering, args: Any) -> None:
+    """Fake tensors let products of two dtypes pass; ATen then refuses them as it does in eager mode."""
+    dtypes = {lowering.meta(arg).dtype for arg in args}
+    if len(dtypes) > 1:
+        raise NoLowering(f"product of different dtypes {', '.join(sorted(map(str, dtypes)))}")
+
+
 def sizes_of(node: fx.Node) -> tuple[Size, ...]:
     return sizes(node.meta["val"].shape)
 
@@ -85,6 +93,7 @@ def sizes_of(node: fx.Node) -> tuple[Size, ...]:
 def lower_addmm(lowering: Lowering, node: fx.Node) -> Any:
     """bias * beta + alpha * (lhs @ rhs)"""
     bias, lhs, rhs = node.args[:3]
+    require_one_dtype(lowering, node.args[:3])
     val = node.meta["val"]
     alpha: Any = node.kwargs.get("alpha", 1)
     beta: Any = node.kwargs.get("beta", 1)

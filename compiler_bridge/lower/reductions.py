@@ -19,6 +19,7 @@ from compiler_bridge.ir import (
     size_product,
     strided_index,
 )
+from compiler_bridge.lower.contractions import require_one_dtype
 from compiler_bridge.lower.lowering import (
     Lowering,
     NoLowering,
@@ -185,6 +186,7 @@ def flat_position(axes: tuple[Axis, ...], dims: Sequence[int]) -> Expr:
 @lowers("aten.dot", "aten.mv")
 def lower_dot(lowering: Lowering, node: fx.Node) -> Any:
     """out[i] = sum over j of matrix[i, j] * vector[j]"""
+    require_one_dtype(lowering, node.args)
     matrix, vector = (lowering.view(a) for a in node.args)
     dtype = compute_dtype_of(node)
     if dtype_kind(dtype) != "float":
