@@ -10,12 +10,21 @@ erfc(-x) = 2 - erfc(x)
 
 from __future__ import annotations
 
-from compiler_bridge.cpu.language import copysign, fabs, fma, helper, minimum, product, sqrt, where
-from compiler_bridge.cpu.mathlib_coefficients import ERF, ERF_TAIL, ERFCX, ERFINV_CENTRE, ERFINV_TAIL
-from compiler_bridge.cpu.mathlib_exponential import exp, exp_bounded
+from compiler_bridge.cpu.language import copysign, fabs, fma, helper, minimum, product, rint, sqrt, where
+from compiler_bridge.cpu.mathlib_coefficients import (
+    ERF,
+    ERF_EXPONENT,
+    ERFCX,
+    ERFINV_CENTRE,
+    ERFINV_TAIL,
+    EXP2_TAIL,
+)
+from compiler_bridge.cpu.mathlib_exponential import exp, two_to_f32
 from compiler_bridge.cpu.mathlib_logarithm import INFINITY, NAN, log
 from compiler_bridge.cpu.mathlib_word import math_word
 
+LN2 = 0.6931471805599453
+ERF_SLOPE = 1.627907028611114  # 2 / (sqrt(pi) ln 2)
 SQRT_PI_HALF = 0.886226925452758
 
 
@@ -57,12 +66,15 @@ erfc = math_word(float32=_erfc_f32, float64=_erfc_f64)
 def _erf_f32(x):
     """The error function. Largest error: 2 ulp (float32 and float64).
 
-    float32 beyond 0.95:  1 - exp(-q(|x|))
+    float32:  1 - 2^s,  s = -|x| slope - x^2 q(|x|) = n + r  with whole n
     """
-    size = fabs(x)
-    near = fma(x, ERF(x * x), x)
-    far = 1.0 - exp_bounded(-ERF_TAIL(minimum(size, 4.0)))
-    return where(size < 0.95, near, copysign(far, x))
+    size = minimum(fabs(x), 4.0)
+    s = fma(size, -ERF_SLOPE, (size * -size) * ERF_EXPONENT(size))
+    n = rint(s)
+    r = s - n
+    part = fma(r, LN2, (r * r) * EXP2_TAIL(r))  # 2^r - 1
+    power = two_to_f32(n)
+    return copysign(fma(power, part, power - 1.0), x)
 
 
 def _erf_f64(x):

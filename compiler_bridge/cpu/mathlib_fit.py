@@ -87,6 +87,7 @@ def _series(x: Any, closed: Callable[[Any], Any], at_zero: Any) -> Any:
 
 LN2 = mp.log(2)
 HALF_LN2 = LN2 / 2 * mp.mpf("1.001")
+ERF_SLOPE = 2 / mp.sqrt(mp.pi) / LN2
 SQRT_HALF = mp.sqrt(mp.mpf(1) / 2)
 S_MAX = ((mp.sqrt(2) - 1) / (mp.sqrt(2) + 1)) ** 2
 
@@ -108,8 +109,12 @@ FITS = (
     # 2^r = 1 + r q(r)
     Fit("EXP2", {"float32": 6, "float64": 12}, mp.mpf("-0.501"), mp.mpf("0.501"),
         lambda r: _series(r, lambda x: mp.expm1(x * LN2) / x, LN2), lambda r: abs(r) + mp.mpf("0.02")),
-    # log(1 + f) = f - f^2 / 2 + f^3 q(f)
-    Fit("LOG", {"float32": 8}, SQRT_HALF - 1, mp.sqrt(2) - 1,
+    # 2^r = 1 + r ln 2 + r^2 q(r)
+    Fit("EXP2_TAIL", {"float32": 4}, mp.mpf("-0.501"), mp.mpf("0.501"),
+        lambda r: _series(r, lambda x: (mp.expm1(x * LN2) - x * LN2) / x**2, LN2**2 / 2),
+        lambda r: abs(r) + mp.mpf("0.0005")),
+    # log(1 + f) = f - f^2 / 2 + f^3 q(f), 2/3 <= 1 + f < 4/3
+    Fit("LOG", {"float32": 7}, -mp.mpf("0.33334"), mp.mpf("0.33334"),
         lambda f: _series(f, lambda x: (mp.log1p(x) - x + x * x / 2) / x**3, mp.mpf(1) / 3),
         lambda f: f * f + mp.mpf("0.0005")),
     # log(1 + f) = 2 s + s z q(z), s = f / (2 + f), z = s^2
@@ -126,7 +131,7 @@ FITS = (
         _from_square(lambda s: (2 * mp.atanh(s) - 2 * s - 2 * s**3 / 3) / s**5, mp.mpf(2) / 5),
         lambda z: z + mp.mpf("0.0001")),
     # tanh(x) = x + x z q(z)
-    Fit("TANH", {"float32": 5, "float64": 11}, 0, mp.mpf("0.36"),
+    Fit("TANH", {"float32": 4, "float64": 10}, 0, mp.mpf("0.31"),
         _from_square(lambda x: (mp.tanh(x) - x) / x**3, -mp.mpf(1) / 3), lambda z: z + mp.mpf("0.001")),
     # sinh(x) = x + x z q(z)
     Fit("SINH", {"float32": 3, "float64": 7}, 0, 1,
@@ -149,9 +154,10 @@ FITS = (
     # erf(x) = x q(z), |x| < 1
     Fit("ERF", {"float32": 6, "float64": 12}, 0, 1,
         _from_square(lambda x: mp.erf(x) / x - 1, 2 / mp.sqrt(mp.pi) - 1), _one),
-    # erf(x) = 1 - exp(-q(x)), 0.9 < x < 4
-    Fit("ERF_TAIL", {"float32": 8}, mp.mpf("0.9"), 4, lambda x: -mp.log(mp.erfc(x)),
-        lambda x: mp.erfc(x) / mp.erf(x)),
+    # erf(x) = 1 - 2^-(2 / (sqrt(pi) ln 2) x + x^2 q(x)), 0 <= x <= 4
+    Fit("ERF_EXPONENT", {"float32": 7}, 0, 4,
+        lambda x: _series(x, lambda y: (-mp.log(mp.erfc(y), 2) - ERF_SLOPE * y) / y**2, 2 / mp.pi / LN2),
+        lambda x: _series(x, lambda y: y * y * mp.erfc(y) / mp.erf(y), 0) + mp.erfc(x) / 1000),
     # exp(x^2) erfc(x) (1 + 2 x) = q(t), t = (x - c) / (x + c)
     Fit("ERFCX", {"float32": 12}, -1, mp.mpf("0.7"),
         lambda t: _erfcx(2 * (1 + t) / (1 - t)) * (1 + 4 * (1 + t) / (1 - t)), _one),

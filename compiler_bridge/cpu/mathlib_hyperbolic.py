@@ -1,19 +1,18 @@
-"""tanh, sinh, cosh and their inverses: a polynomial near 0, exponentials or logarithms beyond."""
+"""tanh, sinh, cosh and their inverses, from exponentials and logarithms."""
 
 # pyright: basic
 # Numba gives these functions their types.
 
 from __future__ import annotations
 
-from compiler_bridge.cpu.language import copysign, fabs, fma, minimum, sqrt, where
-from compiler_bridge.cpu.mathlib_coefficients import SINH, TANH
+from compiler_bridge.cpu.language import copysign, fabs, fma, helper, ldexp, minimum, sqrt, where
+from compiler_bridge.cpu.mathlib_coefficients import EXP, SINH, TANH
 from compiler_bridge.cpu.mathlib_exponential import (
-    exp_bounded,
-    exp_of_remainder,
+    expm1_of_remainder,
     reduce_exp_f32,
     reduce_exp_f64,
-    scale_f32,
-    scale_f64,
+    two_to_f32,
+    two_to_f64,
 )
 from compiler_bridge.cpu.mathlib_logarithm import NAN, log1p
 from compiler_bridge.cpu.mathlib_word import math_word
@@ -21,29 +20,41 @@ from compiler_bridge.cpu.mathlib_word import math_word
 LN2 = 0.6931471805599453
 
 
-@math_word
-def tanh(x):
-    """The hyperbolic tangent. Largest error: 2 ulp.
-
-    |x| < 0.6:  x + x z q(z), z = x^2;   else 1 - 2 / (e^(2 |x|) + 1)
-    """
-    size = fabs(x)
+@helper
+def tanh_joined(x, size, power, r):
+    """x + x z q(z) below 0.55, z = x^2;  beyond, 1 - 2 / (e^(2 |x|) + 1), where e^(2 |x|) = power e^r."""
     z = x * x
     near = fma(size * z, TANH(z), size)
-    bounded = minimum(size + size, 40.0)
-    far = 1.0 - 2.0 / (exp_bounded(bounded) + 1.0)
-    return copysign(where(size < 0.6, near, far), x)
+    grown = fma(power, fma(r * r, EXP(r), r), power)
+    return copysign(where(size < 0.55, near, 1.0 - 2.0 / (grown + 1.0)), x)
+
+
+# what the lower part of ln 2 adds to r does not show in 1 - 2 / (e^(2 |x|) + 1)
+def _tanh_f32(x):
+    """The hyperbolic tangent. Largest error: 2 ulp (float32 and float64)."""
+    size = fabs(x)
+    n, r, _ = reduce_exp_f32(minimum(size + size, 40.0))
+    return tanh_joined(x, size, two_to_f32(n), r)
+
+
+def _tanh_f64(x):
+    size = fabs(x)
+    n, r, _ = reduce_exp_f64(minimum(size + size, 40.0))
+    return tanh_joined(x, size, two_to_f64(n), r)
+
+
+tanh = math_word(float32=_tanh_f32, float64=_tanh_f64)
 
 
 def _half_exp_f32(x):
     """e^x / 2 for x >= 0, finite up to twice the largest float (float32 and float64)."""
-    n, r = reduce_exp_f32(minimum(x, 91.0))
-    return scale_f32(exp_of_remainder(r), n - 1.0)
+    n, r, low = reduce_exp_f32(minimum(x, 91.0))
+    return ldexp(expm1_of_remainder(r, low) + 1.0, n - 1.0)
 
 
 def _half_exp_f64(x):
-    n, r = reduce_exp_f64(minimum(x, 712.0))
-    return scale_f64(exp_of_remainder(r), n - 1.0)
+    n, r, low = reduce_exp_f64(minimum(x, 712.0))
+    return ldexp(expm1_of_remainder(r, low) + 1.0, n - 1.0)
 
 
 half_exp = math_word(float32=_half_exp_f32, float64=_half_exp_f64)

@@ -15,6 +15,7 @@ from compiler_bridge.cpu.language import (
     floor,
     fma,
     helper,
+    ldexp,
     maximum,
     minimum,
     product,
@@ -24,13 +25,14 @@ from compiler_bridge.cpu.language import (
     where,
 )
 from compiler_bridge.cpu.mathlib_coefficients import EXP, EXP2_SHORT, LOG2_ODD, LOG_TAIL
-from compiler_bridge.cpu.mathlib_exponential import (
-    LN2_HIGH_F64,
-    LN2_LOW_F64,
-    scale_f64,
-    two_to_f64,
+from compiler_bridge.cpu.mathlib_exponential import LN2_HIGH_F64, LN2_LOW_F64, two_to_f64
+from compiler_bridge.cpu.mathlib_logarithm import (
+    INFINITY,
+    LOG2_E_HIGH_F64,
+    NAN,
+    raise_denormal_f64,
+    split_f64,
 )
-from compiler_bridge.cpu.mathlib_logarithm import INFINITY, LOG2_E_HIGH_F64, NAN, split_any_f64, split_f64
 from compiler_bridge.cpu.mathlib_word import math_word
 
 
@@ -94,7 +96,9 @@ def log_pair(x):
 
     The first two terms are kept as pairs.
     """
-    k, m = split_any_f64(x)
+    raised, more = raise_denormal_f64(x)
+    k, m = split_f64(raised)
+    k = k + more
     f = m - 1.0
     below, below_low = sum_exact(f * 0.0 + 2.0, f)
     s = f / below
@@ -127,7 +131,7 @@ def _pow_f64(x, y):
     t_low = where(beyond, 0.0, t_low)
     n = rint(t * LOG2_E_HIGH_F64)
     r = fma(n, -LN2_LOW_F64, t_low) + fma(n, -LN2_HIGH_F64, t)
-    power = scale_f64(fma(r * r, EXP(r), r) + 1.0, n)
+    power = ldexp(fma(r * r, EXP(r), r) + 1.0, n)
     return pow_special(x, y, pow_of_limits(size, y, power))
 
 

@@ -23,6 +23,7 @@ from compiler_bridge.cpu.simd_elementwise import (
     iota,
     iota_like,
     lane_mask,
+    ldexp,
     like,
     maximum,
     minimum,

@@ -10,6 +10,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
+from compiler_bridge.cpu.host import NATIVE_LANES
 from compiler_bridge.cpu.simd_memory import count_mask, decode, encode
 from compiler_bridge.cpu.simd_types import (
     COMPUTE_TYPES,
@@ -25,6 +26,7 @@ from compiler_bridge.cpu.simd_types import (
     intrinsic,
     is_scalar,
     is_signed,
+    lane_indices,
     literal_dtype,
     literal_lanes,
     llvm_type,
@@ -168,6 +170,60 @@ def product(typingctx, a, b):
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.fmul(*args, flags=_NEVER_CONTRACT)
+
+    return form(form, form), generate
+
+
+def _scale_by_halves(builder: Any, x: Any, n: Any, bits: int) -> Any:
+    """x 2^h 2^(n - h), h = floor(n / 2): the first product is exact where x is near 1."""
+    mantissa, bias = (23, 127) if bits == 32 else (52, 1023)
+    whole = ir.IntType(bits)
+    whole = ir.VectorType(whole, x.type.count) if isinstance(x.type, ir.VectorType) else whole
+    one = constant(whole, bias << mantissa)
+    # adding 1.5 * 2^mantissa leaves n in the lowest bits; shifts drop the others
+    low = builder.bitcast(builder.fadd(n, constant(x.type, 1.5 * 2.0**mantissa)), whole)
+    half = builder.and_(builder.shl(low, constant(whole, mantissa - 1)), constant(whole, -1 << mantissa))
+    rest = builder.sub(builder.shl(low, constant(whole, mantissa)), half)
+    for exponent in (half, rest):
+        x = builder.fmul(x, builder.bitcast(builder.add(exponent, one), x.type))
+    return x
+
+
+def _scale_by_instruction(builder: Any, x: Any, n: Any, bits: int) -> Any:
+    """AVX-512's scalef on vectors, in parts of at most one register."""
+    lanes = x.type.count
+    part = min(lanes, 512 // bits)
+    form = ir.VectorType(x.type.element, part)
+    mask = ir.IntType(max(part, 8))
+    suffix = f"{'ps' if bits == 32 else 'pd'}.{part * bits}"
+    more = [ir.Constant(form, ir.Undefined), ir.Constant(mask, -1)]
+    if part * bits == 512:
+        more.append(ir.Constant(ir.IntType(32), 4))  # the current rounding mode
+    parts = []
+    for first in range(0, lanes, part):
+        chosen = lane_indices(range(first, first + part))
+        pieces = [builder.shuffle_vector(v, v, chosen) for v in (x, n)]
+        parts.append(call_intrinsic(builder, f"llvm.x86.avx512.mask.scalef.{suffix}", form, pieces + more))
+    while len(parts) > 1:
+        both = lane_indices(range(2 * parts[0].type.count))
+        parts = [builder.shuffle_vector(a, b, both) for a, b in zip(parts[::2], parts[1::2])]
+    return parts[0]
+
+
+@intrinsic
+def ldexp(typingctx, x, n):
+    """x 2^n, rounded once also where the result is denormal.
+
+    For NaN, or x near 1 (1/4 to 4 in size) and whole n (a float) in [-252, 254], float64 [-2044, 2046].
+    """
+    form = common_type(typingctx, x, n)
+    _require_float(form, "ldexp")
+    bits = element_of(form).bitwidth
+    has_instruction = NATIVE_LANES == 16 and isinstance(form, Vec) and form.lanes * bits >= 128
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        scale = _scale_by_instruction if has_instruction else _scale_by_halves
+        return scale(builder, *args, bits)
 
     return form(form, form), generate
 

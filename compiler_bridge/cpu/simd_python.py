@@ -142,6 +142,14 @@ def polynomial(**coefficients: tuple[float, ...]) -> Any:
     return word
 
 
+def ldexp(x: Any, n: Any) -> Any:
+    """x 2^n for whole n (a float), rounded once."""
+    x, n = common(x, n)
+    with np.errstate(all="ignore"):
+        result = np.ldexp(np.asarray(x), np.asarray(n).astype(np.int32))
+    return result.view(Vector) if isinstance(x, Vector) else result[()]
+
+
 def copysign(magnitude: Any, sign: Any) -> Any:
     """|magnitude| with the sign bit of `sign`."""
     return np.copysign(*common(magnitude, sign))
@@ -295,6 +303,7 @@ __all__ = [
     "iota_like",
     "lane_count",
     "lane_mask",
+    "ldexp",
     "like",
     "load",
     "load_if",

@@ -77,24 +77,32 @@ def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return grad * (s * (1 + x * (1 - s)))
 
 
-def tanh_of_softplus(x: Tensor) -> Tensor:
-    """tanh(log(1 + exp(x))): above 20 it is 1 in float64, so exp need not go further."""
-    return torch.tanh(torch.log1p(torch.exp(torch.clamp(x, max=20))))
+# With e = exp(x): tanh(log(1 + e)) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1) = w / (w + 2), w = e (e + 2), so that one
+# exponential and one division are enough. Above x = 20 the quotient is 1 in float64: exp need not go further.
 
 
 @defines(aten.mish.default)
 @computes_in_float32
 def mish_forward(x: Tensor) -> Tensor:
-    """x * tanh(softplus(x))."""
-    return x * tanh_of_softplus(x)
+    """x * tanh(softplus(x)) = x * w / (w + 2), w = e (e + 2), e = exp(x)."""
+    e = torch.exp(torch.clamp(x, max=20))
+    w = e * (e + 2)
+    return x * (w / (w + 2))
 
 
 @defines(aten.mish_backward.default)
 @computes_in_float32
 def mish_backward(grad: Tensor, x: Tensor) -> Tensor:
-    """grad * (t + x * sigmoid(x) * (1 - t^2)), t = tanh(softplus(x))."""
-    t = tanh_of_softplus(x)
-    return grad * (t + x * torch.sigmoid(x) * (1 - t * t))
+    """grad * (t + x * sigmoid(x) * (1 - t^2)), t = tanh(softplus(x)).
+
+    There sigmoid(x) * (1 - t^2) = 4 e (e + 1) / (w + 2)^2, in the terms of mish_forward.
+    """
+    bounded = torch.clamp(x, max=20)
+    e = torch.exp(bounded)
+    w = e * (e + 2)
+    inverse = 1 / (w + 2)
+    slope = 4 * e * (e + 1) * inverse * inverse
+    return grad * (w * inverse + bounded * slope)
 
 
 @defines(aten.gelu.default)
