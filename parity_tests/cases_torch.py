@@ -38,8 +38,6 @@ REORDERED: dict[str, Callable] = {
 SKIPPED_CHECKS = {
     "one_hot": {"meta": "the number of classes depends on the data"},
     "embedding": {"vmap": "vmap over a weight that max_norm renormalises in place is no function"},
-    "hardsigmoid": {"float64": "C++ takes 1/6 in float32: its float64 gradient is 5e-9 off"},
-    "Hardsigmoid": {"float64": "C++ takes 1/6 in float32: its float64 gradient is 5e-9 off"},
 }
 
 

@@ -63,7 +63,8 @@ class LongDouble(TorchDispatchMode):
         if storage._cdata not in self.memory:
             count = storage.nbytes() // x.dtype.itemsize
             numbers = torch.as_strided(x.detach(), (count,), (1,), 0).double().numpy()
-            self.memory[storage._cdata] = (storage, numbers.astype(longdouble))
+            with numpy.errstate(invalid="ignore"):  # NaN stays NaN
+                self.memory[storage._cdata] = (storage, numbers.astype(longdouble))
         flat = self.memory[storage._cdata][1]
         strides = [stride * flat.itemsize for stride in x.stride()]
         start = x.storage_offset() if x.numel() else 0
@@ -88,7 +89,8 @@ class LongDouble(TorchDispatchMode):
         shadows = None
         if name in RULES:
             arrays = tree_map(lambda x: x.numpy() if isinstance(x, Tensor) else x, inputs)
-            shadows = RULES[name](*arrays[0], **arrays[1])
+            with numpy.errstate(all="ignore"):
+                shadows = RULES[name](*arrays[0], **arrays[1])
         elif name in MOVES:
             shadows = moved(func, *inputs)
         result = func(*args, **kwargs)
@@ -103,7 +105,8 @@ class LongDouble(TorchDispatchMode):
                 if is_float(output):
                     self.shadow(output)[...] = shadow
         elif is_creation:
-            for output in filter(is_float, outputs):
-                self.shadow(output)[...] = output.double().numpy()
+            with numpy.errstate(invalid="ignore"):
+                for output in filter(is_float, outputs):
+                    self.shadow(output)[...] = output.double().numpy()
         elif writes(func) or any(is_float(x) and not self.seen(x) for x in outputs):
             raise NotImplementedError(f"{func} has neither a row in long_double_ops.py nor a decomposition")

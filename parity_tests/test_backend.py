@@ -101,8 +101,10 @@ def test_random_follows_torch_seed():
 
 
 def test_eager_random_draws_what_eager_draws():
+    """rrelu, whose C++ draws for the elements <= 0 alone, drew other numbers when traced."""
+
     def function(x):
-        return nn.functional.dropout(x, 0.4) + torch.rand_like(x)
+        return nn.functional.dropout(x, 0.4) + torch.rand_like(x) + nn.functional.rrelu(x, training=True)
 
     x = torch.randn(50)
     torch.manual_seed(3)

@@ -19,6 +19,7 @@ from compiler_bridge.interpret import interpret
 from compiler_bridge.ops import COMPUTE_DTYPE, DTYPES, OPS, REDUCTIONS, ScalarOp, reduce_identity
 from compiler_bridge.verify import verify
 from parity_tests.executors import in_executor_process
+from parity_tests.long_double import in_long_double
 from parity_tests.tolerances import compare
 
 COUNT = 61  # not a multiple of any vector width
@@ -156,11 +157,11 @@ def test_generated_code_of_every_reduction(dtype: str, executor: str) -> None:
     graph, inputs = reduce_graph(dtype)
     verify(graph)
     results = in_executor_process(executor, compile_reductions, dtype)
-    expected, exact = interpret(graph, inputs), interpret(graph, inputs, float64=True)
+    expected = interpret(graph, inputs)
+    with in_long_double() as run:
+        exact = [run.value(x) for x in interpret(graph, inputs, float64=True)]
     for node, value, reference, true in zip(graph.nodes, results, expected, exact, strict=True):
-        oracle = true if dtype == "float32" else None
-        cpp_ulps = 4.0 if dtype == "float64" else 0.0  # another order of the additions
-        comparison = compare(value, reference, oracle, False, cpp_ulps=cpp_ulps)
+        comparison = compare(value, reference, true, False)
         assert comparison.passed, f"{node.op}: {comparison}"
 
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 import pynn
 from parity_tests.cases import FLOATS, Row, Sample, defined_rows, seed
 from parity_tests.executors import EXECUTORS
+from parity_tests.long_double import IS_WIDER
 from parity_tests.measure import compare_sample, evaluate, measure, tensors_of
 
 ROWS = defined_rows()
@@ -25,6 +26,8 @@ FLOAT32 = (torch.float32,)
 COMPILED_DTYPES = {"ir": FLOAT32, "python": FLOAT32, "numba": (torch.float32, torch.bfloat16)}
 # A module compiles to its function's kernels; those have rows of their own.
 COMPILED_DTYPES_OF_MODULES = {"ir": (), "python": (), "numba": FLOAT32}
+
+NEEDS_LONG_DOUBLE = pytest.mark.skipif(not IS_WIDER, reason="long double is no wider than float64 here")
 
 
 def accuracy_parameters() -> list:
@@ -40,6 +43,8 @@ def accuracy_parameters() -> list:
                 )
                 name = f"{row.name}-{executor}-{str(dtype).removeprefix('torch.')}"
                 marks = [] if fast else [pytest.mark.slow]
+                if dtype is torch.float64:
+                    marks.append(NEEDS_LONG_DOUBLE)
                 parameters.append(pytest.param(row.name, executor, dtype, id=name, marks=marks))
     return parameters
 
@@ -58,24 +63,29 @@ def test_no_less_accurate_than_cpp(name: str, executor: str, dtype: torch.dtype)
     assert not failed, "\n".join(failed)
 
 
-def test_a_slightly_wrong_definition_is_caught():
-    """The harness itself: an error of a few parts in a million, in values or in gradients, must not pass."""
+@pytest.mark.parametrize(
+    "dtype, part",
+    [(torch.float32, 3e-6), pytest.param(torch.float64, 3e-14, marks=NEEDS_LONG_DOUBLE)],
+    ids=["float32", "float64"],
+)
+def test_a_slightly_wrong_definition_is_caught(dtype: torch.dtype, part: float):
+    """The harness itself: an error of some tens of roundings, in values or in gradients, must not pass."""
 
     class WrongGelu:
         @staticmethod
         def gelu(x: Tensor, approximate: str = "none") -> Tensor:
-            return torch.nn.functional.gelu(x, approximate=approximate) * (1 + 3e-6)
+            return torch.nn.functional.gelu(x, approximate=approximate) * (1 + part)
 
     class WrongGradient:
         @staticmethod
         def gelu(x: Tensor, approximate: str = "none") -> Tensor:
             exact = torch.nn.functional.gelu(x, approximate=approximate)
-            return exact + (3e-6 * x - (3e-6 * x).detach())
+            return exact + (part * x - (part * x).detach())
 
     row = next(row for row in ROWS if row.name == "functional.gelu")
     for wrong, what in [(WrongGelu, "values"), (WrongGradient, "grads")]:
         namespace = types.SimpleNamespace(functional=wrong)
-        compared = [compare_sample(row, s, torch.float32, "eager", namespace) or [] for s in row.draw(24)]
+        compared = [compare_sample(row, s, dtype, "eager", namespace) or [] for s in row.draw(24)]
         findings = [f for sample in compared for f in sample if f.what.startswith(what)]
         assert any(not f.comparison.passed for f in findings), findings
 

@@ -179,17 +179,9 @@ def can_read_values(x: Tensor) -> bool:
 def require_floating_point(name: str, input: Tensor) -> None:
     """Raise what a CPU kernel of ATen raises when it has no such dtype."""
     if not input.is_floating_point():
-        dtype = _DTYPE_NAMES.get(input.dtype, input.dtype)
-        raise NotImplementedError(f'"{name}" not implemented for \'{dtype}\'')
+        raise NotImplementedError(f'"{name}" not implemented for \'{type_name(input)}\'')
 
 
-_DTYPE_NAMES = {
-    torch.bool: "Bool",
-    torch.uint8: "Byte",
-    torch.int8: "Char",
-    torch.int16: "Short",
-    torch.int32: "Int",
-    torch.int64: "Long",
-    torch.complex64: "ComplexFloat",
-    torch.complex128: "ComplexDouble",
-}
+def type_name(x: Tensor) -> str:
+    """Float for torch.FloatTensor: what ATen's messages call the dtype."""
+    return x.type().rpartition(".")[2].removesuffix("Tensor")

@@ -99,8 +99,8 @@ def decompositions(eager_random: bool) -> Decompositions:
     """The table for aot_autograd: torch's glue, then ours over it."""
     table: dict[Any, Callable[..., Any]] = dict(get_decompositions([*DATA_MOVEMENT, *ALGEBRA]))
     table.update(_optional_table("pynn.definitions", "DEFINITIONS"))
-    if not eager_random:
-        table.update(_optional_table("compiler_bridge.capture.random", "DECOMPOSITIONS"))
+    random = "EAGER_DECOMPOSITIONS" if eager_random else "DECOMPOSITIONS"
+    table.update(_optional_table("compiler_bridge.capture.random", random))
     for operation in KEPT_WHOLE:
         table.pop(operation, None)
     return table

@@ -127,3 +127,23 @@ DECOMPOSITIONS = {
     aten.native_dropout.default: native_dropout,
 }
 """ATen operation -> the same distribution from (seed, element number), so that a mask need not be stored."""
+
+
+def rrelu_with_noise(
+    x: Tensor,
+    noise: Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The definition; in training nothing: ATen draws for the elements <= 0 alone, so its call has to stay."""
+    from pynn.definitions import DEFINITIONS
+
+    if training:
+        return NotImplemented
+    return DEFINITIONS[aten.rrelu_with_noise_functional.default](x, noise, lower, upper)
+
+
+EAGER_DECOMPOSITIONS = {aten.rrelu_with_noise_functional.default: rrelu_with_noise}
+"""What takes the place of a definition that draws, where torch's own random numbers are asked for."""

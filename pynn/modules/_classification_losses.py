@@ -13,6 +13,7 @@ from pynn.definitions import (
     differentiable,
     require_floating_point,
     traced_as,
+    type_name,
 )
 from pynn.modules._reduction import MEAN, NONE, SUM, reduced, reduced_backward, reduction_number
 from pynn.modules._smooth_activations import log_sigmoid_forward, logsigmoid
@@ -156,8 +157,8 @@ def binary_cross_entropy_with_logits_forward(
 @defines(aten.soft_margin_loss.default)
 @computes_in_float32
 def soft_margin_loss_forward(x: Tensor, target: Tensor, reduction: int = MEAN) -> Tensor:
-    """log(1 + exp(-target * x))."""
-    return reduced(-log_sigmoid_forward(target * x)[0], reduction)
+    """log(1 + exp(-x * target))."""
+    return reduced(-log_sigmoid_forward(x * target)[0], reduction)
 
 
 @defines(aten.soft_margin_loss_backward.default)
@@ -196,7 +197,7 @@ def _checked_nll_loss(
     input: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
 ) -> Tensor:
     if target.dtype not in (torch.int64, torch.uint8):
-        raise RuntimeError(f"expected target dtype to be Long or Byte, but got {_short_name(target)}")
+        raise RuntimeError(f"expected target dtype to be Long or Byte, but got {type_name(target)}")
     classes = input.size(_class_dim(input))
     if weight is not None:
         if weight.dim() != 1 or weight.numel() != classes:
@@ -207,18 +208,13 @@ def _checked_nll_loss(
             )
         if weight.dtype != input.dtype:
             raise RuntimeError(
-                f"expected scalar type {_short_name(input)} but found {_short_name(weight)}"
+                f"expected scalar type {type_name(input)} but found {type_name(weight)}"
             )
     if can_read_values(target) and target.device.type == "cpu":
         is_outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
         if is_outside.any():
             raise IndexError(f"Target {int(target[is_outside][0])} is out of bounds.")
     return nll_loss_forward(input, target, weight, reduction, ignore_index)[0]
-
-
-def _short_name(x: Tensor) -> str:
-    """Float for torch.FloatTensor."""
-    return x.type().rpartition(".")[2].removesuffix("Tensor")
 
 
 def _check_nll_shapes(input: Tensor, target: Tensor) -> None:
@@ -271,7 +267,7 @@ def cross_entropy(
     number = reduction_number(reduction, size_average, reduce)
     if target.shape == input.shape and not target.is_floating_point():
         raise RuntimeError(
-            f"Expected floating point type for target with class probabilities, got {_short_name(target)}"
+            f"Expected floating point type for target with class probabilities, got {type_name(target)}"
         )
     if not 0 <= label_smoothing <= 1:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
@@ -369,7 +365,7 @@ def binary_cross_entropy(
     if weight is not None:
         weight = weight.expand(torch.broadcast_shapes(target.size(), weight.size()))
     if target.dtype != input.dtype:
-        raise RuntimeError(f"Found dtype {_short_name(target)} but expected {_short_name(input)}")
+        raise RuntimeError(f"Found dtype {type_name(target)} but expected {type_name(input)}")
     if can_read_values(input) and not ((input >= 0) & (input <= 1)).all():
         raise RuntimeError("all elements of input should be between 0 and 1")
     return _binary_cross_entropy(input, target, weight, number)
@@ -446,7 +442,7 @@ def kl_div(
 
 @computes_in_float32
 def _soft_margin(input: Tensor, target: Tensor, reduction: int) -> Tensor:
-    return reduced(-logsigmoid.__wrapped__(target * input), reduction)
+    return reduced(-logsigmoid.__wrapped__(input * target), reduction)
 
 
 @traced_as(F.soft_margin_loss)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pynn.definitions import can_read_values, computes_in_float32, defines, traced_as
+from pynn.definitions import can_read_values, computes_in_float32, defines, traced_as, type_name
 from pynn.modules._reduction import MEAN, reduced, reduced_backward, reduction_number
 from pynn.modules.distance import pairwise_distance
 
@@ -317,6 +317,7 @@ def multi_margin_loss(
         raise ValueError("only p == 1 and p == 2 supported")
     if weight is not None and weight.dim() != 1:
         raise ValueError("weight must be one-dimensional")
+    _check_scores_not_empty(input)
     rows = input.reshape(1, -1) if input.dim() < 2 else input
     indices = target.reshape(-1)
     batch, classes = rows.shape
@@ -328,6 +329,8 @@ def multi_margin_loss(
         )
     if weight is not None and weight.numel() != classes:
         raise RuntimeError(f"inconsistent weight size, expected {classes} but got {list(weight.shape)}")
+    if target.dtype != torch.int64:
+        raise RuntimeError(f"expected scalar type Long but found {type_name(target)}")
     if can_read_values(indices) and ((indices < 0) | (indices >= classes)).any():
         raise RuntimeError("target out of range")
     return multi_margin_loss_forward(input, target, p, margin, weight, number)
@@ -348,6 +351,7 @@ def multilabel_margin_loss(
     Raises:  RuntimeError when the shapes differ or a label is no class
     """
     number = reduction_number(reduction, size_average, reduce)
+    _check_scores_not_empty(input)
     if input.shape != target.shape:
         raise RuntimeError(
             f"inconsistent target size: {list(target.shape)} for input of size: {list(input.shape)}"
@@ -356,3 +360,12 @@ def multilabel_margin_loss(
     if can_read_values(target) and ((target < -1) | (target >= classes)).any():
         raise RuntimeError("argument #2 'target' is out of range")
     return multilabel_margin_loss_forward(input, target, number)[0]
+
+
+def _check_scores_not_empty(input: Tensor) -> None:
+    """Without a class there is nothing to rank; without a row there is nothing to do."""
+    if input.dim() > 2 or (input.dim() > 0 and input.size(-1) == 0):
+        raise RuntimeError(
+            "Expected non-empty vector or matrix with optional 0-dim batch size, but got: "
+            f"{list(input.shape)}"
+        )

@@ -171,7 +171,7 @@ def rrelu_with_noise_functional(
     """Leaky ReLU whose slope is drawn from [lower, upper), and the slopes (1 where x > 0).
 
     Differs from ATen's CPU kernel in the random numbers: that draws for the elements <= 0 only, which no
-    traced program can (eager `rrelu` does).
+    traced program can (eager `rrelu` does; compiled with eager_random=True, ATen's own call stays).
     """
     if not training:
         return leaky_relu_forward(x, (lower + upper) / 2), noise
