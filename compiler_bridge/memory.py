@@ -175,7 +175,7 @@ class OutputPool:
             shelf = self._shelves.setdefault(nbytes, deque())
         for _ in range(min(len(shelf), PROBES)):
             try:
-                storage = shelf.popleft()  # given out the longest ago
+                storage = shelf.pop()  # given out last: if it is back, the caches still hold it
             except IndexError:  # another thread took the last one
                 break
             if not storage.is_same_memory():
@@ -183,9 +183,10 @@ class OutputPool:
             tensor = None
             if storage.references() == _idle_references():
                 tensor = torch.empty(0, dtype=dtype).set_(storage.storage, 0, shape, strides)  # type: ignore
-            shelf.append(storage)  # only now: another thread must find it held
             if tensor is not None:
+                shelf.append(storage)  # only now: another thread must find it held
                 return tensor
+            shelf.appendleft(storage)
         self._limit_idle()
         tensor = EMPTY_STRIDED(shape, strides, dtype)
         if _idle_references() is not None:
