@@ -34,7 +34,7 @@ def main() -> int:
         if row.defined(pynn)
         for executor in executors
         for dtype in dtypes
-        if dtype in row.dtypes and str(dtype).removeprefix("torch.") not in row.skip
+        if dtype in row.dtypes and not row.reason_to_skip(dtype)
     ]
     lines = [summarise(*job, measure(*job, arguments.samples)) for job in track(work, "measuring")]
     print_table(lines)

@@ -66,7 +66,7 @@ class Row:
     pointwise: each element is also measured against itself
     random:    draws random numbers: seeded alike, and C++ in the same dtype is the reference
     call:      for functions: how to call `nn.functional` when it is not simply by name
-    skip:      check -> the reason it does not apply
+    skip:      check, or dtype -> the reason it does not apply
     """
 
     name: str
@@ -96,6 +96,10 @@ class Row:
             return self.look_up(nn) is not self.look_up(torch.nn)
         except AttributeError:
             return False
+
+    def reason_to_skip(self, dtype: torch.dtype) -> str | None:
+        """Why accuracy is not measured in a dtype, if it is not."""
+        return self.skip.get(str(dtype).removeprefix("torch."))
 
     def build(self, nn: Any, sample: Sample) -> Callable:
         """Return the callable under test: a module with seeded parameters, or a function."""

@@ -122,6 +122,9 @@ def function_table() -> list[Row]:
                  class_sample(7, 50, reduction="sum"), class_sample(7, 50, ignore_index=3)),
         function("embedding.tokens", token_sample(50, 16, 3, 7), token_sample(50, 16, 9, padding_idx=2),
                  token_sample(50, 16, 200, scale_grad_by_freq=True), token_sample(10, 4, 0)),
+        function("one_hot.classes", lambda: Sample((torch.randint(7, (3, 5)), 7)),
+                 lambda: Sample((torch.randint(4, ()), 9)), lambda: Sample((torch.randint(4, (0, 2)), 4)),
+                 dtypes=(torch.float32,)),
         function("linear.shapes", *(lambda s=s: Sample((tensor(*s, 24), tensor(40, 24), tensor(40)))
                                     for s in [(), (1,), (0,), (7,), (2, 3), (130,)])),
         function("scaled_dot_product_attention.heads",

@@ -290,6 +290,21 @@ def test_fallback_warns_once_and_computes(refusing):
         close(backend.compile(lambda x: model(x) + 1)(x), model(x) + 1)
 
 
+def test_one_hot_asserts_as_torch_does():
+    """Its assertions about the labels were refused. Without num_classes torch breaks the graph there."""
+    one_hot = nn.functional.one_hot
+    labels = torch.tensor([2, 0, 5])
+    given, found = strict(lambda x: one_hot(x, 6) * 2), strict(lambda x: one_hot(x) * 2)
+    assert torch.equal(given(labels), one_hot(labels, 6) * 2)
+    for shifted in (labels, labels + 1):
+        assert torch.equal(found(shifted), one_hot(shifted) * 2)
+    with pytest.raises(RuntimeError, match="Class values must be smaller than num_classes"):
+        given(labels + 1)
+    for compiled in (given, found):
+        with pytest.raises(RuntimeError, match="Class values must be non-negative"):
+            compiled(labels - 1)
+
+
 def test_strict_raises(refusing):
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"aten\.nothing\.default"):
         strict(nn.Linear(3, 2))(torch.randn(4, 3))

@@ -36,7 +36,7 @@ def accuracy_parameters() -> list:
         compiled = COMPILED_DTYPES_OF_MODULES if row.is_module else COMPILED_DTYPES
         for executor in EXECUTORS:
             for dtype in compiled.get(executor, FLOATS):
-                if dtype not in row.dtypes or str(dtype).removeprefix("torch.") in row.skip:
+                if dtype not in row.dtypes:
                     continue
                 fast = dtype is torch.float32 and (
                     (executor == "eager" and row.name.count(".") == 1) or row.name in FAST
@@ -45,6 +45,8 @@ def accuracy_parameters() -> list:
                 marks = [] if fast else [pytest.mark.slow]
                 if dtype is torch.float64:
                     marks.append(NEEDS_LONG_DOUBLE)
+                if reason := row.reason_to_skip(dtype):
+                    marks.append(pytest.mark.skip(reason=reason))
                 parameters.append(pytest.param(row.name, executor, dtype, id=name, marks=marks))
     return parameters
 

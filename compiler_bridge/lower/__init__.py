@@ -4,6 +4,7 @@
 
 from compiler_bridge.lower import (  # noqa: F401  (each registers its lowerings)
     arithmetic,
+    assertions,
     contractions,
     convolutions,
     creation,
