@@ -11,8 +11,9 @@ import torch
 from torch import fx
 
 from compiler_bridge import settings
+from compiler_bridge.ahead import likely_kernels
 from compiler_bridge.capture.capture import BoxedCall, Kind, Options, capture
-from compiler_bridge.compile_pool import start_workers_if_cold
+from compiler_bridge.compile_pool import compile_ahead
 from compiler_bridge.errors import BridgeError, FallbackWarning, NotYet
 
 _warned: set[str] = set()
@@ -35,7 +36,7 @@ def pynn_backend(
     if mode not in (None, "default"):
         raise ValueError(f'mode={mode!r}; required: None or "default"')
     chosen = make_options(options or {})
-    start_workers_if_cold()
+    compile_ahead(lambda: likely_kernels(gm, example_inputs))
     return capture(gm, example_inputs, chosen, compile_or_fall_back)
 
 

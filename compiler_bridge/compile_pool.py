@@ -154,10 +154,24 @@ def start_workers() -> list[Worker]:
         return list(_workers)
 
 
-def start_workers_if_cold() -> None:
-    """With an empty cache there will be much to compile: let the workers import while the graph is traced."""
-    if not settings.INTERPRET and cache.directory_is_usable() and not cache.holds_machine_code():
-        start_workers()
+def compile_ahead(tasks: Callable[[], Sequence[Task]]) -> None:
+    """With an empty cache there will be much to compile: let the workers import while the graph is traced, and
+    begin with the tasks it is likely to need."""
+    if settings.INTERPRET or not cache.directory_is_usable() or cache.holds_machine_code():
+        return
+    waiting = deque(payload for task in tasks() for payload in [_pickled(task)] if payload is not None)
+
+    def feed(worker: Worker) -> None:
+        with worker.in_use:
+            while waiting and worker.wait_until_ready():
+                try:
+                    payload = waiting.popleft()
+                except IndexError:  # another worker took the last one
+                    return
+                worker.compile(payload)
+
+    for worker in start_workers():
+        threading.Thread(target=feed, args=(worker,), daemon=True).start()
 
 
 def compile_in_parallel(tasks: Sequence[Task], advance: Callable[[str], None] = lambda name: None) -> None:
@@ -170,12 +184,8 @@ def compile_in_parallel(tasks: Sequence[Task], advance: Callable[[str], None] = 
     waiting = deque((task, payload) for task in tasks for payload in [_pickled(task)])
 
     def feed(worker: Worker) -> None:
-        if not worker.in_use.acquire(blocking=False):  # another thread compiles its own graph with it
-            return
-        try:
+        with worker.in_use:  # another thread may be compiling its own graph with it
             feed_in_turn(worker)
-        finally:
-            worker.in_use.release()
 
     def feed_in_turn(worker: Worker) -> None:
         while worker.wait_until_ready():
