@@ -22,6 +22,7 @@ from compiler_bridge.ir import (
     Load,
     Reduce,
     Size,
+    expr_axes,
     node_exprs,
     node_loads,
     size_equal,
@@ -195,8 +196,9 @@ def choose_lanes(schedule: Schedule) -> int:
         return 1
     exprs = [e for n in schedule.nodes for e in node_exprs(n)]
     cost = sum(expr_cost(e) for e in exprs)
+    vector = schedule.vector.name
     wide = any(
-        part.dtype in ("float64", "int64") and not isinstance(part, IndexValue)
+        part.dtype in ("float64", "int64") and not isinstance(part, IndexValue) and vector in expr_axes(part)
         for e in exprs
         for part in walk(e)
     )
