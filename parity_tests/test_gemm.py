@@ -25,10 +25,10 @@ from compiler_bridge.cpu.gemm_plan import REGION_BYTES, ROWS, compute_dtype, pan
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-# m, n, k: around the tile (6 x 16, 6 x 8), around the blocks (144, 384), few rows, few columns, empty
+# m, n, k: around the tile (6 x 16, 6 x 32), around the blocks (144, 192, 384), few rows, few columns, empty
 SIZES = (
     (1, 1, 1), (1, 33, 40), (2, 65, 33), (3, 100, 50), (4, 48, 64), (5, 7, 3), (6, 16, 8), (7, 33, 100),
-    (8, 40, 41), (9, 17, 16), (13, 31, 9), (64, 64, 64), (100, 130, 70), (145, 33, 385), (150, 200, 400),
+    (8, 40, 41), (16, 97, 800), (9, 17, 16), (13, 31, 9), (64, 64, 64), (100, 130, 70), (145, 33, 385), (150, 200, 400),
     (300, 17, 9), (40, 1, 77), (513, 3, 20), (290, 50, 12), (0, 3, 3), (3, 0, 3), (30, 40, 0), (1, 5, 0),
 )  # fmt: skip
 LAYOUTS = ("NNN", "NTN", "TNN", "TTN", "NNT", "NTT", "SSS")
@@ -231,6 +231,49 @@ def test_a_prologue_with_a_shared_b_sees_rows_through_the_batch():
     assert_no_worse(out, a, b)
 
 
+@pytest.mark.parametrize("m", (3, 12, 20, 300))
+@pytest.mark.parametrize("n", (32, 70))
+def test_operands_with_a_stride_of_zero(m: int, n: int):
+    """Broadcast rows or columns: rows of B that are one row were taken for a B that is packed already."""
+    a, b = torch.randn(m, 40), torch.randn(40, n)
+    for x in (a, a[:1].expand(m, 40), a[:, :1].expand(m, 40)):
+        for y in (b, b[:1].expand(40, n), b[:, :1].expand(40, n)):
+            assert_no_worse(matmul_into(torch.empty(m, n), x, y), x, y)
+
+
+LANES = """
+    import torch
+    from compiler_bridge.cpu.gemm_launch import matmul_into
+    from compiler_bridge.cpu.gemm_plan import panel_columns
+    from parity_tests.test_gemm import LAYOUTS, SIZES, assert_no_worse, make, sums_dtype
+
+    assert panel_columns("float32") == max(16, 2 * {lanes})
+    torch.manual_seed(5)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for m, n, k in SIZES:
+            for layout in LAYOUTS:
+                a, b = make((m, k), layout[0], dtype), make((k, n), layout[1], dtype)
+                out = make((m, n), layout[2], sums_dtype(dtype), float("nan"))
+                assert_no_worse(matmul_into(out, a, b, threads=2), a, b)
+"""
+
+
+@pytest.mark.parametrize("lanes", (4, 8))
+def test_kernels_for_narrower_registers(lanes: int):
+    """PYNN_LANES: what a machine with AVX2 or NEON runs, here."""
+    environment = os.environ | {"PYNN_LANES": str(lanes)}
+    command = [sys.executable, "-c", textwrap.dedent(LANES.format(lanes=lanes))]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_lane_count_no_register_has_is_refused():
+    environment = os.environ | {"PYNN_LANES": "12"}
+    command = [sys.executable, "-c", "import compiler_bridge.cpu.host"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "PYNN_LANES=12: expected one of (4, 8, 16)" in result.stderr
+
+
 # ---- the plan ----------------------------------------------------------------------------------------
 
 
@@ -249,6 +292,28 @@ def test_packed_b_can_be_kept():
     second = BoundGemm(plan, (other, b, again), WORKSPACE=bound.workspace_address)
     second.run()
     assert_no_worse(again, other, b)
+
+
+@pytest.mark.parametrize("threads", (2, 3, 4))
+@pytest.mark.parametrize("batch, m, n", ((1, 512, 768), (1, 512, 3072), (1, 64, 3072), (1, 64, 768), (1, 100, 96),
+                                         (1, 2048, 2048), (1, 300, 100), (32, 128, 128), (12, 1024, 64),
+                                         (3, 100, 200)))  # fmt: skip
+def test_threads_get_equal_work(batch: int, m: int, n: int, threads: int):
+    """The thread with most elements of C has at most a quarter more than its share (a tile is a thread's own)."""
+    plan = plan_gemm(m, n, 64, batch, "float32", (m * 64, 64, 1), (64 * n, n, 1), (m * n, n, 1), threads)
+    length, blocks = plan.entries[-1].length, plan.table["ROW_BLOCKS"] * plan.table["COLUMN_BLOCKS"]
+    assert length == batch * blocks
+    panels, width = -(-n // panel_columns("float32")), panel_columns("float32")
+    rows, columns = plan.table["ROW_BLOCKS"], plan.table["COLUMN_BLOCKS"]
+
+    def work(unit: int) -> int:
+        column, row = unit % blocks // rows, unit % blocks % rows
+        first, last = (panels * c // columns * width for c in (column, column + 1))
+        return (m * (row + 1) // rows - m * row // rows) * (min(n, last) - first)
+
+    shares = [range(length * t // threads, length * (t + 1) // threads) for t in range(threads)]
+    most = max(sum(work(unit) for unit in share) for share in shares)
+    assert most <= 1.25 * batch * m * n / threads
 
 
 def test_bad_arguments_are_named():

@@ -292,13 +292,15 @@ def multiply_kernel(dtype: str) -> Any:
     def gemm_multiply(tab, begin, end, thread):  # type: ignore[no-untyped-def]
         m, n = tab[slot.M], tab[slot.N]
         row_blocks, column_blocks = tab[slot.ROW_BLOCKS], tab[slot.COLUMN_BLOCKS]
-        panels = (n + width - 1) // width
+        panels, pairs = (n + width - 1) // width, (m + 1) // 2
         for unit in range(begin, end):
             batch = unit // (row_blocks * column_blocks)
             within = unit - batch * row_blocks * column_blocks
             column_block = within // row_blocks
             row_block = within - column_block * row_blocks
-            row_begin, row_end = m * row_block // row_blocks, m * (row_block + 1) // row_blocks
+            # an even number of rows, except in the last block, is a sum of whole tiles
+            row_begin = pairs * row_block // row_blocks * 2
+            row_end = min(m, pairs * (row_block + 1) // row_blocks * 2)
             column_begin = panels * column_block // column_blocks * width
             column_end = min(n, panels * (column_block + 1) // column_blocks * width)
             multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler_bridge.cpu.gemm_table import SLOTS
-from compiler_bridge.cpu.host import NATIVE_LANES
+from compiler_bridge.cpu.host import NATIVE_LANES, cache_bytes
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 KERNELS = ("pack_b", "multiply", "dot", "axpy")
@@ -29,10 +29,10 @@ LINE = 64
 """Bytes of a cache line."""
 
 MAX_BLOCK_ROWS = 144
-"""Rows of A packed at a time: 144 x 384 float32 are 216 KiB, less than half of a 512 KiB L2."""
+"""Rows of A packed at a time."""
 
-MAX_K_BLOCK = 384
-"""K summed in registers at a time: a panel of B of 16 columns is then 24 KiB, three quarters of L1."""
+MAX_SHARED_K_BYTES = 768 * 4
+"""K summed in registers at a time, in bytes of A, where B is packed for all: more gains nothing."""
 
 REGION_BYTES = 256 * 1024
 """The part of C that an epilogue gets at a time (or one panel of columns): still in L2, beside packed A."""
@@ -40,7 +40,7 @@ REGION_BYTES = 256 * 1024
 MAX_DIRECT_COLUMNS = 128
 """Up to as many columns of C, a row-major A is read where it lies: packing it would not pay."""
 
-MAX_DOT_ROWS = 8
+MAX_DOT_ROWS = 12
 """Up to as many rows, B with contiguous k is read where it lies (`dot`)."""
 
 MAX_AXPY_ROWS = 4
@@ -259,15 +259,15 @@ def _plan_packed(problem: _Problem, swapped: bool) -> GemmPlan:
     itemsize = 8 if problem.dtype == "float64" else 4
     width = panel_columns(problem.dtype)
     panels = _divide_up(problem.n, width)
-    k_blocks = max(1, _divide_up(problem.k, MAX_K_BLOCK * 4 // itemsize))
-    k_block = max(1, min(problem.k, _round_up(_divide_up(problem.k, k_blocks), 8)))
     row_blocks, column_blocks = _blocks(problem, panels)
     shared_b = problem.b[0] == 0 and problem.b[1] == 0 and not problem.has_pack_b
     local = row_blocks == 1 and not problem.b_prepacked and (problem.batch == 1 or not shared_b)
     b_batches = 1 if shared_b else problem.batch
+    k_blocks = max(1, _divide_up(problem.k, _max_k_block(width, itemsize, local)))
+    k_block = max(1, min(problem.k, _round_up(_divide_up(problem.k, k_blocks), 8)))
     block_rows = _divide_up(problem.m, row_blocks)
-    # one panel more than the rows need: rows are cut unevenly by at most one
-    block_bytes = (_divide_up(block_rows + 1, ROWS) * ROWS * k_block + 8) * itemsize
+    # room for two rows more: rows are cut unevenly by at most two
+    block_bytes = (_divide_up(block_rows + 2, ROWS) * ROWS * k_block + 8) * itemsize
     scratch_b = TILE_BYTES + _round_up(block_bytes, LINE)
     scratch = scratch_b + _round_up(width * k_block * itemsize, LINE)
     table = problem.table(swapped) | {
@@ -282,6 +282,17 @@ def _plan_packed(problem: _Problem, swapped: bool) -> GemmPlan:
     return GemmPlan(problem.dtype, entries, table, workspace, scratch, problem.threads)
 
 
+def _max_k_block(width: int, itemsize: int, local: bool) -> int:
+    """K summed in registers at a time.
+
+    A panel of B that is packed just before its use should stay in L1 with room for the next; a block of A
+    should take less than half of L2.
+    """
+    if local:
+        return cache_bytes(1) * 3 // 4 // (width * itemsize)
+    return min(MAX_SHARED_K_BYTES, cache_bytes(2) * 7 // 16 // MAX_BLOCK_ROWS) // itemsize
+
+
 def _blocks(problem: _Problem, panels: int) -> tuple[int, int]:
     """Row and column blocks of each C, such that every thread gets the same work."""
     row_blocks = _divide_up(problem.m, MAX_BLOCK_ROWS)
@@ -289,7 +300,7 @@ def _blocks(problem: _Problem, panels: int) -> tuple[int, int]:
     if threads == 1 or problem.batch % threads == 0 or problem.batch >= 8 * threads:
         return row_blocks, 1
     in_rows = _round_up(row_blocks, threads)
-    if row_blocks == 1 and panels >= threads:
+    if row_blocks == 1 and (panels >= 4 * threads or panels % threads == 0):
         return 1, threads
     if problem.m >= in_rows * 4 * ROWS:
         return in_rows, 1
