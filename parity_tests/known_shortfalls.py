@@ -24,7 +24,6 @@ KNOWN_SHORTFALLS: dict[str, str] = {
     "[nn.RReLU-numba-float32]": _RRELU,
     "[functional.one_hot-ir-float32]": _ONE_HOT,
     "[functional.one_hot-numba-float32]": _ONE_HOT,
-    "test_float32_error_densely[exp]": "1.0183 ulp at 59.307022 (and perhaps more elsewhere); 1 ulp is promised",
     "test_bad_input_raises_as_torch_does[functional.multi_margin_loss]": _MESSAGE,
     "test_bad_input_raises_as_torch_does[functional.multilabel_margin_loss]": _MESSAGE,
     "test_bad_input_raises_as_torch_does[functional.soft_margin_loss]": _MESSAGE,

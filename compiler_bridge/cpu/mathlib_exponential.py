@@ -9,10 +9,11 @@ e^x = 2^n e^r,   n = round(x / ln 2),   r = x - n ln 2,   |r| <= ln(2) / 2
 from __future__ import annotations
 
 from compiler_bridge.cpu.language import bitcast, fabs, fma, helper, ldexp, maximum, minimum, rint, where
-from compiler_bridge.cpu.mathlib_coefficients import EXP, EXP2
+from compiler_bridge.cpu.mathlib_coefficients import EXP, EXP2, EXP_NEAR_ONE
 from compiler_bridge.cpu.mathlib_word import math_word
 
 LOG2_E = 1.4426950408889634
+SHIFT = 0.08496250072115618  # log2(3/2) - 1/2
 
 # ln 2 as a sum of two numbers of the dtype
 LN2_HIGH_F32, LN2_LOW_F32 = 0.6931471824645996, -1.9046542121259336e-09
@@ -61,14 +62,19 @@ def expm1_of_remainder(r, low):
 
 
 def _exp_in_range_f32(x):
-    """e^x for -104 <= x <= 89 (float64: -746 to 710) and NaN."""
-    n, r, low = reduce_exp_f32(x)
-    return ldexp(expm1_of_remainder(r, low) + 1.0, n)
+    """e^x for -104 <= x <= 89 (float64: -746 to 710) and NaN.
+
+    n is such that 3/4 <= e^r < 3/2: there the sums before the last are less than half of the result.
+    """
+    n = rint(fma(x, LOG2_E, -SHIFT))
+    r = fma(n, -LN2_LOW_F32, fma(n, -LN2_HIGH_F32, x))
+    return ldexp(fma(r * r, EXP_NEAR_ONE(r), r) + 1.0, n)
 
 
 def _exp_in_range_f64(x):
-    n, r, low = reduce_exp_f64(x)
-    return ldexp(expm1_of_remainder(r, low) + 1.0, n)
+    n = rint(fma(x, LOG2_E, -SHIFT))
+    r = fma(n, -LN2_LOW_F64, fma(n, -LN2_HIGH_F64, x))
+    return ldexp(fma(r * r, EXP_NEAR_ONE(r), r) + 1.0, n)
 
 
 exp_in_range = math_word(float32=_exp_in_range_f32, float64=_exp_in_range_f64)

@@ -106,6 +106,10 @@ FITS = (
     Fit("EXP", {"float32": 4, "float64": 10}, -HALF_LN2, HALF_LN2,
         lambda r: _series(r, lambda x: (mp.expm1(x) - x) / x**2, mp.mpf(1) / 2),
         lambda r: r * r + mp.mpf("0.0005")),
+    # the same where 3/4 <= e^r < 3/2
+    Fit("EXP_NEAR_ONE", {"float32": 4, "float64": 10}, mp.mpf("-0.2885"), mp.mpf("0.4063"),
+        lambda r: _series(r, lambda x: (mp.expm1(x) - x) / x**2, mp.mpf(1) / 2),
+        lambda r: (r * r + mp.mpf("0.0005")) / mp.exp(r)),
     # 2^r = 1 + r q(r)
     Fit("EXP2", {"float32": 6, "float64": 12}, mp.mpf("-0.501"), mp.mpf("0.501"),
         lambda r: _series(r, lambda x: mp.expm1(x * LN2) / x, LN2), lambda r: abs(r) + mp.mpf("0.02")),
