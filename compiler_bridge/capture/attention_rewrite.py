@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pynn.modules.transformer_parts import transformer_encoder_layer_forward
+
 from .attention import attention_formula
 
 __all__ = ["rewrite_attention", "scaled_dot_product_attention"]
@@ -135,70 +137,9 @@ def multi_head_attention_with(attend: Callable[..., Tensor]) -> Callable[..., An
     return multi_head_attention_forward
 
 
-def transformer_encoder_layer(
-    src: Tensor,
-    embed_dim: int,
-    num_heads: int,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor,
-    proj_weight: Tensor,
-    proj_bias: Tensor,
-    use_gelu: bool,
-    norm_first: bool,
-    eps: float,
-    norm_weight_1: Tensor,
-    norm_bias_1: Tensor,
-    norm_weight_2: Tensor,
-    norm_bias_2: Tensor,
-    ffn_weight_1: Tensor,
-    ffn_bias_1: Tensor,
-    ffn_weight_2: Tensor,
-    ffn_bias_2: Tensor,
-    mask: Tensor | None = None,
-    mask_type: int | None = None,
-) -> Tensor:
-    """One encoder layer without dropout: what torch._transformer_encoder_layer_fwd computes.
-
-        x   = src + attention(norm1(src))       (norm_first)   or   norm1(src + attention(src))
-        out = x + feed_forward(norm2(x))                       or   norm2(x + feed_forward(x))
-
-    Args:  mask_type: 0: mask is [seq, seq]; 1: key padding, [batch, seq]; 2: [batch, heads, seq, seq]
-    Shape: src: [batch, seq, embed_dim]   returns: the same
-    """
-    bias = encoder_mask(mask, mask_type, src.dtype)
-
-    def attend(x: Tensor) -> Tensor:
-        q, k, v = (
-            part.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [batch, heads, seq, head_dim]
-            for part in F.linear(x, qkv_weight, qkv_bias).chunk(3, -1)
-        )
-        out = scaled_dot_product_attention(q, k, v, bias)
-        return F.linear(out.transpose(1, 2).flatten(-2), proj_weight, proj_bias)
-
-    def feed_forward(x: Tensor) -> Tensor:
-        hidden = F.linear(x, ffn_weight_1, ffn_bias_1)
-        return F.linear(F.gelu(hidden) if use_gelu else F.relu(hidden), ffn_weight_2, ffn_bias_2)
-
-    def norm_1(x: Tensor) -> Tensor:
-        return F.layer_norm(x, (embed_dim,), norm_weight_1, norm_bias_1, eps)
-
-    def norm_2(x: Tensor) -> Tensor:
-        return F.layer_norm(x, (embed_dim,), norm_weight_2, norm_bias_2, eps)
-
-    if norm_first:
-        x = src + attend(norm_1(src))
-        return x + feed_forward(norm_2(x))
-    x = norm_1(src + attend(src))
-    return norm_2(x + feed_forward(x))
-
-
-def encoder_mask(mask: Tensor | None, mask_type: int | None, dtype: torch.dtype) -> Tensor | None:
-    """The fast path's mask (bool: True is masked; float: added) as what is added to the scores."""
-    if mask is None:
-        return None
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
-    return mask[:, None, None, :] if mask_type == 1 else mask
+def transformer_encoder_layer(*args: Any, **kwargs: Any) -> Tensor:
+    """torch._transformer_encoder_layer_fwd by its pynn definition, with our attention inside."""
+    return transformer_encoder_layer_forward(*args, **kwargs, attend=scaled_dot_product_attention)
 
 
 def replacements(attend: Callable[..., Tensor]) -> dict[Any, Any]:

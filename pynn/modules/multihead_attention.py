@@ -1,6 +1,7 @@
 """Multi-head attention: project, attend in every head, project back."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -377,11 +378,15 @@ def native_multi_head_attention(
     need_weights: bool = True,
     average_attn_weights: bool = True,
     mask_type: int | None = None,
+    *,
+    attend: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Multi-head self-attention as torch.nn.MultiheadAttention runs it in evaluation.
 
     Args:    mask: anything but 0 hides a key; mask_type 0: [queries, keys], 1: [batch, keys],
              2: [batch, heads, queries, keys]
+             attend: what computes the attention where no weights are asked for, called with q, k, v and a
+             bool mask (True takes part); the compiler passes its kernel
     Shape:   query, key, value: [batch, seq, embed_dim]
              returns: as query, weights [batch, (heads,) queries, keys] or None
     """
@@ -389,12 +394,17 @@ def native_multi_head_attention(
         x.unflatten(-1, (num_head, embed_dim // num_head)).transpose(1, 2)  # [batch, heads, seq, head_dim]
         for x in project_packed(query, key, value, qkv_weight, qkv_bias)
     )
-    scores = torch.matmul(q * math.sqrt(num_head / embed_dim), k.transpose(-2, -1))
-    if mask is not None:
-        hidden = mask.to(torch.bool)
-        scores = torch.where(hidden[:, None, None, :] if mask_type == 1 else hidden, -math.inf, scores)
-    weights = softmax_of(scores, -1)  # [batch, heads, queries, keys]
-    out = linear(torch.matmul(weights, v).transpose(1, 2).flatten(-2), proj_weight, proj_bias)
-    if not need_weights:
+    hidden = None if mask is None else mask.to(torch.bool)
+    if hidden is not None and mask_type == 1:
+        hidden = hidden[:, None, None, :]  # [batch, 1, 1, keys]
+    if attend is not None and not need_weights:
+        attended, weights = attend(q, k, v, None if hidden is None else ~hidden), None
+    else:
+        scores = torch.matmul(q * math.sqrt(num_head / embed_dim), k.transpose(-2, -1))
+        scores = scores if hidden is None else torch.where(hidden, -math.inf, scores)
+        weights = softmax_of(scores, -1)  # [batch, heads, queries, keys]
+        attended = torch.matmul(weights, v)
+    out = linear(attended.transpose(1, 2).flatten(-2), proj_weight, proj_bias)
+    if weights is None or not need_weights:
         return out, None
     return out, weights.mean(dim=1) if average_attn_weights else weights

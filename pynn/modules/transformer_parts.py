@@ -124,19 +124,22 @@ def transformer_encoder_layer_forward(
     ffn_bias_2: Tensor,
     mask: Tensor | None = None,
     mask_type: int | None = None,
+    *,
+    attend: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """An encoder layer as torch.nn.TransformerEncoderLayer runs it in evaluation, batch first.
 
         x = norm1(x + attention(x))          norm_first: x = x + attention(norm1(x))
         x = norm2(x + feed_forward(x))                   x = x + feed_forward(norm2(x))
 
-    Shape:   src: [batch, seq, embed_dim]   mask: see native_multi_head_attention   returns: as src
+    Args:    mask, mask_type, attend: see native_multi_head_attention
+    Shape:   src: [batch, seq, embed_dim]   returns: as src
     """
 
     def attention(x: Tensor) -> Tensor:
         projections = (qkv_weight, qkv_bias, proj_weight, proj_bias)
         return native_multi_head_attention(
-            x, x, x, embed_dim, num_heads, *projections, mask, need_weights=False, mask_type=mask_type
+            x, x, x, embed_dim, num_heads, *projections, mask, False, mask_type=mask_type, attend=attend
         )[0]
 
     def feed_forward(x: Tensor) -> Tensor:
