@@ -44,6 +44,7 @@ from compiler_bridge.cpu.attention_scores import (
     row_stride,
     rows_as_float32,
     rows_of,
+    values_as_float32,
     whole_tiles,
 )
 from compiler_bridge.cpu.attention_slots import slots
@@ -78,8 +79,8 @@ CHUNKS, BATCH_TASKS, HEAD_TASKS, MASK_SEQ, MASK_KV_SEQ = slots(
 )
 SCRATCH, SCRATCH_BYTES, PARTIAL_DK, PARTIAL_DV = slots("scratch", "scratch_bytes", "partial_dk", "partial_dv")
 GRAD_COLUMNS, SCORES, DSCORES, DQUERY = slots("grad_columns", "scores", "dscores", "block_out")
-SUMS_OF_EXP, DELTA, PACKED_QUERIES, PACKED_GRADS, PACKED_VALUES = slots(
-    "total", "delta", "packed_queries", "packed_grads", "packed_values"
+SUMS_OF_EXP, DELTA, PACKED_QUERIES, PACKED_GRADS = slots(
+    "total", "delta", "packed_queries", "packed_grads"
 )
 
 
@@ -232,9 +233,7 @@ def define_visit_keys(dtype: str, mask_dtype: str | None, dropped: bool, mask_gr
             tab[QUERY_BLOCK], whole_tiles(queries), tab[HEAD_COLS], tab[VALUE_COLS])  # fmt: skip
         scores, dscores = area(tab, scratch, SCORES), area(tab, scratch, DSCORES)
         key_rows = keys_as_float32(tab, pointer(tab, K, dtype), batch, head, first_key, keys, scratch)
-        value_rows = rows_as_float32(
-            tab, rows_of(tab, pointer(tab, V, dtype), V, batch, head // tab[GROUP], first_key), V, keys,
-            tab[VALUE_DIM], area(tab, scratch, PACKED_VALUES), value_cols, tab[PACK_VALUES])  # fmt: skip
+        value_rows = values_as_float32(tab, pointer(tab, V, dtype), batch, head, first_key, keys, scratch)
         score_block(tab, key_rows, batch, head, first_query, queries, first_key, keys, scratch)
         multiply_block(value_rows, row_stride(tab, V, value_cols, tab[PACK_VALUES]), 1,
                        area(tab, scratch, GRAD_COLUMNS), row, dscores, row, keys, lanes, tab[VALUE_DIM],

@@ -39,8 +39,8 @@ from compiler_bridge.cpu.attention_scores import (
     keys_seen,
     pack_queries,
     row_stride,
-    rows_as_float32,
     rows_of,
+    values_as_float32,
     whole_tiles,
 )
 from compiler_bridge.cpu.attention_slots import slots
@@ -61,14 +61,12 @@ from compiler_bridge.cpu.language import (
 from compiler_bridge.cpu.mathlib import log
 
 Q, K, V, OUT, LOGSUMEXP = slots("q", "k", "v", "out", "logsumexp")
-HEADS, GROUP, SEQ, VALUE_DIM, CAUSAL = slots("heads", "group", "seq", "value_dim", "causal")
+HEADS, SEQ, VALUE_DIM, CAUSAL = slots("heads", "seq", "value_dim", "causal")
 QUERY_BLOCK, KEY_BLOCK, QUERY_BLOCKS = slots("query_block", "key_block", "query_blocks")
 VALUE_COLS, PACK_VALUES, SCRATCH, SCRATCH_BYTES = slots(
     "value_cols", "pack_values", "scratch", "scratch_bytes"
 )
-SCORES, BLOCK_OUT, LARGEST, TOTAL, SHRINK, PACKED_VALUES = slots(
-    "scores", "block_out", "largest", "total", "shrink", "packed_values"
-)
+SCORES, BLOCK_OUT, LARGEST, TOTAL, SHRINK = slots("scores", "block_out", "largest", "total", "shrink")
 
 
 @outlined_helper
@@ -156,9 +154,7 @@ def forward_kernel(dtype: str, mask_dtype: str | None, dropped: bool) -> Any:
             multiply_elements(scores, factors, keys * row)
         if first_key > 0:
             scale_rows(block_out, cols, queries, shrink)
-        value_rows = rows_as_float32(tab, rows_of(tab, v, V, batch, head // tab[GROUP], first_key), V, keys,
-                                     tab[VALUE_DIM], area(tab, scratch, PACKED_VALUES), cols,
-                                     tab[PACK_VALUES])  # fmt: skip
+        value_rows = values_as_float32(tab, v, batch, head, first_key, keys, scratch)
         value_row = row_stride(tab, V, cols, tab[PACK_VALUES])
         multiply_block(scores, 1, row, value_rows, value_row, block_out, cols, queries, cols, keys, True)
 

@@ -31,12 +31,13 @@ from compiler_bridge.cpu.language import (
     pointer_at,
 )
 
-Q, K, MASK, SEED = slots("q", "k", "mask", "seed")
+Q, K, V, MASK, SEED = slots("q", "k", "v", "mask", "seed")
 HEADS, GROUP, SEQ, KV_SEQ, HEAD_DIM = slots("heads", "group", "seq", "kv_seq", "head_dim")
 SCALE_BITS, DROPOUT_BITS, KEPT_FACTOR_BITS = slots("scale_bits", "dropout_bits", "kept_factor_bits")
 CAUSAL, QUERY_BLOCK, HEAD_COLS, PACK_KEYS = slots("causal", "query_block", "head_cols", "pack_keys")
-QUERY_COLUMNS, SCORES, FACTORS, SQUARE, PACKED_KEYS = slots(
-    "query_columns", "scores", "factors", "square", "packed_keys"
+VALUE_DIM, VALUE_COLS, PACK_VALUES = slots("value_dim", "value_cols", "pack_values")
+QUERY_COLUMNS, SCORES, FACTORS, SQUARE, PACKED_KEYS, PACKED_VALUES = slots(
+    "query_columns", "scores", "factors", "square", "packed_keys", "packed_values"
 )
 
 
@@ -95,6 +96,14 @@ def keys_as_float32(tab, k, batch, head, first_key, keys, scratch):
     rows = rows_of(tab, k, K, batch, head // tab[GROUP], first_key)
     return rows_as_float32(tab, rows, K, keys, tab[HEAD_DIM], area(tab, scratch, PACKED_KEYS), tab[HEAD_COLS],
                            tab[PACK_KEYS])  # fmt: skip
+
+
+@outlined_helper
+def values_as_float32(tab, v, batch, head, first_key, keys, scratch):
+    """Rows of the values a query head attends to; their stride is `row_stride(tab, V, ...)`."""
+    rows = rows_of(tab, v, V, batch, head // tab[GROUP], first_key)
+    return rows_as_float32(tab, rows, V, keys, tab[VALUE_DIM], area(tab, scratch, PACKED_VALUES),
+                           tab[VALUE_COLS], tab[PACK_VALUES])  # fmt: skip
 
 
 @remember
