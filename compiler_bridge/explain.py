@@ -113,11 +113,33 @@ def print_explanation(console: Console, explanation: Explanation, stages: bool) 
     for number, record in enumerate(explanation.records):
         console.rule(f"graph {number}: {record.kind}, compiled in {record.compile_seconds:.2f} s")
         if stages:
-            for title, text in stage_texts(record):
-                console.rule(title, style="dim")
-                console.print(Syntax(text, "python", word_wrap=True, background_color="default"))
+            print_stages(console, stage_texts(record))
         console.print(kernel_table(record))
         console.print(fusion_report(record))
+
+
+def report_graph(record: GraphRecord, level: int) -> None:
+    """What PYNN_DEBUG=level asks to see of a graph just compiled, on stderr: a level adds a stage, last one first.
+
+    1 a line of times; 2 the kernels and what was fused; 3 the generated module; 4 the fused loop IR; 5 the
+    loop IR as lowered; 6 the graph of ATen operations
+    """
+    console = Console(stderr=True)
+    times = ", ".join(f"{name} {seconds:.2f}" for name, seconds in record.stages.items())
+    line = f"pynn: {record.kind} graph, {len(record.kernels)} kernels, {len(record.externs)} left to ATen"
+    console.print(Text(f"{line}; {record.compile_seconds:.2f} s ({times})  {module_of(record)}"))
+    if level >= 3:
+        stages = stage_texts(record)
+        print_stages(console, stages[max(0, len(stages) + 2 - level) :])
+    if level >= 2:
+        console.print(kernel_table(record))
+        console.print(fusion_report(record))
+
+
+def print_stages(console: Console, stages: Sequence[tuple[str, str]]) -> None:
+    for title, text in stages:
+        console.rule(title, style="dim")
+        console.print(Syntax(text, "python", word_wrap=True, background_color="default"))
 
 
 def stage_texts(record: GraphRecord) -> list[tuple[str, str]]:

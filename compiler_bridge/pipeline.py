@@ -137,4 +137,8 @@ def compile_graph(
     )
     records.append(record)
     del records[:-MOST_RECORDS]
+    if settings.DEBUG >= 1:
+        from compiler_bridge.explain import report_graph
+
+        report_graph(record, settings.DEBUG)
     return with_checks(compiled, module) if fused.checks else compiled

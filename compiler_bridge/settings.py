@@ -56,7 +56,7 @@ LANES: int = _integer("PYNN_LANES", 0)
 """PYNN_LANES=4, 8 or 16: float32 lanes of a register, in place of what the processor offers (0)."""
 
 DEBUG: int = _integer("PYNN_DEBUG", 0)
-"""PYNN_DEBUG=0..7: how much each stage prints (0 nothing)."""
+"""PYNN_DEBUG=0..6: checks between stages, and how much of them is printed (see ARCHITECTURE.md)."""
 
 CACHE_DIR: Path = Path(os.environ.get("PYNN_CACHE_DIR") or _default_cache_dir())
 """PYNN_CACHE_DIR: where generated modules and machine code are kept."""
