@@ -418,7 +418,11 @@ def kl_div(
 ) -> Tensor:
     """out = target * (log(target) - input), reduced; with log_target exp(target) * (target - input).
 
-    Args:    reduction: also batchmean, the sum divided by the first size
+    Args:    input: logarithms of probabilities; log_target: target too
+             reduction: also batchmean, the sum divided by the first size
+    Shape:   input, target: broadcastable   returns: their shape, or a scalar when reduced
+    Raises:  ValueError for an unknown reduction
+    Source:  Kullback and Leibler, On information and sufficiency, 1951; aten/native/Loss.cpp
     """
     is_batchmean = size_average is None and reduce is None and reduction == "batchmean"
     if reduction == "mean" and size_average is None and reduce is None:
@@ -471,7 +475,10 @@ def multilabel_soft_margin_loss(
 ) -> Tensor:
     """out = -mean over classes of weight * (target * log(s) + (1 - target) * log(1 - s)), s = sigmoid(input).
 
+    Args:    weight: one factor a class
     Shape:   input, target: [*, classes]   returns: [*], or a scalar when reduced
+    Raises:  ValueError for an unknown reduction
+    Source:  torch.nn.functional
     """
     if size_average is None and reduce is None and reduction not in ("none", "mean", "sum"):
         raise ValueError(reduction + " is not valid")

@@ -147,7 +147,10 @@ def margin_ranking_loss(
 ) -> Tensor:
     """out = max(0, -target * (input1 - input2) + margin), reduced.
 
+    Args:    target: 1 where input1 should rank higher, -1 where input2 should
+    Shape:   input1, input2, target: broadcastable   returns: their shape, or a scalar when reduced
     Raises:  RuntimeError when the numbers of dimensions differ
+    Source:  aten/native/Loss.cpp
     """
     number = reduction_number(reduction, size_average, reduce)
     if input1.dim() != input2.dim() or input1.dim() != target.dim():
@@ -167,7 +170,12 @@ def hinge_embedding_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """out = input where target is 1, max(0, margin - input) where it is -1, reduced."""
+    """out = input where target is 1, max(0, margin - input) where it is -1, reduced.
+
+    Shape:   input, target: broadcastable   returns: their shape, or a scalar when reduced
+    Raises:  ValueError for an unknown reduction
+    Source:  aten/native/Loss.cpp
+    """
     number = reduction_number(reduction, size_average, reduce)
     far = torch.where(target != 1, torch.clamp(margin - input, min=0), 0)
     near = torch.where(target != -1, input, 0)
@@ -222,8 +230,11 @@ def triplet_margin_loss(
 ) -> Tensor:
     """out = max(0, margin + d(anchor, positive) - d(anchor, negative)), d the p-norm distance; reduced.
 
-    Args:    swap: take the smaller of d(anchor, negative) and d(positive, negative)
-    Raises:  ValueError unless margin > 0
+    Args:    p, eps: of the distance, see pairwise_distance
+             swap: take the smaller of d(anchor, negative) and d(positive, negative)
+    Shape:   anchor, positive, negative: [batch, cols] or [cols]
+             returns: [batch] or [], or a scalar when reduced
+    Raises:  ValueError unless margin > 0, RuntimeError when the numbers of dimensions differ
     Source:  Balntas et al., Learning shallow convolutional feature descriptors with triplet losses, 2016
     """
     number = reduction_number(reduction, size_average, reduce)
@@ -247,7 +258,14 @@ def triplet_margin_with_distance_loss(
     swap: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """triplet_margin_loss with a distance of one's own (default: pairwise_distance)."""
+    """triplet_margin_loss with a distance of one's own (default: pairwise_distance).
+
+    Args:    distance_function: of two tensors
+             swap: take the smaller of d(anchor, negative) and d(positive, negative)
+    Shape:   anchor, positive, negative: what distance_function takes
+    Raises:  ValueError unless margin > 0 and for an unknown reduction; RuntimeError when the numbers of
+             dimensions differ
+    """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{reduction} is not a valid value for reduction")
     if margin <= 0:

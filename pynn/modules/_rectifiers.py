@@ -210,7 +210,12 @@ _prelu = differentiable(
 
 @traced_as(F.relu)
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
-    """out = max(input, 0); the gradient at 0 is 0, NaN stays NaN."""
+    """out = max(input, 0); the gradient at 0 is 0, NaN stays NaN.
+
+    Shape:   input: [*]   returns: same as input
+    Raises:  RuntimeError for bool
+    Source:  Nair and Hinton, Rectified linear units improve restricted Boltzmann machines, 2010
+    """
     if input.dtype == torch.bool:
         raise RuntimeError("Boolean inputs not supported for relu")
     return apply_in_place(_relu, input) if inplace else _relu(input)
@@ -224,7 +229,11 @@ def relu_(input: Tensor) -> Tensor:
 
 @traced_as(F.threshold)
 def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
-    """out = input where input > threshold, else value."""
+    """out = input where input > threshold, else value.
+
+    Shape:   input: [*]   returns: same as input
+    Source:  aten/native/Activation.cpp
+    """
     if inplace:
         return apply_in_place(_threshold, input, threshold, value)
     return _threshold(input, threshold, value)
@@ -238,7 +247,12 @@ def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
 
 @traced_as(F.leaky_relu)
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    """out = input where input > 0, else negative_slope * input."""
+    """out = input where input > 0, else negative_slope * input.
+
+    Shape:   input: [*]   returns: same as input
+    Raises:  NotImplementedError for integers
+    Source:  Maas et al., Rectifier nonlinearities improve neural network acoustic models, 2013
+    """
     require_floating_point("leaky_relu_cpu", input)
     if inplace:
         return apply_in_place(_leaky_relu, input, negative_slope)
@@ -255,7 +269,10 @@ def leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
     """out = min(max(input, min_val), max_val); the gradient at the bounds is 0.
 
-    Raises:  ValueError when min_val > max_val
+    Args:    inplace: overwrite input
+    Shape:   input: [*]   returns: same as input
+    Raises:  ValueError when min_val > max_val; RuntimeError for bool, and for unsigned with a negative limit
+    Source:  aten/native/Activation.cpp
     """
     if min_val > max_val:
         raise ValueError("min_val cannot be greater than max_val")
@@ -278,13 +295,23 @@ def hardtanh_(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Ten
 
 @traced_as(F.relu6)
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:
-    """out = min(max(input, 0), 6)."""
+    """out = min(max(input, 0), 6).
+
+    Shape:   input: [*]   returns: same as input
+    Raises:  RuntimeError for bool
+    Source:  aten/native/Activation.cpp
+    """
     return hardtanh.__wrapped__(input, 0.0, 6.0, inplace)
 
 
 @traced_as(F.hardsigmoid)
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    """out = min(max(input + 3, 0), 6) / 6."""
+    """out = min(max(input + 3, 0), 6) / 6.
+
+    Shape:   input: [*]   returns: same as input
+    Raises:  NotImplementedError for integers
+    Source:  aten/native/Activation.cpp
+    """
     require_floating_point("hardsigmoid_cpu", input)
     return apply_in_place(_hardsigmoid, input) if inplace else _hardsigmoid(input)
 
@@ -293,6 +320,8 @@ def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     """out = input * min(max(input + 3, 0), 6) / 6.
 
+    Shape:   input: [*]   returns: same as input
+    Raises:  NotImplementedError for integers
     Source:  Howard et al., Searching for MobileNetV3, 2019
     """
     require_floating_point("hardswish_cpu", input)
@@ -301,7 +330,12 @@ def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
 
 @traced_as(F.hardshrink)
 def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
-    """out = 0 where |input| <= lambd, else input."""
+    """out = 0 where |input| <= lambd, else input.
+
+    Shape:   input: [*]   returns: same as input
+    Raises:  NotImplementedError for integers
+    Source:  aten/native/Activation.cpp
+    """
     require_floating_point("hardshrink_cpu", input)
     return _hardshrink(input, lambd)
 
@@ -310,7 +344,9 @@ def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     """out = input - lambd above lambd, input + lambd below -lambd, 0 between.
 
-    Raises:  RuntimeError when lambd < 0
+    Shape:   input: [*]   returns: same as input
+    Raises:  RuntimeError when lambd < 0; NotImplementedError for integers
+    Source:  aten/native/Activation.cpp
     """
     require_floating_point("softshrink_check", input)
     if lambd < 0:
@@ -358,6 +394,11 @@ def rrelu(
 
     Outside training the slope is the middle of the interval. Draws in the order of ATen's CPU kernel: one
     float64 for each element <= 0, so equal seeds give equal results.
+
+    Args:    lower, upper: bounds of the slope, lower <= upper
+             training: draw the slopes; inplace: overwrite input
+    Shape:   input: [*]   returns: same as input
+    Raises:  RuntimeError when lower > upper; NotImplementedError for integers
     Source:  Xu et al., Empirical evaluation of rectified activations in convolutional network, 2015
     """
     require_floating_point("leaky_relu_cpu" if not training else "rrelu_with_noise_out_cpu", input)

@@ -158,6 +158,8 @@ def mse_loss(
 
     Args:    weight: one factor an element; the mean is then over the weights
     Shape:   input, target: broadcastable (with a warning)   returns: their shape, or a scalar when reduced
+    Raises:  ValueError for an unknown reduction or a weight of another shape
+    Source:  aten/native/Loss.cpp
     """
     x, target = broadcast_with_warning(input, target)
     number = reduction_number(reduction, size_average, reduce)
@@ -181,6 +183,8 @@ def l1_loss(
 
     Args:    weight: one factor an element; the mean is then over the weights
     Shape:   input, target: broadcastable (with a warning)   returns: their shape, or a scalar when reduced
+    Raises:  ValueError for an unknown reduction or a weight of another shape
+    Source:  aten/native/Loss.cpp
     """
     x, target = broadcast_with_warning(input, target)
     number = reduction_number(reduction, size_average, reduce)
@@ -201,7 +205,10 @@ def smooth_l1_loss(
 ) -> Tensor:
     """out = d^2 / (2 * beta) where |d| < beta, else |d| - beta / 2, d = input - target; reduced.
 
-    Raises:  RuntimeError for a negative beta
+    Args:    beta: where the square meets the line; 0 is l1_loss
+    Shape:   input, target: broadcastable (with a warning)   returns: their shape, or a scalar when reduced
+    Raises:  RuntimeError for a negative beta, ValueError for an unknown reduction
+    Source:  Girshick, Fast R-CNN, 2015; aten/native/Loss.cpp
     """
     x, target = broadcast_with_warning(input, target)
     number = reduction_number(reduction, size_average, reduce)
@@ -223,8 +230,11 @@ def huber_loss(
 ) -> Tensor:
     """out = d^2 / 2 where |d| <= delta, else delta * (|d| - delta / 2), d = input - target; reduced.
 
-    Args:    weight: one factor an element
-    Raises:  RuntimeError unless delta > 0
+    Args:    delta: where the square meets the line
+             weight: one factor an element
+    Shape:   input, target: broadcastable (with a warning)   returns: their shape, or a scalar when reduced
+    Raises:  RuntimeError unless delta > 0, ValueError for an unknown reduction
+    Source:  Huber, Robust estimation of a location parameter, 1964; aten/native/Loss.cpp
     """
     x, target = broadcast_with_warning(input, target)
     if weight is not None:
@@ -250,7 +260,11 @@ def poisson_nll_loss(
 ) -> Tensor:
     """out = exp(input) - target * input, or input - target * log(input + eps) unless log_input; reduced.
 
-    Args:    full: add Stirling's approximation of log(target!) where target > 1
+    Args:    log_input: input is the logarithm of the rate; eps: keeps log(0) away otherwise
+             full: add Stirling's approximation of log(target!) where target > 1
+    Shape:   input, target: broadcastable   returns: their shape, or a scalar when reduced
+    Raises:  ValueError for an unknown reduction
+    Source:  aten/native/Loss.cpp
     """
     if size_average is None and reduce is None and reduction not in ("none", "mean", "sum"):
         raise ValueError(reduction + " is not a valid value for reduction")
@@ -277,7 +291,10 @@ def gaussian_nll_loss(
     """out = (log(v) + (input - target)^2 / v) / 2, v = max(var, eps), reduced.
 
     Args:    full: add log(2 * pi) / 2; eps: takes no part in the gradient
+    Shape:   input, target: [*]   var: the same, or without or with 1 in the last dimension, or a number
+             returns: [*], or a scalar when reduced
     Raises:  ValueError for a negative variance or one of the wrong shape
+    Source:  Nix and Weigend, Estimating the mean and variance of the target distribution, 1994
     """
     if isinstance(var, float):
         if var < 0:

@@ -242,13 +242,19 @@ _softplus = differentiable(softplus_forward, softplus_backward)
 
 @traced_as(F.sigmoid)
 def sigmoid(input: Tensor) -> Tensor:
-    """out = 1 / (1 + exp(-input)): an elementary operation of this project."""
+    """out = 1 / (1 + exp(-input)): an elementary operation of this project.
+
+    Shape:   input: [*]   returns: same as input
+    """
     return torch.sigmoid(input)
 
 
 @traced_as(F.tanh)
 def tanh(input: Tensor) -> Tensor:
-    """out = (exp(input) - exp(-input)) / (exp(input) + exp(-input)): an elementary operation."""
+    """out = (exp(input) - exp(-input)) / (exp(input) + exp(-input)): an elementary operation.
+
+    Shape:   input: [*]   returns: same as input
+    """
     return torch.tanh(input)
 
 
@@ -256,6 +262,8 @@ def tanh(input: Tensor) -> Tensor:
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """out = input * sigmoid(input), also called swish.
 
+    Shape:   input: [*]   returns: same as input
+    Raises:  NotImplementedError for integers
     Source:  Elfwing et al., Sigmoid-weighted linear units, 2017
     """
     if input.is_complex():
@@ -268,6 +276,8 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
 def mish(input: Tensor, inplace: bool = False) -> Tensor:
     """out = input * tanh(softplus(input)).
 
+    Shape:   input: [*]   returns: same as input
+    Raises:  NotImplementedError for integers
     Source:  Misra, Mish: A self regularized non-monotonic neural activation function, 2019
     """
     require_floating_point("mish_cpu", input)
@@ -281,7 +291,9 @@ def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
         none:  0.5 * x * (1 + erf(x / sqrt(2)))
         tanh:  0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))
 
-    Raises:  RuntimeError for another approximate
+    Args:    approximate: "none" or "tanh"
+    Shape:   input: [*]   returns: same as input
+    Raises:  RuntimeError for another approximate; NotImplementedError for integers
     Source:  Hendrycks and Gimpel, Gaussian error linear units, 2016
     """
     require_floating_point("GeluKernelImpl", input)
@@ -294,6 +306,9 @@ def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
 def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """out = input where input > 0, else alpha * (exp(input) - 1).
 
+    Args:    alpha: the limit is -alpha; inplace: overwrite input
+    Shape:   input: [*]   returns: same as input
+    Raises:  NotImplementedError for integers
     Source:  Clevert et al., Fast and accurate deep network learning by exponential linear units, 2015
     """
     return _scaled_elu(input, inplace, alpha, 1, 1)
@@ -309,7 +324,9 @@ def elu_(input: Tensor, alpha: float = 1.0) -> Tensor:
 def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """out = max(input, 0) + min(0, alpha * (exp(input / alpha) - 1)).
 
-    Raises:  RuntimeError when alpha is 0
+    Args:    alpha: the limit is -alpha; inplace: overwrite input
+    Shape:   input: [*]   returns: same as input
+    Raises:  RuntimeError when alpha is 0; NotImplementedError for integers
     Source:  Barron, Continuously differentiable exponential linear units, 2017
     """
     if alpha == 0:
@@ -327,6 +344,8 @@ def celu_(input: Tensor, alpha: float = 1.0) -> Tensor:
 def selu(input: Tensor, inplace: bool = False) -> Tensor:
     """out = scale * (max(input, 0) + min(0, alpha * (exp(input) - 1))), alpha = 1.6733, scale = 1.0507.
 
+    Shape:   input: [*]   returns: same as input
+    Raises:  NotImplementedError for integers
     Source:  Klambauer et al., Self-normalizing neural networks, 2017
     """
     return _scaled_elu(input, inplace, SELU_ALPHA, SELU_SCALE, 1)
@@ -392,25 +411,43 @@ class _Glu(Function):
 
 @traced_as(F.logsigmoid)
 def logsigmoid(input: Tensor) -> Tensor:
-    """out = log(1 / (1 + exp(-input))) = min(input, 0) - log(1 + exp(-|input|))."""
+    """out = log(1 / (1 + exp(-input))) = min(input, 0) - log(1 + exp(-|input|)).
+
+    Shape:   input: [*]   returns: same as input
+    Raises:  NotImplementedError for integers
+    Source:  aten/native/Activation.cpp
+    """
     require_floating_point("log_sigmoid_cpu", input)
     return _log_sigmoid(input)
 
 
 @traced_as(F.softplus)
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
-    """out = log(1 + exp(beta * input)) / beta; input itself where beta * input > threshold."""
+    """out = log(1 + exp(beta * input)) / beta; input itself where beta * input > threshold.
+
+    Shape:   input: [*]   returns: same as input
+    Raises:  NotImplementedError for integers
+    Source:  aten/native/Activation.cpp
+    """
     require_floating_point("softplus_cpu", input)
     return _softplus(input, beta, threshold)
 
 
 @traced_as(F.softsign)
 def softsign(input: Tensor) -> Tensor:
-    """out = input / (1 + |input|)."""
+    """out = input / (1 + |input|).
+
+    Shape:   input: [*]   returns: same as input
+    Source:  torch.nn.functional
+    """
     return input / (input.abs() + 1)
 
 
 @traced_as(F.tanhshrink)
 def tanhshrink(input: Tensor) -> Tensor:
-    """out = input - tanh(input)."""
+    """out = input - tanh(input).
+
+    Shape:   input: [*]   returns: same as input
+    Source:  torch.nn.functional
+    """
     return input - input.tanh()

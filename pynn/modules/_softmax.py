@@ -132,7 +132,15 @@ class _LogSoftmax(Function):
 def softmax(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """out = exp(input) / sum(exp(input)) along dim, after a cast to dtype if given."""
+    """out = exp(input) / sum(exp(input)) along dim, after a cast to dtype if given.
+
+    Args:    dim: default 0 for 0, 1 or 3 dimensions, else 1, with a warning
+             dtype: computed and returned in; prevents overflow of a 16-bit input
+    Shape:   input: [*]   returns: same as input
+    dtype:   computes in float32 for 16-bit inputs
+    Raises:  IndexError when dim is out of range; NotImplementedError for integers
+    Source:  aten/native/SoftMax.cpp
+    """
     if dim is None:
         dim = implicit_softmax_dim("softmax", input.dim(), _stacklevel + 1)
     input = input if dtype is None else input.to(dtype)
@@ -144,7 +152,13 @@ def softmax(
 def softmin(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """out = softmax(-input) along dim."""
+    """out = softmax(-input) along dim.
+
+    Args:    dim, dtype: as softmax's
+    Shape:   input: [*]   returns: same as input
+    Raises:  IndexError when dim is out of range; NotImplementedError for integers
+    Source:  torch.nn.functional
+    """
     if dim is None:
         dim = implicit_softmax_dim("softmin", input.dim(), _stacklevel + 1)
     return softmax.__wrapped__(-input, dim, dtype=dtype)
@@ -154,7 +168,15 @@ def softmin(
 def log_softmax(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """out = log(softmax(input)) along dim, without the logarithm of a small quotient."""
+    """out = log(softmax(input)) along dim, without the logarithm of a small quotient.
+
+    Args:    dim: default 0 for 0, 1 or 3 dimensions, else 1, with a warning
+             dtype: computed and returned in; prevents overflow of a 16-bit input
+    Shape:   input: [*]   returns: same as input
+    dtype:   computes in float32 for 16-bit inputs
+    Raises:  IndexError when dim is out of range; NotImplementedError for integers
+    Source:  aten/native/SoftMax.cpp
+    """
     if dim is None:
         dim = implicit_softmax_dim("log_softmax", input.dim(), _stacklevel + 1)
     input = input if dtype is None else input.to(dtype)
@@ -178,7 +200,10 @@ def gumbel_softmax(
 ) -> Tensor:
     """A sample of the Gumbel-softmax distribution: softmax((logits + gumbel) / tau), gumbel = -log(Exp(1)).
 
-    Args:    hard: the forward value is one-hot, the gradient that of the soft sample
+    Args:    tau: temperature; eps: has no effect any more
+             hard: the forward value is one-hot, the gradient that of the soft sample
+    Shape:   logits: [*]   returns: same as logits
+    Raises:  RuntimeError for integers
     Source:  Jang et al., Categorical reparameterization with Gumbel-softmax, 2016
     """
     if eps != 1e-10:

@@ -51,7 +51,7 @@ def _inplace_suffix(inplace: bool) -> str:
 
 
 class Threshold(torch.nn.Threshold):
-    """out = x where x > threshold, else value."""
+    """out = x where x > threshold, else value.  Shape: x: [*]"""
 
     __constants__ = ["threshold", "value", "inplace"]
 
@@ -69,7 +69,7 @@ class Threshold(torch.nn.Threshold):
 
 
 class ReLU(torch.nn.ReLU):
-    """out = max(x, 0)."""
+    """out = max(x, 0).  Shape: x: [*]"""
 
     __constants__ = ["inplace"]
 
@@ -145,7 +145,7 @@ def _warn_renamed(old: str, new: str) -> None:
 
 
 class ReLU6(Hardtanh, torch.nn.ReLU6):
-    """out = min(max(x, 0), 6)."""
+    """out = min(max(x, 0), 6).  Shape: x: [*]"""
 
     def __init__(self, inplace: bool = False) -> None:
         Hardtanh.__init__(self, 0.0, 6.0, inplace)
@@ -155,14 +155,14 @@ class ReLU6(Hardtanh, torch.nn.ReLU6):
 
 
 class Sigmoid(torch.nn.Sigmoid):
-    """out = 1 / (1 + exp(-x))."""
+    """out = 1 / (1 + exp(-x)).  Shape: x: [*]"""
 
     def forward(self, input: Tensor) -> Tensor:
         return _smooth_activations.sigmoid(input)
 
 
 class Hardsigmoid(torch.nn.Hardsigmoid):
-    """out = min(max(x + 3, 0), 6) / 6."""
+    """out = min(max(x + 3, 0), 6) / 6.  Shape: x: [*]"""
 
     __constants__ = ["inplace"]
 
@@ -175,14 +175,14 @@ class Hardsigmoid(torch.nn.Hardsigmoid):
 
 
 class Tanh(torch.nn.Tanh):
-    """out = tanh(x)."""
+    """out = tanh(x).  Shape: x: [*]"""
 
     def forward(self, input: Tensor) -> Tensor:
         return _smooth_activations.tanh(input)
 
 
 class SiLU(torch.nn.SiLU):
-    """out = x * sigmoid(x)."""
+    """out = x * sigmoid(x).  Shape: x: [*]"""
 
     __constants__ = ["inplace"]
 
@@ -198,7 +198,7 @@ class SiLU(torch.nn.SiLU):
 
 
 class Mish(torch.nn.Mish):
-    """out = x * tanh(softplus(x))."""
+    """out = x * tanh(softplus(x)).  Shape: x: [*]"""
 
     __constants__ = ["inplace"]
 
@@ -214,7 +214,7 @@ class Mish(torch.nn.Mish):
 
 
 class Hardswish(torch.nn.Hardswish):
-    """out = x * min(max(x + 3, 0), 6) / 6."""
+    """out = x * min(max(x + 3, 0), 6) / 6.  Shape: x: [*]"""
 
     __constants__ = ["inplace"]
 
@@ -227,7 +227,7 @@ class Hardswish(torch.nn.Hardswish):
 
 
 class ELU(torch.nn.ELU):
-    """out = x where x > 0, else alpha * (exp(x) - 1)."""
+    """out = x where x > 0, else alpha * (exp(x) - 1).  Shape: x: [*]"""
 
     __constants__ = ["alpha", "inplace"]
 
@@ -244,7 +244,7 @@ class ELU(torch.nn.ELU):
 
 
 class CELU(torch.nn.CELU):
-    """out = max(x, 0) + min(0, alpha * (exp(x / alpha) - 1))."""
+    """out = max(x, 0) + min(0, alpha * (exp(x / alpha) - 1)).  Shape: x: [*]"""
 
     __constants__ = ["alpha", "inplace"]
 
@@ -277,7 +277,11 @@ class SELU(torch.nn.SELU):
 
 
 class GLU(torch.nn.GLU):
-    """out = value * sigmoid(gate), the halves of x along dim."""
+    """out = value * sigmoid(gate), the halves of x along dim.
+
+    Shape:   x: [*, 2 * size, *]   returns: [*, size, *]
+    Raises:  RuntimeError when dim is of odd size
+    """
 
     __constants__ = ["dim"]
 
@@ -309,7 +313,7 @@ class GELU(torch.nn.GELU):
 
 
 class Hardshrink(torch.nn.Hardshrink):
-    """out = 0 where |x| <= lambd, else x."""
+    """out = 0 where |x| <= lambd, else x.  Shape: x: [*]"""
 
     __constants__ = ["lambd"]
 
@@ -325,7 +329,7 @@ class Hardshrink(torch.nn.Hardshrink):
 
 
 class LeakyReLU(torch.nn.LeakyReLU):
-    """out = x where x > 0, else negative_slope * x."""
+    """out = x where x > 0, else negative_slope * x.  Shape: x: [*]"""
 
     __constants__ = ["inplace", "negative_slope"]
 
@@ -342,14 +346,14 @@ class LeakyReLU(torch.nn.LeakyReLU):
 
 
 class LogSigmoid(torch.nn.LogSigmoid):
-    """out = log(sigmoid(x))."""
+    """out = log(sigmoid(x)).  Shape: x: [*]"""
 
     def forward(self, input: Tensor) -> Tensor:
         return _smooth_activations.logsigmoid(input)
 
 
 class Softplus(torch.nn.Softplus):
-    """out = log(1 + exp(beta * x)) / beta, x itself where beta * x > threshold."""
+    """out = log(1 + exp(beta * x)) / beta, x itself where beta * x > threshold.  Shape: x: [*]"""
 
     __constants__ = ["beta", "threshold"]
 
@@ -382,7 +386,13 @@ class Softshrink(torch.nn.Softshrink):
 
 
 class PReLU(torch.nn.PReLU):
-    """out = x where x > 0, else weight * x, with one learned weight or one a channel."""
+    """out = x where x > 0, else weight * x, with one learned weight or one a channel.
+
+    Args:    num_parameters: 1, or as many as the channels; init: their first value
+    Shape:   x: [batch, channels, *] or any when num_parameters is 1   returns: same as x
+    Raises:  RuntimeError when the numbers differ
+    Source:  He et al., Delving deep into rectifiers, 2015
+    """
 
     __constants__ = ["num_parameters"]
 
@@ -406,14 +416,14 @@ class PReLU(torch.nn.PReLU):
 
 
 class Softsign(torch.nn.Softsign):
-    """out = x / (1 + |x|)."""
+    """out = x / (1 + |x|).  Shape: x: [*]"""
 
     def forward(self, input: Tensor) -> Tensor:
         return _smooth_activations.softsign(input)
 
 
 class Tanhshrink(torch.nn.Tanhshrink):
-    """out = x - tanh(x)."""
+    """out = x - tanh(x).  Shape: x: [*]"""
 
     def forward(self, input: Tensor) -> Tensor:
         return _smooth_activations.tanhshrink(input)
@@ -434,14 +444,14 @@ class _AlongDim:
 
 
 class Softmin(_AlongDim, torch.nn.Softmin):
-    """out = softmax(-x) along dim."""
+    """out = softmax(-x) along dim.  Shape: x: [*]"""
 
     def forward(self, input: Tensor) -> Tensor:
         return _softmax.softmin(input, self.dim, _stacklevel=6)
 
 
 class Softmax(_AlongDim, torch.nn.Softmax):
-    """out = exp(x) / sum(exp(x)) along dim."""
+    """out = exp(x) / sum(exp(x)) along dim.  Shape: x: [*]"""
 
     def forward(self, input: Tensor) -> Tensor:
         return _softmax.softmax(input, self.dim, _stacklevel=6)
@@ -461,7 +471,7 @@ class Softmax2d(torch.nn.Softmax2d):
 
 
 class LogSoftmax(_AlongDim, torch.nn.LogSoftmax):
-    """out = log(softmax(x)) along dim."""
+    """out = log(softmax(x)) along dim.  Shape: x: [*]"""
 
     def forward(self, input: Tensor) -> Tensor:
         return _softmax.log_softmax(input, self.dim, _stacklevel=6)

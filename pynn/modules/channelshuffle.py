@@ -48,7 +48,12 @@ def native_channel_shuffle(input: Tensor, groups: int) -> Tensor:
 
 
 class ChannelShuffle(torch.nn.ChannelShuffle):
-    """out[:, i * groups + g] = x[:, g * channels / groups + i]."""
+    """out[:, i * groups + g] = x[:, g * channels / groups + i].
+
+    Shape:   x: [batch, channels, *]   returns: same as x
+    Raises:  RuntimeError unless groups divides the channels
+    Source:  Zhang et al., ShuffleNet, 2017
+    """
 
     __constants__ = ["groups"]
 

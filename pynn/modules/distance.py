@@ -130,7 +130,12 @@ def vector_norm(x: Tensor, p: float, dim: Any, keepdim: bool = False) -> Tensor:
 def normalize(
     input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None
 ) -> Tensor:
-    """out = input / max(||input||_p, eps), the norm along dim."""
+    """out = input / max(||input||_p, eps), the norm along dim.
+
+    Args:    p: of the norm; out: written to, without a gradient
+    Shape:   input: [*]   returns: same as input
+    Source:  torch.nn.functional
+    """
     denominator = vector_norm(input, p, dim, keepdim=True).clamp_min(eps).expand_as(input)
     return input / denominator if out is None else torch.div(input, denominator, out=out)
 
@@ -166,7 +171,12 @@ def _dtype_name(dtype: torch.dtype) -> str:
 def pairwise_distance(
     x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
 ) -> Tensor:
-    """out = ||x1 - x2 + eps||_p along the last dimension."""
+    """out = ||x1 - x2 + eps||_p along the last dimension.
+
+    Args:    p: of the norm; keepdim: keep the last dimension, as 1
+    Shape:   x1, x2: [*, cols], broadcastable   returns: [*] or [*, 1]
+    Source:  aten/native/Distance.cpp
+    """
     return vector_norm(x1 - x2 + eps, p, -1, keepdim)
 
 
@@ -174,7 +184,11 @@ def pairwise_distance(
 
 
 class PairwiseDistance(torch.nn.PairwiseDistance):
-    """out = ||x1 - x2 + eps||_p along the last dimension."""
+    """out = ||x1 - x2 + eps||_p along the last dimension.
+
+    Args:    p: of the norm; keepdim: keep the last dimension, as 1
+    Shape:   x1, x2: [batch, cols] or [cols]   returns: [batch] or [], with keepdim [batch, 1] or [1]
+    """
 
     __constants__ = ["norm", "eps", "keepdim"]
 
@@ -189,7 +203,11 @@ class PairwiseDistance(torch.nn.PairwiseDistance):
 
 
 class CosineSimilarity(torch.nn.CosineSimilarity):
-    """out = x1 . x2 / (max(||x1||, eps) * max(||x2||, eps)) along dim."""
+    """out = x1 . x2 / (max(||x1||, eps) * max(||x2||, eps)) along dim.
+
+    Shape:   x1, x2: broadcastable   returns: their common shape without dim
+    Raises:  RuntimeError for integers
+    """
 
     __constants__ = ["dim", "eps"]
 

@@ -93,6 +93,8 @@ def _check_probability(p: float) -> None:
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """out = input * mask / (1 - p), mask ~ Bernoulli(1 - p) per element; input itself outside training.
 
+    Args:    p: probability of a zero; training: else input itself; inplace: overwrite input
+    Shape:   input: [*]   returns: same as input
     Raises:  ValueError unless 0 <= p <= 1
     Source:  Hinton et al., Improving neural networks by preventing co-adaptation, 2012
     """
@@ -104,6 +106,8 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
     """Dropout to SELU's lower limit, then scaled and shifted to keep mean and variance.
 
+    Args:    p: probability of a zero; training: else input itself; inplace: overwrite input
+    Shape:   input: [*]   returns: same as input
     Raises:  ValueError unless 0 <= p <= 1
     Source:  Klambauer et al., Self-normalizing neural networks, 2017
     """
@@ -220,42 +224,72 @@ class _DropoutNd:
 
 
 class Dropout(_DropoutNd, torch.nn.Dropout):
-    """In training, each element is 0 with probability p and scaled by 1 / (1 - p) otherwise."""
+    """In training, each element is 0 with probability p and scaled by 1 / (1 - p) otherwise.
+
+    Args:    p: probability of a zero; inplace: overwrite the input
+    Shape:   input: [*]   returns: same as input
+    Raises:  ValueError unless 0 <= p <= 1
+    Source:  Hinton et al., Improving neural networks by preventing co-adaptation, 2012
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return dropout(input, self.p, self.training, self.inplace)
 
 
 class Dropout1d(_DropoutNd, torch.nn.Dropout1d):
-    """In training, each channel of [batch, channels, length] is 0 with probability p."""
+    """In training, each channel of [batch, channels, length] is 0 with probability p.
+
+    Shape:   input: [batch, channels, length] or [channels, length]   returns: same as input
+    Raises:  ValueError unless 0 <= p <= 1
+    Source:  Tompson et al., Efficient object localization using convolutional networks, 2015
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return dropout1d(input, self.p, self.training, self.inplace)
 
 
 class Dropout2d(_DropoutNd, torch.nn.Dropout2d):
-    """In training, each channel of [batch, channels, height, width] is 0 with probability p."""
+    """In training, each channel of [batch, channels, height, width] is 0 with probability p.
+
+    Shape:   input: [batch, channels, height, width] or [channels, height, width]   returns: same
+    Raises:  ValueError unless 0 <= p <= 1
+    Source:  Tompson et al., Efficient object localization using convolutional networks, 2015
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return dropout2d(input, self.p, self.training, self.inplace)
 
 
 class Dropout3d(_DropoutNd, torch.nn.Dropout3d):
-    """In training, each channel of [batch, channels, depth, height, width] is 0 with probability p."""
+    """In training, each channel of [batch, channels, depth, height, width] is 0 with probability p.
+
+    Shape:   input: [batch, channels, depth, height, width] or without batch   returns: same
+    Raises:  ValueError unless 0 <= p <= 1
+    Source:  Tompson et al., Efficient object localization using convolutional networks, 2015
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return dropout3d(input, self.p, self.training, self.inplace)
 
 
 class AlphaDropout(_DropoutNd, torch.nn.AlphaDropout):
-    """Dropout that keeps the mean and variance of SELU's output."""
+    """Dropout that keeps the mean and variance of SELU's output.
+
+    Shape:   input: [*]   returns: same as input
+    Raises:  ValueError unless 0 <= p <= 1
+    Source:  Klambauer et al., Self-normalizing neural networks, 2017
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return alpha_dropout(input, self.p, self.training)
 
 
 class FeatureAlphaDropout(_DropoutNd, torch.nn.FeatureAlphaDropout):
-    """Alpha dropout of whole channels."""
+    """Alpha dropout of whole channels.
+
+    Shape:   input: [batch, channels, *]   returns: same as input
+    Raises:  ValueError unless 0 <= p <= 1
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return feature_alpha_dropout(input, self.p, self.training)

@@ -107,7 +107,7 @@ def _check_bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor
 
 
 class Identity(torch.nn.Identity):
-    """out = x, whatever the arguments of the constructor."""
+    """out = x, whatever the arguments of the constructor.  Shape: x: [*]"""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         Module.__init__(self)
@@ -210,7 +210,12 @@ class Bilinear(torch.nn.Bilinear):
 
 
 class LazyLinear(torch.nn.LazyLinear, Linear):
-    """A Linear that learns in_features from its first input, and becomes a Linear then."""
+    """A Linear that learns in_features from its first input, and becomes a Linear then.
+
+    Args:    as Linear's, without in_features
+    Shape:   x: [*, in_features]   returns: [*, out_features]
+    Raises:  AssertionError when the first input does not fit a loaded weight
+    """
 
     cls_to_become = Linear  # type: ignore[assignment]
 

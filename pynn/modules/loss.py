@@ -67,14 +67,20 @@ class _WeightedLoss(_Loss):
 
 
 class L1Loss(_Loss, torch.nn.L1Loss):
-    """|input - target|, reduced."""
+    """|input - target|, reduced.
+
+    Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return _regression_losses.l1_loss(input, target, reduction=self.reduction)
 
 
 class NLLLoss(_WeightedLoss, torch.nn.NLLLoss):
-    """-weight[target] * input[target], reduced; the mean divides by the sum of the weights."""
+    """-weight[target] * input[target], reduced; the mean divides by the sum of the weights.
+
+    Shape:   input: [batch, classes, *] or [classes]   target: [batch, *] or [] integers   returns: as target
+    """
 
     __constants__ = ["ignore_index", "reduction"]
 
@@ -119,7 +125,10 @@ with warnings.catch_warnings():  # deriving from a deprecated class warns alread
 
 
 class PoissonNLLLoss(_Loss, torch.nn.PoissonNLLLoss):
-    """Negative log likelihood of a Poisson distributed target."""
+    """Negative log likelihood of a Poisson distributed target.
+
+    Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    """
 
     __constants__ = ["log_input", "full", "eps", "reduction"]
 
@@ -149,7 +158,10 @@ class PoissonNLLLoss(_Loss, torch.nn.PoissonNLLLoss):
 
 
 class GaussianNLLLoss(_Loss, torch.nn.GaussianNLLLoss):
-    """Negative log likelihood of a normally distributed target with the given variance."""
+    """Negative log likelihood of a normally distributed target with the given variance.
+
+    Shape:   input, target: [*]   var: broadcastable to them   returns: their shape, or a scalar when reduced
+    """
 
     __constants__ = ["full", "eps", "reduction"]
 
@@ -165,7 +177,10 @@ class GaussianNLLLoss(_Loss, torch.nn.GaussianNLLLoss):
 
 
 class KLDivLoss(_Loss, torch.nn.KLDivLoss):
-    """target * (log(target) - input), reduced."""
+    """target * (log(target) - input), reduced.
+
+    Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    """
 
     def __init__(
         self, size_average=None, reduce=None, reduction: str = "mean", log_target: bool = False
@@ -180,14 +195,20 @@ class KLDivLoss(_Loss, torch.nn.KLDivLoss):
 
 
 class MSELoss(_Loss, torch.nn.MSELoss):
-    """(input - target)^2, reduced."""
+    """(input - target)^2, reduced.
+
+    Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return _regression_losses.mse_loss(input, target, reduction=self.reduction)
 
 
 class BCELoss(_WeightedLoss, torch.nn.BCELoss):
-    """-(target * log(input) + (1 - target) * log(1 - input)), weighted and reduced."""
+    """-(target * log(input) + (1 - target) * log(1 - input)), weighted and reduced.
+
+    Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return _classification_losses.binary_cross_entropy(
@@ -196,7 +217,10 @@ class BCELoss(_WeightedLoss, torch.nn.BCELoss):
 
 
 class BCEWithLogitsLoss(_Loss, torch.nn.BCEWithLogitsLoss):
-    """BCELoss of sigmoid(input); pos_weight scales the positive targets."""
+    """BCELoss of sigmoid(input); pos_weight scales the positive targets.
+
+    Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    """
 
     __constants__: list[str] = []
 
@@ -219,7 +243,10 @@ class BCEWithLogitsLoss(_Loss, torch.nn.BCEWithLogitsLoss):
 
 
 class HingeEmbeddingLoss(_Loss, torch.nn.HingeEmbeddingLoss):
-    """input where target is 1, max(0, margin - input) where it is -1, reduced."""
+    """input where target is 1, max(0, margin - input) where it is -1, reduced.
+
+    Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    """
 
     __constants__ = ["margin", "reduction"]
 
@@ -243,7 +270,10 @@ class MultiLabelMarginLoss(_Loss, torch.nn.MultiLabelMarginLoss):
 
 
 class SmoothL1Loss(_Loss, torch.nn.SmoothL1Loss):
-    """Squared below beta, linear above, reduced."""
+    """Squared below beta, linear above, reduced.
+
+    Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    """
 
     def __init__(self, size_average=None, reduce=None, reduction: str = "mean", beta: float = 1.0) -> None:
         _Loss.__init__(self, size_average, reduce, reduction)
@@ -272,14 +302,21 @@ class HuberLoss(_Loss, torch.nn.HuberLoss):
 
 
 class SoftMarginLoss(_Loss, torch.nn.SoftMarginLoss):
-    """log(1 + exp(-target * input)), reduced."""
+    """log(1 + exp(-target * input)), reduced.
+
+    Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return _classification_losses.soft_margin_loss(input, target, reduction=self.reduction)
 
 
 class CrossEntropyLoss(_WeightedLoss, torch.nn.CrossEntropyLoss):
-    """-sum over classes of p * weight * log(softmax(input)), reduced; p from indices or probabilities."""
+    """-sum over classes of p * weight * log(softmax(input)), reduced; p from indices or probabilities.
+
+    Shape:   input: [batch, classes, *] or [classes]   target: [batch, *] or [] integers, or as input
+             returns: [batch, *] or [], or a scalar when reduced
+    """
 
     __constants__ = ["ignore_index", "reduction", "label_smoothing"]
 
@@ -308,7 +345,10 @@ class CrossEntropyLoss(_WeightedLoss, torch.nn.CrossEntropyLoss):
 
 
 class MultiLabelSoftMarginLoss(_WeightedLoss, torch.nn.MultiLabelSoftMarginLoss):
-    """Binary cross-entropy with logits, averaged over the classes, reduced."""
+    """Binary cross-entropy with logits, averaged over the classes, reduced.
+
+    Shape:   input, target: [batch, classes]   returns: [batch], or a scalar when reduced
+    """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return _classification_losses.multilabel_soft_margin_loss(

@@ -150,7 +150,9 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
         circular   2 3 | 0 1 2 3 | 0 1
 
     Args:    value: of mode constant, default 0
+    Shape:   input: [*]   returns: the last len(pad) / 2 dimensions grown by left + right
     Raises:  RuntimeError, NotImplementedError as torch for sizes and modes that do not fit
+    Source:  aten/native/PadNd.cpp
     """
     if len(pad) % 2 != 0:
         raise RuntimeError("Padding length must be divisible by 2")
@@ -239,19 +241,34 @@ class _CircularPad(_Pad):
 
 
 class CircularPad1d(_CircularPad, torch.nn.CircularPad1d):
-    """Wrap the last dimension around."""
+    """Wrap the last dimension around.
+
+    Args:    padding: of every side, or (left, right)
+    Shape:   input: [batch, channels, length] or without batch   returns: the same, padded
+    Raises:  ValueError for another number of dimensions, RuntimeError when it wraps more than once
+    """
 
     dims = 1
 
 
 class CircularPad2d(_CircularPad, torch.nn.CircularPad2d):
-    """Wrap the last 2 dimensions around."""
+    """Wrap the last 2 dimensions around.
+
+    Args:    padding: of every side, or (left, right, top, bottom)
+    Shape:   input: [batch, channels, height, width] or without batch   returns: the same, padded
+    Raises:  ValueError for another number of dimensions, RuntimeError when it wraps more than once
+    """
 
     dims = 2
 
 
 class CircularPad3d(_CircularPad, torch.nn.CircularPad3d):
-    """Wrap the last 3 dimensions around."""
+    """Wrap the last 3 dimensions around.
+
+    Args:    padding: of every side, or (left, right, top, bottom, front, back)
+    Shape:   input: [batch, channels, depth, height, width] or without batch   returns: the same, padded
+    Raises:  ValueError for another number of dimensions, RuntimeError when it wraps more than once
+    """
 
     dims = 3
 
@@ -271,19 +288,31 @@ class _ConstantPad(_Pad):
 
 
 class ConstantPad1d(_ConstantPad, torch.nn.ConstantPad1d):
-    """Pad the last dimension with a value."""
+    """Pad the last dimension with a value.
+
+    Args:    padding: of every side, or (left, right); negative cuts
+    Shape:   input: [*, length]   returns: the same, padded
+    """
 
     dims = 1
 
 
 class ConstantPad2d(_ConstantPad, torch.nn.ConstantPad2d):
-    """Pad the last 2 dimensions with a value."""
+    """Pad the last 2 dimensions with a value.
+
+    Args:    padding: of every side, or (left, right, top, bottom); negative cuts
+    Shape:   input: [*, height, width]   returns: the same, padded
+    """
 
     dims = 2
 
 
 class ConstantPad3d(_ConstantPad, torch.nn.ConstantPad3d):
-    """Pad the last 3 dimensions with a value."""
+    """Pad the last 3 dimensions with a value.
+
+    Args:    padding: of every side, or (left, right, top, bottom, front, back); negative cuts
+    Shape:   input: [*, depth, height, width]   returns: the same, padded
+    """
 
     dims = 3
 
@@ -293,19 +322,34 @@ class _ReflectionPad(_Pad):
 
 
 class ReflectionPad1d(_ReflectionPad, torch.nn.ReflectionPad1d):
-    """Mirror the last dimension at its edges."""
+    """Mirror the last dimension at its edges.
+
+    Args:    padding: of every side, or (left, right)
+    Shape:   input: [batch, channels, length] or without batch   returns: the same, padded
+    Raises:  NotImplementedError for another number of dimensions, RuntimeError for padding >= the size
+    """
 
     dims = 1
 
 
 class ReflectionPad2d(_ReflectionPad, torch.nn.ReflectionPad2d):
-    """Mirror the last 2 dimensions at their edges."""
+    """Mirror the last 2 dimensions at their edges.
+
+    Args:    padding: of every side, or (left, right, top, bottom)
+    Shape:   input: [batch, channels, height, width] or without batch   returns: the same, padded
+    Raises:  NotImplementedError for another number of dimensions, RuntimeError for padding >= the size
+    """
 
     dims = 2
 
 
 class ReflectionPad3d(_ReflectionPad, torch.nn.ReflectionPad3d):
-    """Mirror the last 3 dimensions at their edges."""
+    """Mirror the last 3 dimensions at their edges.
+
+    Args:    padding: of every side, or (left, right, top, bottom, front, back)
+    Shape:   input: [batch, channels, depth, height, width] or without batch   returns: the same, padded
+    Raises:  NotImplementedError for another number of dimensions, RuntimeError for padding >= the size
+    """
 
     dims = 3
 
@@ -315,19 +359,34 @@ class _ReplicationPad(_Pad):
 
 
 class ReplicationPad1d(_ReplicationPad, torch.nn.ReplicationPad1d):
-    """Repeat the edges of the last dimension."""
+    """Repeat the edges of the last dimension.
+
+    Args:    padding: of every side, or (left, right)
+    Shape:   input: [batch, channels, length] or without batch   returns: the same, padded
+    Raises:  NotImplementedError for another number of dimensions
+    """
 
     dims = 1
 
 
 class ReplicationPad2d(_ReplicationPad, torch.nn.ReplicationPad2d):
-    """Repeat the edges of the last 2 dimensions."""
+    """Repeat the edges of the last 2 dimensions.
+
+    Args:    padding: of every side, or (left, right, top, bottom)
+    Shape:   input: [batch, channels, height, width] or without batch   returns: the same, padded
+    Raises:  NotImplementedError for another number of dimensions
+    """
 
     dims = 2
 
 
 class ReplicationPad3d(_ReplicationPad, torch.nn.ReplicationPad3d):
-    """Repeat the edges of the last 3 dimensions."""
+    """Repeat the edges of the last 3 dimensions.
+
+    Args:    padding: of every side, or (left, right, top, bottom, front, back)
+    Shape:   input: [batch, channels, depth, height, width] or without batch   returns: the same, padded
+    Raises:  NotImplementedError for another number of dimensions
+    """
 
     dims = 3
 
@@ -341,12 +400,24 @@ class _ZeroPad:
 
 
 class ZeroPad1d(_ZeroPad, ConstantPad1d, torch.nn.ZeroPad1d):
-    """Pad the last dimension with 0."""
+    """Pad the last dimension with 0.
+
+    Args:    padding: of every side, or (left, right); negative cuts
+    Shape:   input: [*, length]   returns: the same, padded
+    """
 
 
 class ZeroPad2d(_ZeroPad, ConstantPad2d, torch.nn.ZeroPad2d):
-    """Pad the last 2 dimensions with 0."""
+    """Pad the last 2 dimensions with 0.
+
+    Args:    padding: of every side, or (left, right, top, bottom); negative cuts
+    Shape:   input: [*, height, width]   returns: the same, padded
+    """
 
 
 class ZeroPad3d(_ZeroPad, ConstantPad3d, torch.nn.ZeroPad3d):
-    """Pad the last 3 dimensions with 0."""
+    """Pad the last 3 dimensions with 0.
+
+    Args:    padding: of every side, or (left, right, top, bottom, front, back); negative cuts
+    Shape:   input: [*, depth, height, width]   returns: the same, padded
+    """

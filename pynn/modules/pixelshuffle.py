@@ -71,7 +71,11 @@ defines(aten.pixel_unshuffle.default)(pixel_unshuffle.__wrapped__)
 
 
 class PixelShuffle(torch.nn.PixelShuffle):
-    """[*, channels * r^2, height, width] -> [*, channels, height * r, width * r]."""
+    """[*, channels * r^2, height, width] -> [*, channels, height * r, width * r].
+
+    Raises:  RuntimeError when r^2 does not divide the channels
+    Source:  Shi et al., Real-time single image and video super-resolution, 2016
+    """
 
     __constants__ = ["upscale_factor"]
 
@@ -87,7 +91,11 @@ class PixelShuffle(torch.nn.PixelShuffle):
 
 
 class PixelUnshuffle(torch.nn.PixelUnshuffle):
-    """[*, channels, height * r, width * r] -> [*, channels * r^2, height, width]."""
+    """[*, channels, height * r, width * r] -> [*, channels * r^2, height, width].
+
+    Raises:  RuntimeError when r does not divide height and width
+    Source:  Shi et al., Real-time single image and video super-resolution, 2016
+    """
 
     __constants__ = ["downscale_factor"]
 

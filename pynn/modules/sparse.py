@@ -194,6 +194,8 @@ class Embedding(torch.nn.Embedding):
              max_norm, norm_type: rows in use are scaled in place to at most this norm
              scale_grad_by_freq, sparse: see `pynn.functional.embedding`
     Shape:   x: [*] integers   weight: [num_embeddings, embedding_dim]   returns: [*, embedding_dim]
+    Raises:  AssertionError when padding_idx is out of range or _weight has another shape; IndexError for an index
+    Source:  aten/native/Embedding.cpp
     """
 
     __constants__ = [
