@@ -223,7 +223,6 @@ class Frame:
         )
 
     def _fill_header(self, header: np.ndarray, segment: NativeSegment, specialized: Specialized) -> None:
-        runtime = layout.openmp_runtime()
         header[layout.HEADER_FIRST_SLOT] = segment.first_slot
         header[layout.HEADER_LAST_SLOT] = segment.last_slot
         header[layout.HEADER_SLOTS] = specialized.slots.ctypes.data
@@ -232,13 +231,7 @@ class Frame:
         header[layout.HEADER_FIRST_ENTRY] = segment.first_entry
         header[layout.HEADER_LAST_ENTRY] = segment.last_entry
         header[layout.HEADER_ENTRIES] = specialized.entries.ctypes.data
-        header[layout.HEADER_TEAM] = segment.team
-        header[layout.HEADER_WALK] = layout.load_drivers().walk_plan
-        if runtime is not None:
-            header[layout.HEADER_PARALLEL] = runtime.parallel
-            header[layout.HEADER_BARRIER] = runtime.barrier
-            header[layout.HEADER_THREAD] = runtime.thread
-            header[layout.HEADER_TEAM_SIZE] = runtime.team_size
+        layout.set_team(header, segment.team)
 
 
 def is_whole(output: Any, allocation: Any) -> bool:

@@ -80,14 +80,7 @@ class BoundPlan:
         header[native.HEADER_ARGUMENTS] = arguments.ctypes.data
         header[native.HEADER_LAST_ENTRY] = len(entries)
         header[native.HEADER_ENTRIES] = entries.ctypes.data
-        header[native.HEADER_TEAM] = self.threads
-        header[native.HEADER_WALK] = native.load_drivers().walk_plan
-        runtime = native.openmp_runtime()
-        if runtime is not None:
-            header[native.HEADER_PARALLEL] = runtime.parallel
-            header[native.HEADER_BARRIER] = runtime.barrier
-            header[native.HEADER_THREAD] = runtime.thread
-            header[native.HEADER_TEAM_SIZE] = runtime.team_size
+        native.set_team(header, self.threads)
         return header, slots, bases, entries, arguments
 
 

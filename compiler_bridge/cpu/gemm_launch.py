@@ -80,14 +80,7 @@ def _plan_words(plan: GemmPlan, table_address: int) -> tuple[np.ndarray, ...]:
     header[t.HEADER_ARGUMENTS] = table_address
     header[t.HEADER_LAST_ENTRY] = len(plan.entries)
     header[t.HEADER_ENTRIES] = entries.ctypes.data
-    header[t.HEADER_TEAM] = plan.threads
-    header[t.HEADER_WALK] = t.load_drivers().walk_plan
-    runtime = t.openmp_runtime()
-    if runtime is not None:
-        header[t.HEADER_PARALLEL] = runtime.parallel
-        header[t.HEADER_BARRIER] = runtime.barrier
-        header[t.HEADER_THREAD] = runtime.thread
-        header[t.HEADER_TEAM_SIZE] = runtime.team_size
+    t.set_team(header, plan.threads)
     return header, slots, bases, entries
 
 

@@ -263,3 +263,15 @@ def load_drivers() -> Drivers:
             run_plan = ctypes.CFUNCTYPE(None, ctypes.c_int64)(addresses["run_plan"])
             _drivers = Drivers(run_plan, addresses["walk_plan"])
         return _drivers
+
+
+def set_team(header: Any, team: int) -> None:
+    """Write into a plan's header how many threads walk it and what they are started with."""
+    header[HEADER_TEAM] = team
+    header[HEADER_WALK] = load_drivers().walk_plan
+    runtime = openmp_runtime()
+    if runtime is not None:
+        header[HEADER_PARALLEL] = runtime.parallel
+        header[HEADER_BARRIER] = runtime.barrier
+        header[HEADER_THREAD] = runtime.thread
+        header[HEADER_TEAM_SIZE] = runtime.team_size
