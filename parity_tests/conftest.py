@@ -15,13 +15,3 @@ def clean_state():
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")
         yield
     torch._dynamo.reset()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is known to fall short as expected to fail, with its reason."""
-    from parity_tests.known_shortfalls import KNOWN_SHORTFALLS
-
-    for item in items:
-        for part, reason in KNOWN_SHORTFALLS.items():
-            if item.nodeid.endswith(part):
-                item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
