@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from compiler_bridge.contract import Dimension, MatrixForm, matrix_form
+from compiler_bridge.contract import Dimension, MatrixForm, packed_form
 from compiler_bridge.group import Group, Mismatch, check_dependences, join
 from compiler_bridge.ir import (
     Axis,
@@ -28,6 +28,7 @@ from compiler_bridge.ir import (
     size_equal,
     walk,
 )
+from compiler_bridge.schedule import merge_axes
 
 
 def join_all(group: Group, members: list[Any], hints: Any) -> Group:
@@ -60,13 +61,13 @@ def fuse_epilogue(node: Contract, loops: Group, hints: Any) -> Group:
 
     Raises:  Mismatch, which says why they keep a kernel of their own
     """
-    form = matrix_form(node)
+    form = packed_form(node)
     if form is None or not isinstance(form.n.c, int) or form.n.c != 1:
         raise Mismatch("the columns of the product are not contiguous")
     if not all(isinstance(member, Map) for member in loops.nodes):
         raise Mismatch("a reduction is no epilogue")
     product = Map(node.output, node.origin, node.axes, node.store, Constant("float32", 0.0))
-    joined = join_all(Group([product], outer=node.axes), loops.nodes, hints)
+    joined = merge_axes(join_all(Group([product], outer=node.axes), loops.nodes, hints))
     product, *members = joined.nodes
     column = column_axis(joined, product, form)
     rows = row_axes(joined, product, form, column)

@@ -20,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from compiler_bridge.cpu import gemm_table as slot
 from compiler_bridge.cpu.gemm_launch import as_callback, bind_matmul, matmul_into
 from compiler_bridge.cpu.gemm_plan import REGION_BYTES, ROWS, compute_dtype, panel_columns, plan_gemm
 
@@ -161,12 +162,12 @@ def test_epilogue_sees_each_finished_element_once(batch: int, m: int, n: int, k:
         rows, seen = out.view(batch * m, n).numpy(), np.zeros((batch * m, n), int)
 
         def double(table, row_begin, row_end, column_begin, column_end, rows=rows, seen=seen):
-            assert table == 77 and row_begin // m == (row_end - 1) // m
+            assert array_at(table, 1, np.int64) == [k] and row_begin // m == (row_end - 1) // m
             rows[row_begin:row_end, column_begin:column_end] *= 2
             seen[row_begin:row_end, column_begin:column_end] += 1
 
         callback = as_callback(double, 5)
-        matmul_into(out, a, b, threads=threads, EPILOGUE=callback.address, EPILOGUE_TABLE=77)
+        matmul_into(out, a, b, threads=threads, EPILOGUE=callback.address, EPILOGUE_TABLE=slot.K)
         assert (seen == 1).all()
         assert_no_worse(out / 2, a, b)
 
@@ -201,18 +202,18 @@ def test_operands_made_by_packing_functions(batch: int, m: int, n: int, k: int, 
         array_at(panel, values.size)[:] = values.ravel()
 
     def pack_a(table, panel, first, count, k_begin, k_count, thread):
-        assert table == 5 and count <= ROWS and thread < threads
+        assert array_at(table, 1, np.int64) == [k] and count <= ROWS and thread < threads
         fill(by_row, ROWS, panel, first, count, k_begin, k_count)
 
     def pack_b(table, panel, first, count, k_begin, k_count, thread):
-        assert table == 6 and thread < threads
+        assert array_at(table, 1, np.int64) == [k] and thread < threads
         fill(by_column, panel_columns("float32"), panel, first, count, k_begin, k_count)
 
     callbacks = as_callback(pack_a, 7), as_callback(pack_b, 7)
     empty = torch.empty(1).expand(batch, m, k), torch.empty(1).expand(batch, k, n)
     out = torch.full((batch, m, n), float("nan"))
-    matmul_into(out, *empty, threads=threads, PACK_A=callbacks[0].address, PACK_A_TABLE=5,
-                PACK_B=callbacks[1].address, PACK_B_TABLE=6)  # fmt: skip
+    matmul_into(out, *empty, threads=threads, PACK_A=callbacks[0].address, PACK_A_TABLE=slot.K,
+                PACK_B=callbacks[1].address, PACK_B_TABLE=slot.K)  # fmt: skip
     assert_no_worse(out, a, b)
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from compiler_bridge.cpu import gemm_table as slot
-from compiler_bridge.cpu.gemm_callback import call_epilogue, end_of_table
+from compiler_bridge.cpu.gemm_callback import call_epilogue, function_table
 from compiler_bridge.cpu.language import offset_pointer, outlined_helper, pointer
 
 
@@ -31,7 +31,7 @@ def finish_region(tab, batch, row_begin, row_end, column_begin, column_end):  # 
     """Call the epilogue on a finished region, in the caller's rows and columns."""
     if tab[slot.EPILOGUE] == 0:
         return
-    table = end_of_table(tab) if tab[slot.EPILOGUE_TABLE] == 0 else tab[slot.EPILOGUE_TABLE]
+    table = function_table(tab, slot.EPILOGUE_TABLE)
     if tab[slot.SWAPPED] != 0:
         first = batch * tab[slot.N]
         call_epilogue(

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from compiler_bridge import settings
-from compiler_bridge.cpu.gemm_table import SLOTS
 
 if settings.INTERPRET:
 
@@ -17,9 +16,9 @@ if settings.INTERPRET:
         """address stands for the Python function itself."""
         address(table, row_begin, row_end, column_begin, column_end)
 
-    def end_of_table(tab):  # type: ignore[no-untyped-def]
-        """What follows the GEMM's own slots."""
-        return tab[len(SLOTS) :]
+    def function_table(tab, slot):  # type: ignore[no-untyped-def]
+        """The table of the function whose `_TABLE` slot this is."""
+        return tab[tab[slot] :]
 
 else:
     from llvmlite import ir
@@ -46,11 +45,11 @@ else:
         return types.void(*[types.int64] * 6), _generate
 
     @intrinsic
-    def end_of_table(typingctx, tab):  # type: ignore[no-untyped-def]
-        """Address of what follows the GEMM's own slots."""
+    def function_table(typingctx, tab, slot):  # type: ignore[no-untyped-def]
+        """Address of the table of the function whose `_TABLE` slot this is."""
 
         def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-            word = ir.IntType(64)
-            return builder.add(builder.ptrtoint(values[0], word), ir.Constant(word, 8 * len(SLOTS)))
+            position = builder.load(builder.gep(values[0], [values[1]]))
+            return builder.ptrtoint(builder.gep(values[0], [position]), ir.IntType(64))
 
-        return types.int64(tab), generate
+        return types.int64(tab, types.int64), generate

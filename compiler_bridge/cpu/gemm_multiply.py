@@ -16,7 +16,7 @@ from typing import Any
 
 from compiler_bridge.cpu import gemm_table as slot
 from compiler_bridge.cpu.gemm_batch import finish_region, matrix_of
-from compiler_bridge.cpu.gemm_callback import call_pack
+from compiler_bridge.cpu.gemm_callback import call_pack, function_table
 from compiler_bridge.cpu.gemm_micro import FEWER_ROWS, register_tile, write_tile
 from compiler_bridge.cpu.gemm_pack import pack_contiguous_rows, pack_panel
 from compiler_bridge.cpu.gemm_plan import (
@@ -53,7 +53,7 @@ def pack_panel_of_b(dtype: str) -> Any:
         count = min(width, tab[slot.N] - column)
         if tab[slot.PACK_B] != 0:
             call_pack(
-                tab[slot.PACK_B], tab[slot.PACK_B_TABLE], address_of(panel),
+                tab[slot.PACK_B], function_table(tab, slot.PACK_B_TABLE), address_of(panel),
                 batch * tab[slot.N] + column, count, k_begin, k_count, thread,
             )  # fmt: skip
         else:
@@ -116,7 +116,7 @@ def pack_block_of_a(dtype: str) -> Any:
             panel = offset_pointer(block, index * ROWS * k_count)
             if tab[slot.PACK_A] != 0:
                 call_pack(
-                    tab[slot.PACK_A], tab[slot.PACK_A_TABLE], address_of(panel),
+                    tab[slot.PACK_A], function_table(tab, slot.PACK_A_TABLE), address_of(panel),
                     batch * tab[slot.M] + row, count, k_begin, k_count, thread,
                 )  # fmt: skip
             else:

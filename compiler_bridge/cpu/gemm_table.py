@@ -25,8 +25,7 @@ SLOTS = (
     "SWAPPED",                          # 1: the rows of this table are the caller's columns (see below)
     "PACK_A", "PACK_A_TABLE",           # function that fills a panel of A (0: strided load), and its table
     "PACK_B", "PACK_B_TABLE",
-    "EPILOGUE", "EPILOGUE_TABLE",       # function called on each finished region of C (0: none), and its
-                                        # table (0: what follows these slots)
+    "EPILOGUE", "EPILOGUE_TABLE",       # function called on each finished region of C (0: none)
 )  # fmt: skip
 """Names of the slots, in order. Functions are passed as addresses of machine code with this signature:
 
@@ -39,7 +38,8 @@ epilogue(table, row_begin, row_end, column_begin, column_end): C[rows, columns] 
     count through the batches, batch * M + row. Every element of C is in exactly one region. Regions straddle
     matrices of the batch only where all matrices share one B and rows follow each other evenly.
 
-`table` is the pointer from the slot after the function's. With SWAPPED the kernels compute C^T = B^T A^T: M,
+`table` is this same table from the position on that the slot after the function's holds: what such functions
+need follows the GEMM's own slots. With SWAPPED the kernels compute C^T = B^T A^T: M,
 N, rows and columns are the transposed product's everywhere in this table, not in the epilogue's arguments.
 """
 

@@ -10,22 +10,12 @@ def k(tab, row_begin, row_end, column_begin, column_end):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from compiler_bridge.emit.kernel import INDENT, KernelCode, KernelWriter
 from compiler_bridge.group import Group
-from compiler_bridge.ir import Contract, Load, Size, node_loads
+from compiler_bridge.ir import Contract, Load, node_loads
 from compiler_bridge.schedule import Schedule
-
-
-@dataclass(frozen=True)
-class Epilogue:
-    """function: its name; its table holds the addresses of `buffers`, then `sizes`."""
-
-    function: str
-    buffers: list[str]
-    sizes: list[Size]
 
 
 class EpilogueWriter(KernelWriter):

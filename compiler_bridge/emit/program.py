@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from compiler_bridge import program as p
-from compiler_bridge.contract import matrix_form
-from compiler_bridge.emit.epilogue import Epilogue, EpilogueWriter, place_of_product
+from compiler_bridge.contract import MatrixForm, packed_form
+from compiler_bridge.emit.epilogue import EpilogueWriter, place_of_product
 from compiler_bridge.emit.kernel import INDENT, KernelCode, KernelWriter, combine_nodes
-from compiler_bridge.emit.names import MODULE_HEADER, PHILOX_IMPORT
+from compiler_bridge.emit.names import MODULE_HEADER, PHILOX_IMPORT, Names
+from compiler_bridge.emit.prologue import PackWriter
 from compiler_bridge.emit.scan import write_scan
 from compiler_bridge.emit.scatter import write_scatter
 from compiler_bridge.errors import UnsupportedOp
@@ -23,6 +24,7 @@ from compiler_bridge.ir import (
     Contract,
     Extern,
     Graph,
+    Load,
     Map,
     Reduce,
     Scan,
@@ -31,8 +33,11 @@ from compiler_bridge.ir import (
     all_axes,
     node_reads,
 )
-from compiler_bridge.ops import DTYPES
+from compiler_bridge.ops import DTYPES, compute_dtype
 from compiler_bridge.schedule import schedule_epilogue, schedule_group
+
+if TYPE_CHECKING:
+    from compiler_bridge.emit.gemm_step import Function
 
 
 @dataclass
@@ -181,26 +186,44 @@ class ProgramBuilder:
     # ------------------------------------------------------------ scheduled kernels
 
     def build_contract(self, node: Contract, group: Group, outputs: set[str]) -> None:
-        form = matrix_form(node)
+        form = packed_form(node)
         if form is None:
             raise UnsupportedOp(node.origin.op, "contraction without a matrix form")
-        dtypes = {self.dtypes[form.lhs.buffer], self.dtypes[form.rhs.buffer]}
+        operands = (form.lhs, form.rhs)
+        plain = [x.buffer for x, made in zip(operands, form.made) if isinstance(x, Load) and not made]
+        dtypes = {self.dtypes[name] for name in plain} or {node.lhs.dtype}
         if len(dtypes) != 1:
             raise UnsupportedOp(node.origin.op, f"operands of different dtypes {sorted(dtypes)}")
-        from compiler_bridge.emit.gemm_step import gemm_step
+        from compiler_bridge.emit.gemm_step import GemmFunctions, gemm_step
 
-        names = tuple(self.resolve(b) for b in (form.lhs.buffer, form.rhs.buffer, node.output))
+        packs = [self.write_prologue(node, form, side) if form.made[side] else None for side in (0, 1)]
         epilogue = self.write_epilogue(node, group, outputs) if len(group.nodes) > 1 else None
-        self.steps.append(gemm_step(form, dtypes.pop(), names, node.store.const, epilogue))
-        name = "gemm" if epilogue is None else f"gemm + {epilogue.function}"
+        functions = GemmFunctions(*packs, epilogue)
+        sources = [
+            x.buffer if isinstance(x, Load) and not made else node.output
+            for x, made in zip(operands, form.made)
+        ]
+        a, b, c = (self.resolve(name) for name in (*sources, node.output))
+        self.steps.append(gemm_step(form, dtypes.pop(), (a, b, c), node.store.const, functions))
+        name = " + ".join(["gemm", *(function.name for function in functions.by_slot().values())])
         self.kernels.append(KernelInfo(name, group.nodes, group.notes))
 
-    def write_epilogue(self, node: Contract, group: Group, outputs: set[str]) -> Epilogue:
+    def write_prologue(self, node: Contract, form: MatrixForm, side: int) -> Function:
+        writer = PackWriter(form, side, self.dtypes, compute_dtype(node.lhs.dtype))
+        parameters = "panel, first, count, k_begin, k_count, thread"
+        name = self.add_function(writer.write(), [node], parameters)
+        return self.function_of(name, writer.names)
+
+    def write_epilogue(self, node: Contract, group: Group, outputs: set[str]) -> Function:
         schedule = schedule_epilogue(group, self.graph.symbol_hints)
         code = EpilogueWriter(schedule, self.dtypes, outputs, node).write()
         name = self.add_function(code.body, group.nodes[1:], "row_begin, row_end, column_begin, column_end")
-        buffers = [self.resolve(b) for b in code.names.pointers]
-        return Epilogue(name, buffers, list(code.names.sizes))
+        return self.function_of(name, code.names)
+
+    def function_of(self, name: str, names: Names) -> Function:
+        from compiler_bridge.emit.gemm_step import Function
+
+        return Function(name, [self.resolve(buffer) for buffer in names.pointers], list(names.sizes))
 
     def reuse_products(self) -> None:
         """A product only its epilogue reads is made where the epilogue's result goes."""
