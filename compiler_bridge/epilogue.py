@@ -67,32 +67,48 @@ def fuse_epilogue(node: Contract, loops: Group, hints: Any) -> Group:
     if not all(isinstance(member, Map) for member in loops.nodes):
         raise Mismatch("a reduction is no epilogue")
     product = Map(node.output, node.origin, node.axes, node.store, Constant("float32", 0.0))
-    joined = merge_axes(join_all(Group([product], outer=node.axes), loops.nodes, hints))
+    joined = join_all(Group([product], outer=node.axes), loops.nodes, hints)
+    joined = with_columns_inside(joined, form)
     product, *members = joined.nodes
-    column = column_axis(joined, product, form)
-    rows = row_axes(joined, product, form, column)
+    (column,) = joined.inner
+    rows = row_axes(joined, product, form)
     for member in members:
         require_contiguous(member, column)
     return Group([node, *members], outer=rows, inner=(column,), notes=loops.notes)
 
 
-def column_axis(joined: Group, product: Map, form: MatrixForm) -> Axis:
-    """The axis that is the columns of the product, undivided."""
-    for axis in joined.axes:
-        if product.store.coefficient(axis.name) == 1 and size_equal(axis.extent, form.n.extent):
-            return axis
-    raise Mismatch("the product's columns are divided")
+def with_columns_inside(joined: Group, form: MatrixForm) -> Group:
+    """The columns of the product as the one inner axis."""
+    store = joined.nodes[0].store
+    columns = places_within(form.n, list(joined.axes), store)
+    rows = tuple(axis for axis in joined.axes if axis not in columns)
+    framed = merge_axes(replace(joined, outer=rows, inner=tuple(columns)))
+    if len(framed.inner) != 1:
+        raise Mismatch("the product's columns are divided")
+    return framed
 
 
-def row_axes(joined: Group, product: Map, form: MatrixForm, column: Axis) -> tuple[Axis, ...]:
-    """The other axes, such that together they count rows as the GEMM does: batch * M + row."""
-    remaining = [axis for axis in joined.axes if axis is not column]
+def row_axes(joined: Group, product: Map, form: MatrixForm) -> tuple[Axis, ...]:
+    """The outer axes, such that together they count rows as the GEMM does: batch * M + row."""
+    remaining = list(joined.outer)
     ordered: list[Axis] = []
-    for dimension in (*form.batch, form.m):
+    for dimension in as_one_where_even([*form.batch, form.m]):
         ordered += places_within(dimension, remaining, product.store)
     if len(ordered) != len(remaining):
         raise Mismatch("the product's rows are not the loop's")
     return tuple(ordered)
+
+
+def as_one_where_even(dimensions: list[Dimension]) -> list[Dimension]:
+    """Neighbours that C steps through evenly, as one; dimensions of extent 1 left out."""
+    found: list[Dimension] = []
+    for inner in dimensions:
+        if size_equal(inner.extent, 1):
+            continue
+        if found and size_equal(found[-1].c, inner.c * inner.extent):
+            inner = replace(inner, extent=found.pop().extent * inner.extent)
+        found.append(inner)
+    return found
 
 
 def places_within(dimension: Dimension, axes: list[Axis], store: Index) -> list[Axis]:

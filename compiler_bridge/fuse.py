@@ -335,7 +335,9 @@ class Inliner:
         value = producer.value
         if isinstance(consumer, Reduce) and one_hot_choice(consumer.op, value) is not None:
             return True  # the sum will not be one any more (`rules.choose_one_hot`)
-        if isinstance(consumer, Contract):  # packing reads memory as it is; arithmetic stays outside
+        # Packing reads memory as it is. Arithmetic in it was measured: 512 x 768 of silu(g) * u took 190 us while
+        # rows of A were packed, whose lanes lie apart, and 55 us in a kernel of its own.
+        if isinstance(consumer, Contract):
             return isinstance(value, Load) and value.mask is None and not value.index.values()
         if isinstance(value, (Load, Constant)) and not (isinstance(value, Load) and value.index.values()):
             return True

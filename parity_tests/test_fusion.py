@@ -97,3 +97,84 @@ def test_the_sum_of_a_one_hot_row_is_its_term_if_in_range(position: int) -> None
     torch.testing.assert_close(
         pynn.compile(function, strict=True)(t, a), function(t, a), equal_nan=True, rtol=0, atol=0
     )
+
+
+# ---- contractions ----
+
+
+def gemm_kernels(record: Any) -> list[str]:
+    return [kernel.name for kernel in record.kernels if kernel.name.startswith("gemm")]
+
+
+def assert_no_worse(function: Callable, inputs: list[Tensor]) -> None:
+    """Values and gradients of the compiled function against eager, both held against float64."""
+    out = function(*inputs)
+    cotangent = torch.randn(out.shape)
+    exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
+    exact = function(*exact_inputs)
+    truth = [exact, *torch.autograd.grad(exact, exact_inputs, cotangent.double())]
+    eager = [out, *torch.autograd.grad(out, inputs, cotangent)]
+    compiled_out = pynn.compile(function, dynamic=False, strict=True)(*inputs)
+    compiled = [compiled_out, *torch.autograd.grad(compiled_out, inputs, cotangent)]
+    for ours, theirs, true in zip(compiled, eager, truth):
+        unit = torch.finfo(torch.float32).eps * true.abs().max().item()
+        error, allowed = ((t.double() - true).abs().max().item() for t in (ours, theirs))
+        assert error <= 2 * allowed + 4 * unit
+
+
+def leaf(*shape: int) -> Tensor:
+    return torch.randn(shape, requires_grad=True)
+
+
+EPILOGUES: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
+    "bias": (F.linear, [(6, 33, 40), (70, 40), (70,)]),
+    "bias and gelu": (lambda x, w, b: F.gelu(F.linear(x, w, b)), [(130, 40), (70, 40), (70,)]),
+    "residual": (lambda x, w, r: F.linear(x, w) + r, [(6, 33, 40), (70, 40), (6, 33, 70)]),
+    "batched": (lambda a, b, c: torch.relu(a @ b + c), [(3, 5, 9, 20), (3, 5, 20, 17), (17,)]),
+    "per row": (lambda a, b, c: (a @ b) * c, [(9, 20), (20, 17), (9, 1)]),
+    "few columns": (lambda a, b, c: torch.tanh(a @ b + c), [(64, 20), (20, 3), (3,)]),
+    "few rows": (lambda a, b, c: torch.tanh(a @ b + c), [(2, 20), (20, 300), (300,)]),
+    "dropout of nothing": (lambda x, w, b: F.dropout(F.linear(x, w, b), 0.0), [(8, 16), (24, 16), (24,)]),
+}
+
+
+@pytest.mark.parametrize("name", EPILOGUES)
+def test_pointwise_loops_after_a_product_are_its_epilogue(name: str) -> None:
+    function, shapes = EPILOGUES[name]
+    inputs = [leaf(*shape) for shape in shapes]
+    torch._dynamo.reset()
+    pipeline.records.clear()
+    with torch.no_grad():
+        pynn.compile(function, dynamic=False, strict=True)(*inputs)
+    (record,) = pipeline.records
+    assert len(record.kernels) == 1 and gemm_kernels(record)[0].startswith("gemm + k0_"), record.program
+    assert_no_worse(function, inputs)
+
+
+CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "padded": ((2, 3, 9, 10), (5, 3, 3, 3), {"padding": 1}),
+    "strided": ((2, 4, 8, 8), (6, 4, 3, 3), {"stride": 2, "padding": 1}),
+    "no padding": ((2, 3, 9, 9), (4, 3, 3, 3), {}),
+    "dilated": ((1, 2, 12, 11), (40, 2, 3, 3), {"padding": 2, "dilation": 2}),
+    "patches": ((2, 3, 16, 16), (8, 3, 4, 4), {"stride": 4}),
+    "unequal": ((2, 3, 12, 9), (4, 3, 3, 1), {"stride": (2, 1)}),
+    "1 x 1": ((2, 8, 7, 7), (5, 8, 1, 1), {}),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution_is_an_implicit_gemm(name: str) -> None:
+    """No buffer holds the windows (im2col): each is larger than everything else here."""
+    x_shape, w_shape, options = CONVOLUTIONS[name]
+    inputs = [leaf(*x_shape), leaf(*w_shape), leaf(w_shape[0])]
+
+    def function(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return torch.relu(F.conv2d(x, w, b, **options))
+
+    records = compiled_records(function, inputs, ("forward", "backward"))
+    spread = 4 if "stride" in options else 1  # the gradient with zeros between, where there is a stride
+    for record in records.values():
+        largest = max(b.numel for b in record.program.buffers if b.kind != "arena")
+        for buffer in record.program.buffers:
+            assert buffer.kind != "arena" or buffer.numel <= largest * spread * 2, record.program
+    assert_no_worse(function, inputs)
