@@ -13,7 +13,7 @@ from typing import Any
 from compiler_bridge.cpu import gemm_table as slot
 from compiler_bridge.cpu.gemm_batch import finish_region, matrix_of
 from compiler_bridge.cpu.gemm_micro import zero_of
-from compiler_bridge.cpu.gemm_plan import TILE_BYTES, compute_dtype
+from compiler_bridge.cpu.gemm_plan import LINE, TILE_BYTES, compute_dtype, line_elements
 from compiler_bridge.cpu.language import (
     NATIVE_LANES,
     fma,
@@ -33,8 +33,8 @@ DOT_ROWS = 4
 DOT_COLUMNS = 3
 """Rows of A and columns of B whose sums are in registers at a time."""
 
-MAX_AHEAD = 4096
-"""Elements of B up to which the next columns are asked for while these are used: both fit into L1."""
+MAX_AHEAD_BYTES = 16 * 1024
+"""Size of DOT_COLUMNS columns up to which the next ones are asked for meanwhile: both fit into L1."""
 
 
 @cache
@@ -155,6 +155,7 @@ def dot_columns(dtype: str) -> Any:
     """dot_all(tab, batch, a, sums, column_begin, column_end): all rows times some columns."""
     compute = compute_dtype(dtype)
     lanes = NATIVE_LANES if compute == "float32" else NATIVE_LANES // 2
+    max_ahead = MAX_AHEAD_BYTES // (DOT_COLUMNS * LINE // line_elements(dtype))
     find_b, find_c = matrix_of("B", dtype), matrix_of("C", compute)
     many, one, write = dot_rows(compute), dot_one_row(compute), write_sums(compute)
 
@@ -168,7 +169,7 @@ def dot_columns(dtype: str) -> Any:
             column1 = min(1, columns - 1) * b_column  # a column that does not exist repeats the last one
             column2 = min(2, columns - 1) * b_column
             b = offset_pointer(b_matrix, column * b_column)
-            ahead = DOT_COLUMNS * b_column if DOT_COLUMNS * k_total <= MAX_AHEAD else i64(0)
+            ahead = DOT_COLUMNS * b_column if k_total <= max_ahead else i64(0)
             for row in range(0, m, DOT_ROWS):
                 rows = min(DOT_ROWS, m - row)
                 a_row = offset_pointer(a, row * k_total)
