@@ -23,7 +23,6 @@ from compiler_bridge.cpu.language import (
     offset_pointer,
     outlined_helper,
     pointer_at,
-    prefetch,
     reduce_add,
     splat,
     store,
@@ -32,9 +31,6 @@ from compiler_bridge.cpu.language import (
 DOT_ROWS = 4
 DOT_COLUMNS = 3
 """Rows of A and columns of B whose sums are in registers at a time."""
-
-MAX_AHEAD = 4096
-"""Elements of B up to which the next columns are asked for while these are used: both fit into L1."""
 
 
 @cache
@@ -61,22 +57,17 @@ def copy_rows(dtype: str) -> Any:
 
 @cache
 def dot_rows(compute: str) -> Any:
-    """dot(a, row1, row2, row3, b, column1, column2, ahead, k_count, sums): sums[row][column] of a 4 x 3 tile.
+    """dot(a, row1, row2, row3, b, column1, column2, k_count, sums): sums[row][column] of a 4 x 3 tile.
 
     a: first row; row1 ... offsets of the others    b: first column; column1 ... offsets of the others
-    ahead: offset of the columns that will be wanted next
     """
     lanes = NATIVE_LANES if compute == "float32" else NATIVE_LANES // 2
     zero = zero_of(compute)
 
     @outlined_helper
-    def dot(a, row1, row2, row3, b, column1, column2, ahead, k_count, sums):  # type: ignore[no-untyped-def]
+    def dot(a, row1, row2, row3, b, column1, column2, k_count, sums):  # type: ignore[no-untyped-def]
         s00 = s01 = s02 = s10 = s11 = s12 = s20 = s21 = s22 = s30 = s31 = s32 = splat(zero, lanes)
-        next0, next1, next2 = ahead, ahead + column1, ahead + column2
         for k in range(0, k_count, lanes):
-            prefetch(b, next0 + k)
-            prefetch(b, next1 + k)
-            prefetch(b, next2 + k)
             b0, b1, b2 = load(b, k, lanes), load(b, column1 + k, lanes), load(b, column2 + k, lanes)
             row = load(a, k, lanes)
             s00, s01, s02 = fma(row, b0, s00), fma(row, b1, s01), fma(row, b2, s02)
@@ -168,7 +159,6 @@ def dot_columns(dtype: str) -> Any:
             column1 = min(1, columns - 1) * b_column  # a column that does not exist repeats the last one
             column2 = min(2, columns - 1) * b_column
             b = offset_pointer(b_matrix, column * b_column)
-            ahead = DOT_COLUMNS * b_column if DOT_COLUMNS * k_total <= MAX_AHEAD else i64(0)
             for row in range(0, m, DOT_ROWS):
                 rows = min(DOT_ROWS, m - row)
                 a_row = offset_pointer(a, row * k_total)
@@ -176,8 +166,7 @@ def dot_columns(dtype: str) -> Any:
                     one(a_row, b, column1, column2, k_done, sums)
                 else:
                     row2, row3 = min(2, rows - 1) * k_total, min(3, rows - 1) * k_total
-                    many(a_row, k_total, row2, row3, b, column1, column2, ahead, k_done, sums)
-                    ahead = i64(0)  # what is being read: nothing more to ask for
+                    many(a_row, k_total, row2, row3, b, column1, column2, k_done, sums)
                 c = offset_pointer(c_matrix, row * tab[slot.C_ROW] + column * tab[slot.C_COLUMN])
                 write(tab, sums, rows, columns, a_row, b, b_column, k_done, c)
 

@@ -5,6 +5,10 @@ thread's scratch (they stay in L2), then every panel of B (it stays in L1) meets
 
     for k block:  pack A;  for panel of B:  for panel of A:  register tile
                            after the last k block, every few panels of B:  epilogue
+
+Where one tile has all the rows, B is read only once, and packing it beforehand would cost as much as using it:
+each panel is packed just before its use (by the first register tile, if B's columns are contiguous), while the
+tiles before it asked for its cache lines. Where few columns meet A, A is read where it lies.
 """
 
 # pyright: basic, reportCallIssue=false
