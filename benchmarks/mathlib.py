@@ -113,7 +113,8 @@ def measure(row: Row, elements: int, dtype: torch.dtype, seconds: float) -> tupl
     ours, theirs = torch.empty(elements, dtype=dtype), torch.empty(elements, dtype=dtype)
     run = kernel_of(lambda *tensors: row.function(*tensors, *row.options), inputs, ours)
     run_torch = torch_call(row, inputs, theirs)
-    run(), run_torch()
+    run()
+    run_torch()
     difference = (ours - theirs).abs().max() / theirs.abs().max()
     if not difference < 1e-5:
         raise AssertionError(f"{row.name}: results differ by {difference:.1e}")

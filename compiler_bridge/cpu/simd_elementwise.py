@@ -223,7 +223,7 @@ def ldexp(typingctx, x, n):
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         scale = _scale_by_instruction if has_instruction else _scale_by_halves
-        return scale(builder, *args, bits)
+        return scale(builder, args[0], args[1], bits)
 
     return form(form, form), generate
 
