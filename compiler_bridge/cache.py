@@ -43,9 +43,10 @@ _temporary_directory: Path | None = None
 
 
 # ------------------------------------------------------------------------------------------------ directory
-def _warn_once(message: str) -> None:
-    if message not in _warned:
-        _warned.add(message)
+def _warn_once(message: str, about: str = "") -> None:
+    """about: what is warned of only once, if not each message."""
+    if (about or message) not in _warned:
+        _warned.add(about or message)
         warnings.warn(message, CacheWarning, stacklevel=3)
 
 
@@ -367,7 +368,8 @@ def _read_object(key: str) -> bytes | None:
         return None
     checksum, payload = content[:32], content[32:]
     if hashlib.sha256(payload).digest() != checksum:
-        _warn_once(f"cache file {_object_path(key)} is damaged; the kernel is compiled again")
+        path = _object_path(key)
+        _warn_once(f"cache file {path} is damaged; it and others like it are compiled again", f"{path.parent}")
         return None
     return payload
 

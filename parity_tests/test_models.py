@@ -1,5 +1,11 @@
 """Whole models, unmodified: five AdamW steps compiled as close to float64 as torch's own; any batch or
-sequence length; every floating-point computation in generated kernels.
+sequence length; every computation in generated kernels.
+
+Two float32 runs never agree bit for bit, and neither is the truth: each is compared with the same run in
+float64, and compiled may be as far from it as twice eager is, plus four roundings (`tolerances.py`). The
+distance is the root mean square over all parameters. Where the true gradient is nought (a loss that is the
+plain sum of a layer norm's outputs: nn.Transformer ends in one) all float32 gradients are noise, and
+comparing compiled with eager alone would show a relative difference of any size.
 """
 
 import copy
@@ -52,14 +58,19 @@ def train(workload: Workload, model: torch.nn.Module, exact=False, compiled=Fals
 
 
 def distance(run: list[Tensor], exact: list[Tensor]) -> float:
-    """Root mean square of the difference over all elements: no single element's luck decides."""
-    squares = sum(((a.double() - b) ** 2).sum().item() for a, b in zip(run, exact, strict=True))
+    """Root mean square of the difference over all elements: no single element's luck decides.
+
+    NaN equals NaN: a language model's loss over no target (sequence 1) is one.
+    """
+    pairs = ((a.double(), b) for a, b in zip(run, exact, strict=True))
+    squares = sum(torch.where(a.isnan() & b.isnan(), 0.0, (a - b) ** 2).sum().item() for a, b in pairs)
     return (squares / sum(b.numel() for b in exact)) ** 0.5
 
 
 def assert_as_close(compiled: list[Tensor], eager: list[Tensor], exact: list[Tensor]) -> None:
     """The tolerance of tolerances.py, with root mean squares in place of maxima."""
-    unit = torch.finfo(torch.float32).eps * distance(exact, [torch.zeros_like(t) for t in exact])
+    size = distance([t.nan_to_num() for t in exact], [torch.zeros_like(t) for t in exact])
+    unit = torch.finfo(torch.float32).eps * size
     allowed = FACTOR * distance(eager, exact) + FLOOR_ULPS * unit
     found = distance(compiled, exact)
     assert found <= allowed, f"compiled is {found:.3g} from float64, eager {distance(eager, exact):.3g}"
@@ -79,18 +90,26 @@ def test_five_training_steps(name: str):
     assert not computing_externs(graphs)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_changing_batch_and_sequence_length(name: str):
+# (batch, sequence): primes, batch 1 and sequence 1, for which torch compiles graphs of their own
+DEFAULT_SIZES = [(2, 16), (3, 11), (1, 7), (4, 1), (2, 37), (2, 16)]
+DYNAMIC_SIZES = [(3, 13), (1, 1), (2, 37)]
+DYNAMIC = ("demo_gpt", "bert", "llama", "vit", "t5")
+SIZES = [pytest.param(*p.values, None, DEFAULT_SIZES, id=f"{p.values[0]}-default", marks=p.marks) for p in NAMES]
+SIZES += [pytest.param(name, True, DYNAMIC_SIZES, id=f"{name}-dynamic", marks=pytest.mark.slow) for name in DYNAMIC]
+
+
+@pytest.mark.parametrize("name, dynamic, sizes", SIZES)
+def test_changing_batch_and_sequence_length(name: str, dynamic: bool | None, sizes: list[tuple[int, int]]):
     workload = build(name, SMALL)
     model = workload.model
     exact_model = copy.deepcopy(model).double()
-    compiled = pynn.compile(lambda batch: workload.loss(model, batch), strict=True)
+    compiled = pynn.compile(lambda batch: workload.loss(model, batch), strict=True, dynamic=dynamic)
 
     def gradients(model: torch.nn.Module, loss: Tensor) -> list[Tensor]:
         found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         return [loss.detach(), *(g for g in found if g is not None)]
 
-    for batch_size, seq in [(2, 16), (3, 16), (3, 11), (1, 7), (5, 33), (2, 16)]:
+    for batch_size, seq in sizes:
         batch = workload.draw(batch_size, seq, seq)
         exact = gradients(exact_model, workload.loss(exact_model, to_double(batch)))
         eager = gradients(model, workload.loss(model, batch))
@@ -105,8 +124,8 @@ def test_inference(name: str):
     exact_model = copy.deepcopy(model).double()
     compiled = pynn.compile(lambda batch: workload.infer(model, batch), strict=True)
     with torch.no_grad(), record_graphs() as graphs:
-        for batch_size in (1, 4):
-            batch = workload.draw(batch_size, 16, 1)
+        for batch_size, seq in [(1, 16), (4, 16), (3, 11), (2, 1)]:
+            batch = workload.draw(batch_size, seq, 1)
             exact = workload.infer(exact_model, to_double(batch))
             assert_as_close([compiled(batch)], [workload.infer(model, batch)], [exact])
     assert not computing_externs(graphs)
