@@ -7,20 +7,26 @@ import torch
 from rich.progress import track
 
 import pynn
-from parity_tests.cases import all_rows
+from parity_tests.cases import FLOATS, all_rows
 from parity_tests.executors import EXECUTORS
 from parity_tests.measure import measure
 from parity_tests.report import print_table, summarise, write_html
+
+DTYPES = [str(dtype).removeprefix("torch.") for dtype in FLOATS]
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="rows whose name contains one of these (default: all)")
     parser.add_argument("--executor", action="append", choices=EXECUTORS, help="default: eager and numba")
-    parser.add_argument("--dtype", action="append", help="float32 (default), float64, bfloat16, float16")
+    parser.add_argument("--dtype", action="append", choices=DTYPES, help="default: float32")
     parser.add_argument("--samples", type=int, help="at most this many samples a row")
     parser.add_argument("--html", type=Path, default=Path("parity_report.html"))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        if not any(name in row.name for row in all_rows()):
+            parser.error(f"no row's name contains {name!r}; rows are named like nn.GELU and functional.softmax")
+    return arguments
 
 
 def main() -> int:

@@ -6,6 +6,7 @@
     numba    compiled to generated Python, jitted by Numba
 """
 
+import atexit
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -71,9 +72,18 @@ def interpreting_process() -> Connection:
     ours, theirs = context.Pipe()
     os.environ["PYNN_INTERPRET"] = "1"
     try:
-        context.Process(target=serve, args=(theirs,), daemon=True).start()  # inherits the environment
+        process = context.Process(target=serve, args=(theirs,), daemon=True)
+        process.start()  # inherits the environment
     finally:
         del os.environ["PYNN_INTERPRET"]
+    theirs.close()
+
+    def finish() -> None:
+        """Let it end by itself, so that what it holds is given back; a daemon would be killed."""
+        ours.close()
+        process.join(timeout=5)
+
+    atexit.register(finish)
     return ours
 
 

@@ -42,15 +42,22 @@ def cells(line: Line) -> list[str]:
 
 
 HEADINGS = ["op", "executor", "dtype", "compared", "worst pynn (ulp)", "C++ there (ulp)", "where", ""]
+FLOAT64_NOTE = (
+    "float64: where pynn and C++ are no further apart than the floor, their distance stands for the error, and 0 "
+    "for that of C++"
+)
 
 
 def print_table(lines: list[Line]) -> None:
-    table = Table(title="parity: errors against float64, in roundings")
+    table = Table(title="parity: errors against a wider type, in roundings", caption=FLOAT64_NOTE)
     for i, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if i in (3, 4, 5) else "left", overflow="fold")
     for line in lines:
         table.add_row(*cells(line), style=None if line.worst.passed else "red")
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width of its own
+        console.width = 140
+    console.print(table)
 
 
 STYLE = """
@@ -76,7 +83,7 @@ def write_html(lines: list[Line], undefined: list[str], path: Path) -> None:
         f"<style>{STYLE}</style><h1>pynn parity</h1>"
         f"<p>torch {torch.__version__}. {len(lines)} lines, {failing} failing. A line passes when "
         f"error(pynn) &le; {FACTOR:g} &times; error(C++) + {FLOOR_ULPS:g} roundings, both against "
-        "float64.</p>"
+        f"float64, or for float64 against long double. {FLOAT64_NOTE}.</p>"
         f"<table><tr>{headings}</tr>{''.join(rows)}</table>"
         f"<p>Not defined by pynn yet (torch's own is used): {html.escape(', '.join(undefined))}</p>"
     )
