@@ -79,7 +79,8 @@ def test_five_training_steps(name: str):
     assert not computing_externs(graphs)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow  # test_backend has the same of a small model
+@pytest.mark.parametrize("name", list(BUILDERS))
 def test_changing_batch_and_sequence_length(name: str):
     workload = build(name, SMALL)
     model = workload.model
