@@ -352,7 +352,12 @@ def layers() -> dict[str, tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]]:
     }
 
 
-@pytest.mark.parametrize("name", list(layers()))
+FAST_LAYERS = {"attention", "encoder layer"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FAST_LAYERS else [pytest.mark.slow]) for name in layers()]
+)
 @pytest.mark.parametrize("mode", ["train", "no_grad"])
 def test_attention_inside_torch_layers_is_found(name, mode):
     """Dynamo keeps multi_head_attention_forward and the encoder layer's fast path whole; both are found."""

@@ -224,7 +224,13 @@ def test_rms_norm_backward_is_the_gradient_of_its_forward():
     assert backward(grad, x, [3, 8], rrms, weight, [False, False]) == (None, None)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=[str(o).removeprefix("aten.") for o in OPERATIONS])
+@pytest.mark.parametrize(
+    "operation",
+    [
+        pytest.param(o, id=str(o).removeprefix("aten."), marks=[] if number % 8 == 0 else [pytest.mark.slow])
+        for number, o in enumerate(OPERATIONS)
+    ],
+)
 def test_definition_traces_with_symbolic_sizes(operation: OpOverload):
     calls = recorded_calls().get(operation, [])
     if not calls:

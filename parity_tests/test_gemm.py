@@ -344,6 +344,7 @@ INTERPRETED = """
 """
 
 
+@pytest.mark.slow
 def test_interpreted_kernels_give_the_same_bits():
     """The same source under plain Python (PYNN_INTERPRET=1)."""
 

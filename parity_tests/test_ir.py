@@ -226,6 +226,7 @@ def assert_as_good(results: list[Any], program: Any, inputs: list[Tensor]) -> No
         assert error <= 2 * allowed + 16 * unit
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=CHECKS)
 @PROGRAMS
 def test_inlining_keeps_the_meaning_of_random_programs(choices: list[int], steps: int, shapes: Any) -> None:

@@ -70,7 +70,7 @@ def externs(graph: ir.Graph) -> list[str]:
     return [n.target._schema.name.split("::")[1] for n in graph.nodes if isinstance(n, ir.Extern)]
 
 
-@pytest.mark.parametrize("tracing_mode", ["fake", "symbolic"])
+@pytest.mark.parametrize("tracing_mode", ["fake", pytest.param("symbolic", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", ROWS, ids=lambda case: case.name)
 def test_lowered_row_computes_what_torch_does(case: LowerCase, tracing_mode: str) -> None:
     graph = check(case.function, case.inputs(), tracing_mode)

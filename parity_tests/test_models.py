@@ -98,6 +98,7 @@ SIZES = [pytest.param(*p.values, None, DEFAULT_SIZES, id=f"{p.values[0]}-default
 SIZES += [pytest.param(name, True, DYNAMIC_SIZES, id=f"{name}-dynamic", marks=pytest.mark.slow) for name in DYNAMIC]
 
 
+@pytest.mark.slow  # test_backend has the same of a small model
 @pytest.mark.parametrize("name, dynamic, sizes", SIZES)
 def test_changing_batch_and_sequence_length(name: str, dynamic: bool | None, sizes: list[tuple[int, int]]):
     workload = build(name, SMALL)

@@ -116,7 +116,9 @@ def check_rows(dtype: str, executor: str) -> None:
     assert not failures, "; ".join(failures)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64", "bool"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bool", *(pytest.param(d, marks=pytest.mark.slow) for d in ("float64", "int32", "int64"))]
+)
 def test_generated_code_of_every_row_under_numba(dtype: str) -> None:
     check_rows(dtype, "numba")
 

@@ -552,6 +552,7 @@ def test_compile_error_names_the_kernel(empty_cache):
 
 
 @native
+@pytest.mark.slow
 def test_second_process_compiles_nothing(tmp_path):
     """It does not even import Numba."""
     script = textwrap.dedent("""
@@ -570,6 +571,7 @@ def test_second_process_compiles_nothing(tmp_path):
 
 
 @native
+@pytest.mark.slow
 def test_racing_processes(tmp_path):
     environment = {**os.environ, "PYNN_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-W", "error", "-c", "import parity_tests.test_runtime as t; t.run_once()"]
@@ -630,6 +632,7 @@ def test_a_library_kernel_is_lazy(empty_cache):
 
 
 @native
+@pytest.mark.slow
 def test_everything_interpreted():
     """Every test above that needs no machine code, as plain Python."""
     environment = {**os.environ, "PYNN_INTERPRET": "1"}

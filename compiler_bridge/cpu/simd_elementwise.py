@@ -223,7 +223,8 @@ def ldexp(typingctx, x, n):
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         scale = _scale_by_instruction if has_instruction else _scale_by_halves
-        return scale(builder, args[0], args[1], bits)
+        value, power = args
+        return scale(builder, value, power, bits)
 
     return form(form, form), generate
 
