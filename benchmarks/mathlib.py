@@ -13,7 +13,7 @@ import argparse
 import ctypes
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
     name: str
     function: Callable[..., Tensor]
-    out: Callable[..., object]
+    out: Callable[..., Any]
     options: tuple[object, ...] = ()
     arity: int = 1
     low: float = -4.0
