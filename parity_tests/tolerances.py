@@ -13,7 +13,7 @@ the rule rests on C++ being right, nor on the errors one machine's kernels happe
 
 FACTOR allows another order of the same additions; FLOOR_ULPS is for rows whose C++ error happens to be
 nought on a handful of elements. Neither is chosen per row. Where a sample fails, the C++ error is measured
-again as the largest over inputs one rounding away (measure.compare_result): the error of the op at
+again as the largest over neighbouring inputs (measure.compare_result): the error of the op at
 that input, less its luck.
 
 Random draws differ between dtypes: except in float64, whose draws the long double follows, the C++ op's result
