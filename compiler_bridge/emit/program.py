@@ -196,9 +196,9 @@ class ProgramBuilder:
             raise UnsupportedOp(node.origin.op, f"operands of different dtypes {sorted(dtypes)}")
         from compiler_bridge.emit.gemm_step import GemmFunctions, gemm_step
 
-        packs = [self.write_prologue(node, form, side) if form.made[side] else None for side in (0, 1)]
+        pack_a, pack_b = (self.write_prologue(node, form, side) if form.made[side] else None for side in (0, 1))
         epilogue = self.write_epilogue(node, group, outputs) if len(group.nodes) > 1 else None
-        functions = GemmFunctions(*packs, epilogue)
+        functions = GemmFunctions(pack_a, pack_b, epilogue)
         sources = [
             x.buffer if isinstance(x, Load) and not made else node.output
             for x, made in zip(operands, form.made)
