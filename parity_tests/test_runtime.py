@@ -645,3 +645,17 @@ def test_graph_prints():
     text = str(reverse_program(8))
     assert "k2_reverse(b, out, 8) for [0, 8)" in text
     assert isinstance(load(reverse_program(8)), CompiledGraph)
+
+
+def test_functions_of_two_processes_never_share_a_name():
+    """Numba counts functions from 1 in every process; helpers cached by one process and linked with another's
+    replaced each other where the counts met (seen: three GEMM kernels that all ran the first one's closures)."""
+    program = """
+        import compiler_bridge.cpu.code_library
+        from numba.core.bytecode import FunctionIdentity
+        print(next(FunctionIdentity._unique_ids))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2)]
+    numbers = [int(run.stdout) for run in runs]
+    assert len(set(numbers)) == 2 and min(numbers) > 2**20

@@ -6,12 +6,24 @@ helpers' intermediate code into the kernel and does both again. Only the last is
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from numba.core.bytecode import FunctionIdentity
 from numba.core.codegen import AOTCodeLibrary, JITCodeLibrary
+
+
+def make_names_unique() -> None:
+    """Let Numba number functions at random. It counts from 1 in every process, and the number is all that tells
+    closures of one function apart by name; code of several processes, cached on disk and linked together, would
+    call the first closure of a name for all of them."""
+    FunctionIdentity._unique_ids = iter(lambda: int.from_bytes(os.urandom(6), "little"), None)  # type: ignore
+
+
+make_names_unique()
 
 
 class IntermediateLibrary(JITCodeLibrary):

@@ -51,6 +51,7 @@ def outlined_helper(function: Callable[..., Any]) -> Any:
 def _jit(function: Callable[..., Any], **options: Any) -> Any:
     import numba
 
+    from compiler_bridge.cpu import code_library  # noqa: F401  (names that are unique beyond this process)
     from compiler_bridge.cpu.language_cache import enable_helper_cache
 
     njit: Any = numba.njit
