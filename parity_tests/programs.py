@@ -140,8 +140,8 @@ def steps(draw, program: Program) -> str:
     shape = program.known[x].shape
     dim = draw(st.integers(0, max(0, len(shape) - 1)))
     size = shape[dim] if shape else 1
-    kind = draw(st.sampled_from(["unary", "unary", "binary", "binary", "reduce", "softmax", "view", "matmul",
-                                 "cat", "cast"]))  # fmt: skip
+    kind = draw(st.sampled_from(["unary", "unary", "binary", "binary", "reduce", "softmax", "running", "view",
+                                 "matmul", "cat", "cast"]))  # fmt: skip
     if kind == "unary":
         return draw(st.sampled_from(UNARY)).format(x=x)
     if kind == "binary":
@@ -149,6 +149,8 @@ def steps(draw, program: Program) -> str:
     if kind == "reduce":
         reduction, keepdim = draw(st.sampled_from(REDUCTIONS)), draw(st.booleans())
         return f"{x}.{reduction}(dim={dim}, keepdim={keepdim})"
+    if kind == "running":
+        return f"{x}.cumsum(dim={dim})"
     if kind == "softmax":
         return f"torch.{draw(st.sampled_from(SOFTMAX))}({x}, dim={dim})"
     if kind == "matmul":

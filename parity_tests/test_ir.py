@@ -144,7 +144,7 @@ def step(values: list[Tensor], draw: Any) -> Tensor:
     """One more tensor made of those there are; `draw` gives the same choices whenever it is replayed."""
     x = values[draw(len(values))]
     x = x / (1 + x.abs())  # nothing grows without bound
-    kind = draw(9)
+    kind = draw(10)
     dim = draw(x.dim()) if x.dim() else 0
     if kind == 0 or x.dim() == 0:
         return UNARY[draw(len(UNARY))](x)
@@ -167,6 +167,8 @@ def step(values: list[Tensor], draw: Any) -> Tensor:
             else torch.cat([x.narrow(dim, 1, x.shape[dim] - 1), x], dim)
         )
         return y
+    if kind == 8:
+        return x.cumsum(dim)
     if kind == 7:
         return torch.nn.functional.pad(x, (draw(3), draw(3) - 1)) if x.shape[-1] > 1 else x.narrow(dim, 0, 1)
     return x.reshape(-1, x.shape[-1]) @ x.reshape(-1, x.shape[-1]).t()
