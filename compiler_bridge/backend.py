@@ -104,7 +104,10 @@ def _warn_of_fallback(kind: Kind, error: Exception) -> None:
 
 
 def boxed(function: Callable[..., Sequence[Any]]) -> BoxedCall:
-    """A function of a list of inputs that empties the list, so that AOTAutograd can let go of them."""
+    """A function of a list of inputs that empties the list, so that AOTAutograd can let go of them.
+
+    `unboxed` is the function itself (`capture/lean.py` calls it).
+    """
 
     def call(inputs: list[Any]) -> Sequence[Any]:
         outputs = function(*inputs)
@@ -112,4 +115,5 @@ def boxed(function: Callable[..., Sequence[Any]]) -> BoxedCall:
         return outputs
 
     call._boxed_call = True  # type: ignore[attr-defined]
+    call.unboxed = function  # type: ignore[attr-defined]
     return call
