@@ -85,7 +85,8 @@ class Torch:
             from torch._dynamo.eval_frame import set_eval_frame, skip_code
             from torch._functorch._aot_autograd import runtime_wrappers, schemas
 
-            compiled_autograd.compiled_autograd_enabled
+            if not hasattr(compiled_autograd, "compiled_autograd_enabled"):
+                return None
             return Torch(
                 set_eval_frame,
                 skip_code,
@@ -118,7 +119,7 @@ class LeanCall:
         if not self.plain:
             return
         if graph is None or kind in self.graphs:
-            self.plain = False  # called with lists only, or a second graph of this kind: not what is known here
+            self.plain = False  # called with lists only, or a second graph of this kind
             return
         try:
             if kind != "backward":
