@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from compiler_bridge import backend, pipeline
-from compiler_bridge.capture import fixed_shapes, lean
+from compiler_bridge.capture import fixed_shapes, lean, lean_calls
 from compiler_bridge.capture.fixed_shapes import context_of
 
 
@@ -36,9 +36,9 @@ def plain(monkeypatch) -> list[bool]:
 
 
 def is_ours(output: Tensor) -> bool:
-    """Whether the autograd node is that of lean.py."""
+    """Whether the autograd node is that of lean_calls.py."""
     node: Any = type(output.grad_fn)
-    return getattr(node, "_forward_cls", node).__module__ == lean.__name__
+    return getattr(node, "_forward_cls", node).__module__ == lean_calls.__name__
 
 
 def leaf(*shape: int, seed: int = 0) -> Tensor:
@@ -56,10 +56,6 @@ def mutates_input(x: Tensor) -> Tensor:
 def two_views(x: Tensor) -> tuple[Tensor, Tensor]:
     y = x.sin()
     return y[0], y[1]
-
-
-def total_of_dynamic(x: Tensor) -> Tensor:
-    return x.detach().sum()
 
 
 PLAIN = {
@@ -144,17 +140,41 @@ def test_autocast(plain):
     assert plain == [False]
 
 
-def test_symbolic_sizes(plain):
-    """A size that is saved or returned is left to AOTAutograd; other symbols are not in the way."""
-    for function, expected in (
-        (lambda x: x.exp().sum(), False),
-        (lambda x: x.exp(), False),
-        (total_of_dynamic, True),
-    ):
-        compiled = strict(function, dynamic=True)
+SYMBOLIC = {
+    "pointwise": lambda x: x.exp() * x,
+    "sum": lambda x: x.exp().sum(),
+    "matmul": lambda x: (x @ x.T).reshape(-1),
+    "two outputs": lambda x: (x.sin().T, x.detach().sum()),
+}
+
+
+@pytest.mark.parametrize("name", SYMBOLIC)
+def test_symbolic_sizes(plain, name):
+    """Sizes that are symbols are saved and passed to the backward as integers."""
+    function = SYMBOLIC[name]
+    compiled = strict(function, dynamic=True)
+    for rows in (3, 5, 4, 7):
+        same(run(compiled, leaf(rows, 6)), run(function, leaf(rows, 6)))
+    assert plain == [True]
+    outputs = compiled(leaf(4, 6))
+    assert is_ours(outputs[0] if isinstance(outputs, tuple) else outputs)
+    with torch.no_grad():
         for rows in (3, 5, 4):
-            same(run(compiled, leaf(rows, 6)), run(function, leaf(rows, 6)))
-        assert plain[-1] is expected
+            torch.testing.assert_close(compiled(leaf(rows, 6)), function(leaf(rows, 6)))
+    assert plain == [True, True]
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_symbolic_sizes_are_passed_on(gradients):
+    """Dynamo compiles what takes an output of a dynamic graph for any size at once, as with AOTAutograd's runtime."""
+    compiled = strict(lambda x: x.exp(), dynamic=True)
+    marks = []
+    for _ in range(3):
+        y = compiled(leaf(4, 6).requires_grad_(gradients))
+        marks.append(y._dynamo_propagated_dynamic_indices)
+        if gradients:
+            y.sum().backward()
+    assert marks == [{0, 1}] * 3
 
 
 # ---------------------------------------------------------------------------------------- gradients, one by one
@@ -495,7 +515,7 @@ def test_fallback_graphs(monkeypatch):
 
 def test_torch_without_the_private_names(monkeypatch, plain):
     """Where a version of torch lacks any of them, everything runs as AOTAutograd runs it."""
-    monkeypatch.setattr(lean.Torch, "find", staticmethod(lambda: None))
+    monkeypatch.setattr(lean_calls.Torch, "find", staticmethod(lambda: None))
     compiled = strict(PLAIN["pointwise"], dynamic=False)
     for _ in range(2):
         same(run(compiled, leaf(4, 6)), run(PLAIN["pointwise"], leaf(4, 6)))

@@ -18,7 +18,7 @@ def set_only_while_compiling(compiled: Any) -> Any:
     """
     context = context_of(compiled)
     hooks = getattr(context, "enter_exit_hooks", None)
-    callback = getattr(context, "callback", None)
+    callback: Any = getattr(context, "callback", None)
     convert = getattr(callback, "_torchdynamo_orig_backend", None)
     if not hooks or convert is None or getattr(context, "_dynamic", None) is not False:
         return compiled
@@ -49,8 +49,8 @@ def context_of(compiled: Any) -> Any:
     context = getattr(compiled, "dynamo_ctx", None)
     if context is not None:
         return context
-    names = getattr(getattr(compiled, "__code__", None), "co_freevars", ())
-    cells = dict(zip(names, getattr(compiled, "__closure__", None) or ()))
+    names: Any = getattr(getattr(compiled, "__code__", None), "co_freevars", ())
+    cells: dict[str, Any] = dict(zip(names, getattr(compiled, "__closure__", None) or ()))
     return cells["self"].cell_contents if "self" in cells else None
 
 
