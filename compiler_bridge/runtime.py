@@ -55,7 +55,7 @@ def load(program: Program) -> CompiledGraph:
 
 
 class CompiledGraph:
-    """A loaded program. Call it with the graph's inputs; it returns the list of outputs.
+    """A loaded program. Call it with the graph's inputs; it returns the list of outputs, a new one each time.
 
     Safe to call from several threads at once. Uses torch.get_num_threads() threads, one in a forked child.
     """

@@ -246,11 +246,9 @@ def autograd_function(
     expected = [(tangent.position, tangent.contiguous, tangent.meta) for tangent in tangents]
     tensor = torch.Tensor
 
-    def own(value: Any) -> Any:
-        """Not a view: in-place changes to what a Function returns as a view raise."""
-        if value is not None and value._is_view():
-            return torch.ops.aten._unsafe_view(value, value.shape)
-        return value
+    def own(view: Any) -> Any:
+        """The same, not a view: in-place changes to what a Function returns as a view raise."""
+        return torch.ops.aten._unsafe_view(view, view.shape)
 
     class CompiledFunction(torch.autograd.Function):
         @staticmethod
@@ -260,7 +258,7 @@ def autograd_function(
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
             results = forward_graph(*inputs)
-            returned = tuple([own(value) for value in results[:outputs]])
+            returned = tuple([y if y is None or not y._is_view() else own(y) for y in results[:outputs]])
             saved = results[outputs : len(results) - symbols]
             saved = [x.detach() if x._is_view() else x for x in saved]
             for index, dims in dynamic:
@@ -269,7 +267,7 @@ def autograd_function(
             ctx.symbols = results[len(results) - symbols :]
             if constant:
                 ctx.mark_non_differentiable(*[returned[i] for i in constant if returned[i] is not None])
-            ctx._materialize_non_diff_grads = False
+                ctx._materialize_non_diff_grads = False
             return returned
 
         @staticmethod
