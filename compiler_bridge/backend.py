@@ -13,6 +13,7 @@ from torch import fx
 from compiler_bridge import settings
 from compiler_bridge.ahead import likely_kernels
 from compiler_bridge.capture.capture import BoxedCall, Kind, Options, capture
+from compiler_bridge.capture.fixed_shapes import set_only_while_compiling
 from compiler_bridge.compile_pool import compile_ahead
 from compiler_bridge.errors import BridgeError, FallbackWarning, NotYet
 
@@ -73,9 +74,10 @@ def compile(
     """
     chosen: dict[str, Any] = {"strict": strict, "eager_random": eager_random or settings.EAGER_RANDOM, "freeze": freeze}
     torch_compile: Any = torch.compile
-    return torch_compile(
+    compiled = torch_compile(
         model, backend=pynn_backend, options=chosen, dynamic=dynamic, **torch_compile_arguments
     )
+    return set_only_while_compiling(compiled) if dynamic is False else compiled
 
 
 def compile_or_fall_back(
@@ -104,7 +106,10 @@ def _warn_of_fallback(kind: Kind, error: Exception) -> None:
 
 
 def boxed(function: Callable[..., Sequence[Any]]) -> BoxedCall:
-    """A function of a list of inputs that empties the list, so that AOTAutograd can let go of them."""
+    """A function of a list of inputs that empties the list, so that AOTAutograd can let go of them.
+
+    `unboxed` is the function itself (`capture/lean.py` calls it).
+    """
 
     def call(inputs: list[Any]) -> Sequence[Any]:
         outputs = function(*inputs)
@@ -112,4 +117,5 @@ def boxed(function: Callable[..., Sequence[Any]]) -> BoxedCall:
         return outputs
 
     call._boxed_call = True  # type: ignore[attr-defined]
+    call.unboxed = function  # type: ignore[attr-defined]
     return call

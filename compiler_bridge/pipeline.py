@@ -76,8 +76,8 @@ def with_checks(compiled: Callable[..., list[Any]], module: fx.GraphModule) -> C
     """When an index was out of range, ATen runs the graph and raises torch's own error."""
 
     def run(*inputs: Any) -> list[Any]:
-        *results, flag = compiled(*inputs)
-        return list(module(*inputs)) if flag.item() else results
+        results = compiled(*inputs)
+        return list(module(*inputs)) if results.pop().item() else results
 
     return run
 

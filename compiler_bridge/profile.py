@@ -61,8 +61,9 @@ def profile() -> Generator[list[Row], None, None]:
 
 
 def timed_runner(compiled: Any, run: Any, rows: list[Row]) -> Any:
-    def run_timed(address: int) -> None:
-        run(address)
+    def run_timed(header: ctypes.c_int64) -> None:
+        run(header)
+        address = header.value
         words = np.ctypeslib.as_array((ctypes.c_int64 * layout.HEADER_WORDS).from_address(address))
         first, last = int(words[layout.HEADER_FIRST_ENTRY]), int(words[layout.HEADER_LAST_ENTRY])
         names = entry_names(compiled)

@@ -8,10 +8,12 @@ threads can run the same graph at once.
 
 from __future__ import annotations
 
+import ctypes
 import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ from compiler_bridge.program import (
 )
 from compiler_bridge.progress import report_progress
 from compiler_bridge.specialize import (
+    Allocation,
     ConcreteView,
     ExternSegment,
     NativeSegment,
@@ -40,6 +43,7 @@ from compiler_bridge.specialize import (
 )
 
 REMEMBERED_SIZES = 64
+ADDRESS = torch.Tensor.data_ptr
 
 
 def load(program: Program) -> CompiledGraph:
@@ -51,7 +55,7 @@ def load(program: Program) -> CompiledGraph:
 
 
 class CompiledGraph:
-    """A loaded program. Call it with the graph's inputs; it returns the list of outputs.
+    """A loaded program. Call it with the graph's inputs; it returns the list of outputs, a new one each time.
 
     Safe to call from several threads at once. Uses torch.get_num_threads() threads, one in a forked child.
     """
@@ -61,6 +65,7 @@ class CompiledGraph:
         self._addresses: dict[str, int] = {}
         self._specialized: OrderedDict[tuple[int, ...], Specialized] = OrderedDict()
         self._lock = threading.Lock()
+        self._static: Specialized | None = None  # the latest, where only the number of threads can change
         self._symbols = list(program.symbols)
         self._read_symbols = [symbol_reader(source) for source in program.symbols.values()]
         self.constants = {b.name: b.value for b in program.buffers if b.kind == "constant"}
@@ -85,30 +90,26 @@ class CompiledGraph:
         """
         if settings.DEBUG >= 1:
             self._check_inputs(inputs)
-        key = (layout.thread_count(), *[read(inputs) for read in self._read_symbols])
-        specialized = self._specialized.get(key)
-        if specialized is None:
-            specialized = self._specialize(key)
+        specialized = self._static
+        if specialized is None or specialized.threads != layout.thread_count():
+            specialized = self._find_specialized(inputs)
         if settings.INTERPRET:
             return self._run_interpreted(self, specialized, inputs)
         try:
             frame = specialized.frames.pop()
         except IndexError:
-            frame = Frame(specialized, self.constants)
-        fresh = [
-            OUTPUTS.empty(shape, strides, dtype, nbytes)
-            if nbytes >= RECYCLED_FROM
-            else EMPTY_STRIDED(shape, strides, dtype)
-            for shape, strides, dtype, nbytes in frame.allocations
-        ]
-        arena = ARENAS.take(specialized.arena_bytes) if specialized.arena_bytes else None
-        pointers = [inputs[index].data_ptr() for index in specialized.tensor_inputs]
-        pointers += [tensor.data_ptr() for tensor in fresh]
-        pointers.append(arena.data_ptr() if arena is not None else 0)
-        frame.pack(frame.bases, 8, *pointers)
-        if frame.single_header:
+            frame = Frame(specialized, self.constants, len(inputs))
+        fresh = [make() for make in frame.makers]
+        tensors = inputs if frame.takes_all else [inputs[index] for index in specialized.tensor_inputs]
+        if specialized.arena_bytes:
+            arena = ARENAS.take(specialized.arena_bytes)
+            frame.pack(frame.bases, 8, *map(ADDRESS, tensors), *map(ADDRESS, fresh), arena.data_ptr())
+        else:
+            arena = None
+            frame.pack(frame.bases, 8, *map(ADDRESS, tensors), *map(ADDRESS, fresh), 0)
+        externs: dict[str, torch.Tensor] = {}
+        if frame.single_header is not None:
             self._run_plan(frame.single_header)
-            externs: dict[str, torch.Tensor] = {}
         else:
             externs = self._run_segments(specialized, frame, inputs, fresh, arena)
         if arena is not None:
@@ -116,8 +117,8 @@ class CompiledGraph:
         specialized.frames.append(frame)
         if frame.returns_fresh:
             return fresh
-        tensors = TensorsOfCall(specialized, inputs, fresh, externs, None, self.constants)
-        return [tensors.output(output) for output in specialized.outputs]
+        values = TensorsOfCall(specialized, inputs, fresh, externs, None, self.constants)
+        return [values.output(output) for output in specialized.outputs]
 
     def _run_segments(
         self,
@@ -142,6 +143,16 @@ class CompiledGraph:
             for name in specialized.release[index]:
                 del externs[name]
         return externs
+
+    def _find_specialized(self, inputs: Sequence[Any]) -> Specialized:
+        """The tables for this call's sizes and threads."""
+        key = (layout.thread_count(), *[read(inputs) for read in self._read_symbols])
+        specialized = self._specialized.get(key)
+        if specialized is None:
+            specialized = self._specialize(key)
+        if not self._symbols:
+            self._static = specialized
+        return specialized
 
     def _specialize(self, key: tuple[int, ...]) -> Specialized:
         """The tables for (threads, symbol values), made once and remembered."""
@@ -197,25 +208,33 @@ class CompiledGraph:
 
 
 class Frame:
-    """What one call writes to: base pointers, argument tables, and the headers that point to them."""
+    """What one call writes to: base pointers, argument tables, and the headers that point to them.
 
-    def __init__(self, specialized: Specialized, constants: dict[str, Any]):
+    makers:        functions that make the outputs
+    takes_all:     the inputs are the tensors that kernels read, in this order
+    single_header: the plan, if it is one native segment
+    returns_fresh: the outputs are what the makers made
+    """
+
+    def __init__(self, specialized: Specialized, constants: dict[str, Any], inputs: int):
         self.bases: Any = np.zeros(len(specialized.bases) + 1, dtype=np.int64)
         for name, value in constants.items():
             self.bases[specialized.bases[name]] = value.data_ptr()
         self.arguments = np.zeros(max(1, len(specialized.slots)), dtype=np.int64)
-        self.allocations = [(a.shape, a.strides, a.dtype, a.nbytes) for a in specialized.allocations]
+        self.makers = [maker(allocation) for allocation in specialized.allocations]
+        self.takes_all = specialized.tensor_inputs == list(range(inputs))
         packed = len(specialized.tensor_inputs) + len(specialized.allocations) + 1
         self.pack = struct.Struct(f"={packed}q").pack_into
         self.headers = np.zeros((len(specialized.segments), layout.HEADER_WORDS), dtype=np.int64)
         self.header_addresses = [
-            self.headers.ctypes.data + row * 8 * layout.HEADER_WORDS for row in range(len(self.headers))
+            ctypes.c_int64(self.headers.ctypes.data + row * 8 * layout.HEADER_WORDS)
+            for row in range(len(self.headers))
         ]
         for row, segment in enumerate(specialized.segments):
             if isinstance(segment, NativeSegment):
                 self._fill_header(self.headers[row], segment, specialized)
         natives = [isinstance(segment, NativeSegment) for segment in specialized.segments]
-        self.single_header = self.header_addresses[0] if natives == [True] else 0
+        self.single_header = self.header_addresses[0] if natives == [True] else None
         names = [allocation.buffer_name for allocation in specialized.allocations]
         self.returns_fresh = len(names) == len(specialized.outputs) and all(
             is_whole(output, allocation)
@@ -232,6 +251,14 @@ class Frame:
         header[layout.HEADER_LAST_ENTRY] = segment.last_entry
         header[layout.HEADER_ENTRIES] = specialized.entries.ctypes.data
         layout.set_team(header, segment.team)
+
+
+def maker(allocation: Allocation) -> Callable[[], torch.Tensor]:
+    """How to make an output: a large one in memory that was an output before, if nobody holds it any more."""
+    shape, strides, dtype = allocation.shape, allocation.strides, allocation.dtype
+    if allocation.nbytes >= RECYCLED_FROM:
+        return partial(OUTPUTS.empty, shape, strides, dtype, allocation.nbytes)
+    return partial(EMPTY_STRIDED, shape, strides, dtype)
 
 
 def is_whole(output: Any, allocation: Any) -> bool:

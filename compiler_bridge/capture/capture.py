@@ -5,23 +5,24 @@
     aot_autograd                  functional graphs of elementary operations (`decompositions.py`),
                                   forward and backward cut by `partition.py`
     compile_graph                 each graph -> kernels (`pipeline.py`)
+    LeanCall                      how the graphs are called, where AOTAutograd's own way isn't needed (`lean.py`)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
 
 from compiler_bridge.capture.attention_rewrite import rewrite_attention
 from compiler_bridge.capture.decompositions import decompositions
+from compiler_bridge.capture.lean import Kind, LeanCall
 from compiler_bridge.capture.partition import functorch_settings, partition
 from compiler_bridge.capture.simplify import simplify_graph
 
-Kind = Literal["forward", "backward", "inference"]
 BoxedCall = Callable[[list[Any]], Sequence[Any]]
 
 
@@ -47,13 +48,16 @@ def capture(
 ) -> Callable[..., Any]:
     """A callable for a Dynamo graph, its pieces made by `compile_graph`."""
     rewrite_attention(gm, options.eager_random)
+    lean = LeanCall(example_inputs)
 
     def compiler(kind: Kind) -> Callable[[fx.GraphModule, Sequence[Any]], BoxedCall]:
         def compile_kind(graph: fx.GraphModule, inputs: Sequence[Any]) -> BoxedCall:
             if kind == "inference":
                 simplify_graph(graph.graph)
                 graph.recompile()
-            return compile_graph(graph, inputs, kind, options)
+            call = compile_graph(graph, inputs, kind, options)
+            lean.learn(kind, graph, call)
+            return call
 
         return compile_kind
 
@@ -68,4 +72,4 @@ def capture(
     # Kernels never write into saved activations, so nothing is gained by declaring them donated, and
     # backward(retain_graph=True) would be refused.
     with functorch_settings(donated_buffer=False):
-        return traced(gm, example_inputs)
+        return lean.finish(traced(gm, example_inputs))

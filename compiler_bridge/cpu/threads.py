@@ -243,7 +243,7 @@ def _define_drivers() -> dict[str, Callable[..., None]]:
 class Drivers:
     """`run_plan` as a Python callable (it releases the GIL), and the address of `walk_plan`."""
 
-    run_plan: Callable[[int], None]
+    run_plan: Callable[[int | ctypes.c_int64], None]
     walk_plan: int
 
 
