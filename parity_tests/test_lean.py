@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -335,6 +337,37 @@ def test_saved_tensors_hooks_see_what_is_saved():
     y.sum().backward()
     assert packed
     torch.testing.assert_close(x.grad, x.detach().exp().cos() * x.detach().exp())
+
+
+@pytest.mark.parametrize("finish", ["backward", "drop"])
+def test_what_is_saved_is_freed(finish):
+    """After the backward, or with the output, without waiting for the garbage collector."""
+
+    class Box:
+        def __init__(self, value):
+            self.value = value
+
+    x = leaf(4, 6)
+    compiled = warm(lambda x: x.sin(), x)  # a saved output and hooks make a cycle, in eager too
+    boxes = []
+
+    def pack(value):
+        box = Box(value)
+        boxes.append(weakref.ref(box))
+        return box
+
+    gc.disable()
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.value):
+            y = compiled(x)
+        assert boxes and all(box() is not None for box in boxes)
+        if finish == "backward":
+            y.sum().backward()
+        else:
+            del y
+        assert all(box() is None for box in boxes)
+    finally:
+        gc.enable()
 
 
 def test_gradients_accumulate():
