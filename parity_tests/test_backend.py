@@ -366,3 +366,16 @@ def test_parameter_of_two_layers():
     first.weight.grad = None
     second(first(x)).sum().backward()
     close(found, first.weight.grad)
+
+
+@pytest.mark.parametrize("shape", ((4, 64), (5, 7), (3, 33), (2, 3, 130), (1,), (9, 1)))
+def test_dropout_masks_are_the_counter_based_numbers(shape: tuple[int, ...]):
+    """Whichever way a kernel computes them: lanes side by side share blocks where they begin at one."""
+    from compiler_bridge.capture.random import draw_seed, random_uniform
+
+    x = torch.ones(shape)
+    compiled = pynn.compile(lambda x: torch.nn.functional.dropout(x, 0.4), dynamic=False, strict=True)
+    torch.manual_seed(7)
+    out = compiled(x)
+    torch.manual_seed(7)
+    assert torch.equal(out != 0, random_uniform(draw_seed(), shape) >= 0.4)

@@ -192,6 +192,13 @@ class ExpressionWriter:
     def as_vector(self, term: Term) -> str:
         return term.text if term.vector else f"splat({term.text}, {self.lanes})"
 
+    def philox_word(self, index: Expr) -> str:
+        """The word for these elements: lanes side by side share the counter's blocks, a quarter of the work."""
+        beside = isinstance(index, IndexValue) and not index.index.values() and self.vector is not None
+        if beside and index.index.coefficient(self.vector) == 1 and self.lanes >= 8:
+            return "philox_uniform_consecutive"
+        return "philox_uniform"
+
     def write_apply(self, expr: Apply, key: Any) -> Term:
         args = [self.write(a) for a in expr.args]
         vector = any(a.vector for a in args)
@@ -199,9 +206,8 @@ class ExpressionWriter:
         if expr.op == "cast":
             return self.define(key, f'cast({args[0].text}, "{expr.dtype}")', vector, loop, expr.dtype)
         if expr.op == "philox_uniform":
-            return self.define(
-                key, f"philox_uniform({args[0].text}, {args[1].text})", vector, loop, expr.dtype
-            )
+            word = self.philox_word(expr.args[1])
+            return self.define(key, f"{word}({args[0].text}, {args[1].text})", vector, loop, expr.dtype)
         code = OPS[expr.op].code
         if expr.op == "reciprocal":
             one = constant_text(1.0, expr.dtype, self.names)

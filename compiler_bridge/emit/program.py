@@ -73,7 +73,7 @@ class ProgramBuilder:
             self.build_group(group, self.read_elsewhere(position))
         title = f"{self.name}: {len(self.kernels)} kernels"
         kernels = "".join(self.sources)
-        imports = PHILOX_IMPORT if "philox_uniform(" in kernels else ""
+        imports = PHILOX_IMPORT if "philox_uniform" in kernels else ""
         source = MODULE_HEADER.format(title=title, description=self.description(), imports=imports) + kernels
         inputs = [self.input_spec(i, name) for i, name in enumerate(self.graph.inputs)]
         outputs = [self.output_spec(o) for o in self.graph.outputs]
