@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import pynn
 from compiler_bridge import backend, pipeline
 from compiler_bridge.capture.simplify import remove_detach, simplify_graph
 from compiler_bridge.errors import FallbackWarning, UnsupportedOp
