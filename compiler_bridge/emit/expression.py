@@ -206,7 +206,7 @@ class ExpressionWriter:
         if expr.op == "cast":
             return self.define(key, f'cast({args[0].text}, "{expr.dtype}")', vector, loop, expr.dtype)
         if expr.op == "philox_uniform":
-            word = self.philox_word(expr.args[1])
+            word = self.philox_word(expr.args[1]) if vector else "philox_uniform_scalar"
             return self.define(key, f"{word}({args[0].text}, {args[1].text})", vector, loop, expr.dtype)
         code = OPS[expr.op].code
         if expr.op == "reciprocal":
