@@ -194,10 +194,10 @@ class ExpressionWriter:
 
     def philox_word(self, index: Expr) -> str:
         """The word for these elements: lanes side by side share the counter's blocks, a quarter of the work."""
-        beside = isinstance(index, IndexValue) and not index.index.values() and self.vector is not None
-        if beside and index.index.coefficient(self.vector) == 1 and self.lanes >= 8:
-            return "philox_uniform_consecutive"
-        return "philox_uniform"
+        if not isinstance(index, IndexValue) or index.index.values() or self.vector is None or self.lanes < 8:
+            return "philox_uniform"
+        beside = index.index.coefficient(self.vector) == 1
+        return "philox_uniform_consecutive" if beside else "philox_uniform"
 
     def write_apply(self, expr: Apply, key: Any) -> Term:
         args = [self.write(a) for a in expr.args]
