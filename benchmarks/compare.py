@@ -78,9 +78,9 @@ def compilers(chosen: set[str]) -> dict[str, Callable[[Callable], Callable]]:
 
     known: dict[str, Callable[[Callable], Callable]] = {
         "eager": lambda function: function,
-        "inductor": lambda function: torch.compile(function, dynamic=False),
+        "inductor": torch.compile,
         # strict: what does not become kernels is an error, not a measurement of something else.
-        "pynn": lambda function: pynn.compile(function, dynamic=False, strict=True),
+        "pynn": lambda function: pynn.compile(function, strict=True),
     }
     if not cxx_compiler():
         known.pop("inductor")
