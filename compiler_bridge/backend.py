@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -38,7 +40,21 @@ def pynn_backend(
         raise ValueError(f'mode={mode!r}; required: None or "default"')
     chosen = make_options(options or {})
     compile_ahead(lambda: likely_kernels(gm, example_inputs))
-    return capture(gm, example_inputs, chosen, compile_or_fall_back)
+    with collection_postponed():
+        return capture(gm, example_inputs, chosen, compile_or_fall_back)
+
+
+@contextmanager
+def collection_postponed() -> Generator[None, None, None]:
+    """Without garbage collection: tracing and compiling make many objects that stay, and each full collection
+    looks at all of them and at torch's (0.2 s a time)."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def make_options(chosen: Mapping[str, Any]) -> Options:
@@ -87,7 +103,8 @@ def compile_or_fall_back(
     try:
         from compiler_bridge.pipeline import compile_graph
 
-        return boxed(compile_graph(gm, example_inputs, kind, options))
+        with collection_postponed():
+            return boxed(compile_graph(gm, example_inputs, kind, options))
     except Exception as error:
         if options.strict:
             raise

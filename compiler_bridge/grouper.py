@@ -44,6 +44,7 @@ class Grouper:
         self.groups: list[Group] = []  # one without nodes was merged into another
         self.owner: dict[str, int] = {}  # buffer -> group
         self.ancestors: list[set[int]] = []
+        self.known_reads: dict[int, tuple[Group, set[str]]] = {}
 
     def run(self) -> list[Group]:
         for node in self.graph.nodes:
@@ -78,6 +79,14 @@ class Grouper:
         self.groups.append(group)
         self.ancestors.append(set())
         self.record(node, len(self.groups) - 1, sources)
+
+    def reads_of(self, position: int) -> set[str]:
+        """Buffers a group reads from outside, remembered until it changes."""
+        group = self.groups[position]
+        known = self.known_reads.get(position)
+        if known is None or known[0] is not group:
+            known = self.known_reads[position] = (group, group.reads())
+        return known[1]
 
     def sources(self, node: Any) -> set[int]:
         """The groups that make what a node reads."""
@@ -123,7 +132,7 @@ class Grouper:
     def add_epilogue(self, position: int) -> None:
         """Let the first loop that reads a contraction's result, and can, run as its epilogue."""
         product = self.groups[position].nodes[0]
-        readers = [i for i, g in enumerate(self.groups) if g.is_loop and product.output in g.reads()]
+        readers = [i for i, g in enumerate(self.groups) if g.is_loop and product.output in self.reads_of(i)]
         for reader in sorted(readers, key=lambda i: len(self.ancestors[i])):
             group = self.groups[reader]
             if self.is_path_through_third(position, reader):
@@ -147,7 +156,7 @@ class Grouper:
             for i in range(len(self.groups) - 1, -1, -1)
             if i not in sources
             and self.groups[i].is_loop
-            and reads & self.groups[i].reads()
+            and reads & self.reads_of(i)
             and not any(i in self.ancestors[s] for s in sources)
         ]
         return made + siblings[:4]

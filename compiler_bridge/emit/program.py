@@ -54,6 +54,7 @@ class ProgramBuilder:
         self.graph = graph
         self.groups = groups
         self.name = name
+        self.reads = [{name for node in group.nodes for name in node_reads(node)} for group in groups]
         self.dtypes = {n: b.dtype for n, b in graph.buffers.items()}
         self.functions: dict[str, str] = {}  # source -> kernel name
         self.sources: list[str] = []
@@ -96,13 +97,8 @@ class ProgramBuilder:
 
     def read_elsewhere(self, position: int) -> set[str]:
         """Buffers of a group that a later group or the caller reads."""
-        made = self.groups[position].outputs()
-        read = set(self.returned)
-        for other, group in enumerate(self.groups):
-            if other != position:
-                for node in group.nodes:
-                    read |= node_reads(node)
-        return made & read
+        read = self.returned.union(*(reads for i, reads in enumerate(self.reads) if i != position))
+        return self.groups[position].outputs() & read
 
     def build_group(self, group: Group, outputs: set[str]) -> None:
         node = group.nodes[0]
