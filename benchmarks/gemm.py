@@ -82,6 +82,26 @@ def measure(
     return flops / taken[0] / 1e9, flops / taken[1] / 1e9
 
 
+def measure_products(
+    chosen: set[str], quick: bool, only: str, say: Callable[[dict], None]
+) -> list[dict]:
+    """The gemm suite of `python -m benchmarks`: "eager" is torch's mm or bmm with out=."""
+    records = []
+    for batch, m, n, k in shapes():
+        name = "bmm" if batch else "mm"
+        size = f"{batch or ''}{'x' if batch else ''}{m}x{n}x{k}"
+        if only not in f"{name} {size}":
+            continue
+        for layout in ("NN", "NT", "TN"):
+            ours, theirs = measure(batch, m, n, k, layout, 0.05 if quick else 0.15, time.perf_counter)
+            flops = 2.0 * max(batch, 1) * m * n * k
+            seconds = {"eager": flops / theirs / 1e9, "pynn": flops / ours / 1e9}
+            record = {"suite": "gemm", "name": name, "size": size, "mode": layout, "seconds": seconds}
+            records.append(record | {"flops": flops})
+            say(records[-1])
+    return records
+
+
 def summary(name: str, ratios: list[float]) -> str:
     """Geometric mean and minimum, in words."""
     geomean = math.exp(statistics.fmean(map(math.log, ratios)))

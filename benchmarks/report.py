@@ -14,8 +14,8 @@ def load_results(directory: Path) -> list[dict]:
 
 
 def is_suite(path: Path) -> bool:
-    """Other benchmarks (gemm, attention) keep files of their own shape in the same folder."""
-    return path.name.split("-")[0] in {"layers", "models", "compile", "growth"}
+    """Other benchmarks keep files of their own shape in the same folder."""
+    return path.name.split("-")[0] in {"gemm", "layers", "models", "compile", "growth"}
 
 
 def geomean(values: list[float]) -> float:
@@ -51,9 +51,20 @@ def summary_table(results: list[dict]) -> list[str]:
             lines.append(f"| {' | '.join(cells)} |||||")
         for mode in dict.fromkeys(record["mode"] for record in result["records"]):
             records = [record for record in result["records"] if record["mode"] == mode]
-            cells = [result["suite"], str(result["threads"]), mode, str(len(records))]
-            lines.append(f"| {' | '.join(cells + summary_cells(records))} |")
+            groups = {mode: records}
+            if result["suite"] == "layers":
+                groups |= by_size(mode, records)
+            for name, some in groups.items():
+                cells = [result["suite"], str(result["threads"]), name, str(len(some))]
+                lines.append(f"| {' | '.join(cells + summary_cells(some))} |")
     return lines
+
+
+def by_size(mode: str, records: list[dict]) -> dict[str, list[dict]]:
+    """The records of the sizes that many layers share."""
+    sizes = [record["size"] for record in records]
+    shared = [size for size in dict.fromkeys(sizes) if sizes.count(size) >= 10]
+    return {f"{mode}, {size}": [r for r in records if r["size"] == size] for size in shared}
 
 
 def layer_lines(result: dict) -> list[str]:
@@ -106,9 +117,10 @@ def write_report(directory: Path) -> None:
         full += [f"## {result['suite']}, {result['threads']} thread(s)", "", machine_line(result), ""]
         full += [*layer_lines(result), ""]
     (directory / "README.md").write_text("\n".join(full))
-    section = [BEGIN, f"Measured on: {machine_line(results[-1])}.", "", *summary_table(results)]
-    if any(result["quick"] for result in results):
-        section += ["", "Taken with `--quick`: the largest size is left out and timing is short."]
+    section = [BEGIN, f"Measured on: {machine_line(results[-1])}. Each suite's commit stands in its file.", "", *summary_table(results)]
+    quick = sorted({result["suite"] for result in results if result["quick"]})
+    if quick:
+        section += ["", f"Taken with `--quick` (fewer cases or shorter timing): {', '.join(quick)}."]
     section += ["", "Every case: [benchmarks/results/README.md](benchmarks/results/README.md).", END]
     text = README.read_text()
     before, after = text.split(BEGIN)[0], text.split(END)[1]
