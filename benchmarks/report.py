@@ -117,7 +117,8 @@ def write_report(directory: Path) -> None:
         full += [f"## {result['suite']}, {result['threads']} thread(s)", "", machine_line(result), ""]
         full += [*layer_lines(result), ""]
     (directory / "README.md").write_text("\n".join(full))
-    section = [BEGIN, f"Measured on: {machine_line(results[-1])}. Each suite's commit stands in its file.", "", *summary_table(results)]
+    machine = f"Measured on: {machine_line(results[-1])}. Each suite's commit stands in its file."
+    section = [BEGIN, machine, "", *summary_table(results)]
     quick = sorted({result["suite"] for result in results if result["quick"]})
     if quick:
         section += ["", f"Taken with `--quick` (fewer cases or shorter timing): {', '.join(quick)}."]
