@@ -259,6 +259,7 @@ LANES = """
 """
 
 
+@pytest.mark.slow  # a process of its own
 @pytest.mark.parametrize("lanes", (4, 8))
 def test_kernels_for_narrower_registers(lanes: int):
     """PYNN_LANES: what a machine with AVX2 or NEON runs, here."""

@@ -91,7 +91,7 @@ def run_compiled(name: str) -> None:
     assert_as_torch(results, function, lower_graph(module), inputs)
 
 
-NEVER_SLOW = ("cumsum", "cummax")
+NEVER_SLOW = ("cummax",)
 COMPILED = [
     pytest.param(case.name, marks=[] if case.name in NEVER_SLOW else [pytest.mark.slow]) for case in ROWS
 ]

@@ -67,7 +67,7 @@ def test_no_less_accurate_than_cpp(name: str, executor: str, dtype: torch.dtype)
 
 @pytest.mark.parametrize(
     "dtype, part",
-    [(torch.float32, 3e-6), pytest.param(torch.float64, 3e-14, marks=NEEDS_LONG_DOUBLE)],
+    [(torch.float32, 3e-6), pytest.param(torch.float64, 3e-14, marks=[NEEDS_LONG_DOUBLE, pytest.mark.slow])],
     ids=["float32", "float64"],
 )
 def test_a_slightly_wrong_definition_is_caught(dtype: torch.dtype, part: float):

@@ -86,6 +86,7 @@ def masks(padding, mask, batched):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("layer", LAYERS, ids=described)
 def test_multihead_attention_under_every_option(layer):
