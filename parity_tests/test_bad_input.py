@@ -186,3 +186,10 @@ def test_read_only_cache(tmp_path):
         folder.chmod(0o555)
     (message,) = run_as_user(directory)
     assert "not writable" in message
+
+
+def test_an_operation_with_ordered_effects_is_named() -> None:
+    """It once was called "with_effects", torch's wrapper."""
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match=r"operation aten\._linalg_check_errors"):
+        pynn.compile(torch.linalg.inv, strict=True)(torch.eye(3))

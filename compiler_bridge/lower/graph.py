@@ -98,6 +98,8 @@ def lower_call(lowering: Lowering, node: fx.Node) -> Any:
             return lower_extern(lowering, node, str(error))
     if isinstance(val, (torch.SymBool, bool, torch.SymFloat, float)):
         raise UnsupportedOp(target, f"it gives a {type(val).__name__}, which graphs of kernels do not carry")
+    if str(target) == "with_effects":  # torch's wrapper of calls whose order matters: (token, operation, ...)
+        raise UnsupportedOp(node.args[1], "its effects are ordered by tokens, which graphs of kernels do not carry")
     raise UnsupportedOp(target, "it is not an ATen operation")
 
 
