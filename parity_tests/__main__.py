@@ -11,6 +11,7 @@ from parity_tests.cases import FLOATS, all_rows
 from parity_tests.executors import EXECUTORS
 from parity_tests.measure import measure
 from parity_tests.report import print_table, summarise, write_html
+from parity_tests.waiting import operations_without_lowering
 
 DTYPES = [str(dtype).removeprefix("torch.") for dtype in FLOATS]
 
@@ -39,6 +40,7 @@ def main() -> int:
         for row in chosen
         if row.defined(pynn)
         for executor in executors
+        if executor == "eager" or not operations_without_lowering(row.name)
         for dtype in dtypes
         if dtype in row.dtypes and not row.reason_to_skip(dtype)
     ]

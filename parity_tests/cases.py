@@ -133,7 +133,7 @@ def all_rows() -> list[Row]:
     from parity_tests import cases_own, cases_torch
 
     rows = {row.name: row for row in [*cases_torch.function_rows(), *cases_torch.module_rows()]}
-    rows.update({row.name: row for row in cases_own.ROWS})
+    rows.update({row.name: row for row in cases_own.own_rows()})
     return sorted(rows.values(), key=lambda row: row.name)
 
 

@@ -16,6 +16,7 @@ from parity_tests.cases import FLOATS, Row, Sample, defined_rows, seed
 from parity_tests.executors import EXECUTORS
 from parity_tests.long_double import IS_WIDER
 from parity_tests.measure import compare_sample, evaluate, measure, tensors_of
+from parity_tests.waiting import operations_without_lowering
 
 ROWS = defined_rows()
 MODULES = [row for row in ROWS if row.is_module]
@@ -61,6 +62,8 @@ def by_name(rows: list[Row], check: str = ""):
 
 @pytest.mark.parametrize("name, executor, dtype", accuracy_parameters())
 def test_no_less_accurate_than_cpp(name: str, executor: str, dtype: torch.dtype):
+    if executor != "eager" and (waiting := operations_without_lowering(name)):
+        pytest.skip(f"no lowering yet: {', '.join(waiting)}")
     failed = [f"{f.what}: {f.comparison}" for f in measure(name, executor, dtype) if not f.comparison.passed]
     assert not failed, "\n".join(failed)
 

@@ -1,0 +1,15 @@
+"""Strides of results: layers over images keep channels-last inputs channels-last, as ATen's kernels do."""
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+
+def in_format_of(x: Tensor, out: Tensor) -> Tensor:
+    """Lay `out` out channels-last where x is, else contiguously; the same values.
+
+    Under vmap nothing is moved: there the strides are those of the batch.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return out
+    return out.contiguous(memory_format=suggest_memory_format(x))
