@@ -66,6 +66,8 @@ class Row:
     pointwise: each element is also measured against itself
     random:    draws random numbers: seeded alike, and C++ in the same dtype is the reference
     call:      for functions: how to call `nn.functional` when it is not simply by name
+    reference: for what torch lacks: the same function, or a module with the same parameters, made of torch's
+               C++ operations
     skip:      check, or dtype -> the reason it does not apply
     """
 
@@ -76,6 +78,7 @@ class Row:
     pointwise: bool = False
     random: bool = False
     call: Callable | None = None
+    reference: Callable | None = None
     skip: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -88,6 +91,8 @@ class Row:
 
     def look_up(self, nn: Any) -> Any:
         """Return the class, or the function, this row is about, in torch.nn or pynn."""
+        if nn is torch.nn and self.reference is not None:
+            return self.reference
         return getattr(nn if self.is_module else nn.functional, self.symbol)
 
     def defined(self, nn: Any) -> bool:

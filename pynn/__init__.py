@@ -29,7 +29,7 @@ from pynn.source import source
 __version__ = "0.1.0"
 
 __all__ = [
-    *_torch_names,
+    *dict.fromkeys([*_torch_names, *modules.__all__]),
     "attention",
     "compile",
     "convert",

@@ -1,6 +1,7 @@
 """torch.nn.functional: every function defined here, and torch's own for the names with no definition yet.
 
-The functions live in `pynn/modules/<family>.py`; decorating one with `traced_as` enters it here.
+The functions live in `pynn/modules/<family>.py`; decorating one with `traced_as` enters it here, and so does
+the family's `__all__` for a function that torch lacks.
 """
 
 import types
@@ -13,12 +14,9 @@ from pynn import arithmetic as _arithmetic  # noqa: F401
 from pynn import modules as _modules  # noqa: F401
 from pynn.definitions import PUBLIC as _PUBLIC
 
-DEFINED: set[str] = {name for name in _PUBLIC if hasattr(_torch_functional, name)}
-"""The names of torch.nn.functional that run as Python from pynn's definitions."""
+globals().update(_PUBLIC)
 
-globals().update({name: _PUBLIC[name] for name in DEFINED})
-
-__all__ = sorted(DEFINED)
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
