@@ -1,4 +1,4 @@
-"""`python -m benchmarks [gemm|layers|models|compile|growth]...`: measure; `python -m benchmarks report`: write up.
+"""`python -m benchmarks [gemm|layers|definitions|models|compile|growth]...`: measure; `python -m benchmarks report`: write up.
 
 Without names, every suite runs. Results go to benchmarks/results/<suite>-<threads>.json with the machine
 and the versions. Each thread count is a process of its own: compiled code may keep the count it began with.
@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 RESULTS = Path(__file__).parent / "results"
-SUITES = ("gemm", "layers", "models", "compile", "growth")
+SUITES = ("gemm", "layers", "definitions", "models", "compile", "growth")
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -55,6 +55,7 @@ def run_suite(suite: str, threads: int, arguments: argparse.Namespace) -> None:
     """Measure one suite in this process and write its JSON."""
     import torch
 
+    from benchmarks.definitions import measure_definitions
     from benchmarks.gemm import measure_products
     from benchmarks.growth import measure_growth
     from benchmarks.latency import measure_latency
@@ -66,6 +67,7 @@ def run_suite(suite: str, threads: int, arguments: argparse.Namespace) -> None:
     measure = {
         "gemm": measure_products,
         "layers": measure_layers,
+        "definitions": measure_definitions,
         "models": measure_models,
         "compile": measure_latency,
         "growth": measure_growth,
