@@ -1,7 +1,8 @@
-"""`python -m benchmarks [gemm|layers|definitions|models|compile|growth]...`: measure; `python -m benchmarks report`: write up.
+"""`python -m benchmarks [suite]...`: measure; `python -m benchmarks report`: write up.
 
-Without names, every suite runs. Results go to benchmarks/results/<suite>-<threads>.json with the machine
-and the versions. Each thread count is a process of its own: compiled code may keep the count it began with.
+Suites: gemm, layers, definitions, models, compile, growth. Without names, every suite runs. Results go to
+benchmarks/results/<suite>-<threads>.json with the machine and the versions. Each thread count is a process of
+its own: compiled code may keep the count it began with.
 """
 
 import argparse

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from pynn.blocks import in_blocks
+
 DEFINITIONS: dict[OpOverload, Callable[..., Any]] = {}
 
 PUBLIC: dict[str, Callable[..., Any]] = {}
@@ -120,11 +122,12 @@ def differentiable(definition: Callable, *backwards: Callable) -> Callable:
     function is diagonal, so they serve forward-mode AD as well.
     """
     count = len(backwards)
+    evaluate, formulas = in_blocks(definition), [in_blocks(formula) for formula in backwards]
 
     class Pointwise(Function):
         @staticmethod
         def forward(*inputs: Any) -> Tensor:
-            return definition(*inputs)
+            return evaluate(*inputs)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -137,7 +140,7 @@ def differentiable(definition: Callable, *backwards: Callable) -> Callable:
             tensors = ctx.saved_tensors
             gradients = [
                 formula(grad, *tensors, *ctx.constants) if needed else None
-                for formula, needed in zip(backwards, ctx.needs_input_grad, strict=False)
+                for formula, needed in zip(formulas, ctx.needs_input_grad, strict=False)
             ]
             return (*gradients, *[None] * len(ctx.constants))
 
@@ -146,7 +149,7 @@ def differentiable(definition: Callable, *backwards: Callable) -> Callable:
             tensors = ctx.saved_tensors
             terms = [
                 formula(tangent, *tensors, *ctx.constants)
-                for formula, tangent in zip(backwards, tangents, strict=False)
+                for formula, tangent in zip(formulas, tangents, strict=False)
                 if tangent is not None
             ]
             return functools.reduce(torch.add, terms)

@@ -64,8 +64,8 @@ def threshold_backward(grad: Tensor, x: Tensor, threshold: float) -> Tensor:
 @defines(aten.leaky_relu.default)
 @computes_in_float32
 def leaky_relu_forward(x: Tensor, negative_slope: float = 0.01) -> Tensor:
-    """x where x > 0, else negative_slope * x."""
-    return torch.where(x > 0, x, x * negative_slope)
+    """max(x, 0) + negative_slope * min(x, 0), which is x where x > 0, else negative_slope * x."""
+    return torch.clamp(x, min=0) + torch.clamp(x, max=0) * negative_slope
 
 
 @defines(aten.leaky_relu_backward.default)

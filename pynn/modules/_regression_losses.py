@@ -61,27 +61,30 @@ def l1_loss_forward(x: Tensor, target: Tensor, reduction: int = MEAN) -> Tensor:
 
 
 def smooth_l1(difference: Tensor, beta: float) -> Tensor:
-    """d^2 / (2 * beta) where |d| < beta, else |d| - beta / 2."""
+    """d^2 / (2 * beta) where |d| < beta, else |d| - beta / 2.
+
+    With m = min(|d|, beta) both are m * (|d| - m / 2) / beta.
+    """
     size = difference.abs()
-    return torch.where(size < beta, 0.5 * size * size / beta, size - 0.5 * beta)
+    bounded = torch.clamp(size, max=beta)
+    return bounded * (size - 0.5 * bounded) / beta
 
 
 def smooth_l1_backward(grad: Tensor, difference: Tensor, beta: float) -> Tensor:
     """grad * d / beta, held at -grad and grad from |d| = beta on."""
-    inside = torch.where(difference >= beta, grad, grad * difference / beta)
-    return torch.where(difference <= -beta, -grad, inside)
+    return grad * torch.clamp(difference, -beta, beta) / beta
 
 
 def huber(difference: Tensor, delta: float) -> Tensor:
-    """d^2 / 2 where |d| <= delta, else delta * (|d| - delta / 2)."""
+    """d^2 / 2 where |d| <= delta, else delta * (|d| - delta / 2): with m = min(|d|, delta), m * (|d| - m / 2)."""
     size = difference.abs()
-    return torch.where(size <= delta, 0.5 * size * size, delta * (size - 0.5 * delta))
+    bounded = torch.clamp(size, max=delta)
+    return bounded * (size - 0.5 * bounded)
 
 
 def huber_backward(grad: Tensor, difference: Tensor, delta: float) -> Tensor:
     """grad * d, held at -delta * grad and delta * grad from |d| = delta on."""
-    inside = torch.where(difference >= delta, grad * delta, grad * difference)
-    return torch.where(difference <= -delta, grad * -delta, inside)
+    return grad * torch.clamp(difference, -delta, delta)
 
 
 @defines(aten.smooth_l1_loss.default)

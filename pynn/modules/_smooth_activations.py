@@ -135,8 +135,9 @@ def _gelu_tanh_argument(x: Tensor) -> Tensor:
 @defines(aten.elu.default)
 @computes_in_float32
 def elu_forward(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
-    """scale * x where x > 0, else scale * alpha * (exp(input_scale * x) - 1)."""
-    return torch.where(x <= 0, torch.expm1(x * input_scale) * (alpha * scale), x * scale)
+    """scale * (max(x, 0) + alpha * (exp(input_scale * min(x, 0)) - 1)): one of the terms is 0."""
+    below = torch.expm1(torch.clamp(x, max=0) * input_scale) * (alpha * scale)
+    return torch.clamp(x, min=0) * scale + below
 
 
 @defines(aten.elu_backward.default)
