@@ -158,6 +158,16 @@ def test_functional_name_resolves(name):
     assert callable(getattr(pynn.functional, name))
 
 
+@pytest.mark.parametrize("namespace", pynn.coverage.__globals__["NAMESPACES"])
+def test_names_of_submodules_resolve(namespace):
+    """Bug: pynn.utils.weight_norm was the submodule, not the function that hides it in torch."""
+    original, own = (importlib.import_module(f"{package}.{namespace}") for package in ("torch.nn", "pynn"))
+    for name in getattr(original, "__all__", ()):
+        value = getattr(own, name)
+        assert inspect.ismodule(value) == inspect.ismodule(getattr(original, name)), name
+        assert getattr(value, "__name__", None) == getattr(getattr(original, name), "__name__", None), name
+
+
 def test_what_torch_keeps_in_python_is_shared():
     assert pynn.Module is torch.nn.Module and pynn.Sequential is torch.nn.Sequential
     assert pynn.Parameter is torch.nn.Parameter and pynn.init.normal_ is torch.nn.init.normal_

@@ -35,6 +35,8 @@ def share_names(package: str, torch_package: ModuleType) -> list[str]:
         name for name in vars(torch_package) if not name.startswith("_")
     ]
     for name in names:
-        if name not in vars(here):
-            setattr(here, name, getattr(torch_package, name))
+        value, own = getattr(torch_package, name), vars(here).get(name)
+        if own is None or (isinstance(own, ModuleType) and not isinstance(value, ModuleType)):
+            # torch.nn.utils.weight_norm is a function that hides the submodule it comes from
+            setattr(here, name, getattr(own, name, value))
     return list(names)
