@@ -165,26 +165,26 @@ def normalized_padding_idx(padding_idx: int, num_embeddings: int) -> int:
 
 
 @traced_as(F.one_hot)
-def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """out[*, c] = 1 where tensor[*] = c, else 0.
+def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
+    """out[*, c] = 1 where input[*] = c, else 0.
 
     Args:    num_classes: -1 takes the largest value + 1
-    Shape:   tensor: [*] int64   returns: [*, num_classes] int64
+    Shape:   input: [*] int64   returns: [*, num_classes] int64
     Raises:  RuntimeError for another dtype or values outside [0, num_classes)
     """
-    if tensor.dtype != torch.int64:
+    if input.dtype != torch.int64:
         raise RuntimeError("one_hot is only applicable to index tensor of type LongTensor.")
-    if tensor.numel() == 0 and num_classes <= 0:
+    if input.numel() == 0 and num_classes <= 0:
         raise RuntimeError("Can not infer total number of classes from empty tensor.")
-    if tensor.numel() > 0 and can_read_values(tensor):
-        if tensor.min() < 0:
+    if input.numel() > 0 and can_read_values(input):
+        if input.min() < 0:
             raise RuntimeError("Class values must be non-negative.")
         if num_classes == -1:
-            num_classes = int(tensor.max()) + 1
-        elif tensor.max() >= num_classes:
+            num_classes = int(input.max()) + 1
+        elif input.max() >= num_classes:
             raise RuntimeError("Class values must be smaller than num_classes.")
-    classes = torch.arange(num_classes, device=tensor.device)
-    return (tensor.unsqueeze(-1) == classes).to(torch.int64)
+    classes = torch.arange(num_classes, device=input.device)
+    return (input.unsqueeze(-1) == classes).to(torch.int64)
 
 
 class Embedding(torch.nn.Embedding):
