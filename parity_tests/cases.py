@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_map
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -119,7 +120,12 @@ class Row:
             # torch's tables hand built layers (TransformerEncoder's) to the constructor.
             args = tuple(nn.convert(a) if isinstance(a, torch.nn.Module) else a for a in args)
         seed(0)
-        return self.look_up(nn)(*args, **kwargs).train(sample.training)
+        module = self.look_up(nn)(*args, **kwargs).train(sample.training)
+        if isinstance(module, LazyModuleMixin):  # parameters exist after the first call only
+            with torch.no_grad():
+                first = sample.cast(torch.float32)
+                module(*first.args, **first.kwargs)
+        return module
 
     def draw(self, most: int) -> list[Sample]:
         """Return at most `most` samples, spread evenly over what the table has."""

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 import pynn.functional  # noqa: F401  (fills the table)
 from parity_tests.cases import defined_rows, seed
 from parity_tests.tolerances import compare
+from parity_tests.waiting import Overloads
 from pynn.definitions import DEFINITIONS
 
 aten = torch.ops.aten
@@ -197,6 +198,7 @@ def problems(operation: OpOverload, args: tuple, kwargs: dict, dtype: torch.dtyp
     return texts
 
 
+PRODUCTS = {aten.mm.default, aten.bmm.default, aten.mv.default, aten.addcmul.default}
 OPERATIONS = sorted(set(DEFINITIONS) - OTHER_RANDOM_NUMBERS, key=str)
 
 
@@ -253,6 +255,9 @@ def test_definition_traces_with_symbolic_sizes(operation: OpOverload):
     seed(1)
     found = graph(*tensors)
     seed(1)
-    wanted = DEFINITIONS[operation](*args, **kwargs)
+    with Overloads() as overloads:
+        wanted = DEFINITIONS[operation](*args, **kwargs)
     if wanted is not NotImplemented:
-        torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+        # the trace may hand a matrix product another layout, and BLAS then adds in another order; addcmul comes apart
+        exactly = {} if overloads.seen & PRODUCTS else {"rtol": 0, "atol": 0}
+        torch.testing.assert_close(found, wanted, **exactly, equal_nan=True)

@@ -1,8 +1,10 @@
 """Sliding windows over the last dimensions: what convolution, pooling, fold and unfold have in common."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -34,3 +36,47 @@ def output_size(
         return room // stride + 1
     count = (room + stride - 1) // stride + 1
     return count - 1 if (count - 1) * stride >= size + padding else count
+
+
+def overlap_add(
+    term: Callable[[tuple[int, ...]], Tensor],
+    size: Sequence[Any],
+    kernel_size: Sequence[int],
+    stride: Sequence[Any],
+    dilation: Sequence[Any],
+) -> Tensor:
+    """The adjoint of sliding_windows: each window's elements are added up where they came from.
+
+        out[..., o * stride + k * dilation] += term(k)[..., o]        over all positions o and offsets k
+
+    Args:    term: the offsets k inside the window -> the elements there, of all windows
+             size: of the last n dimensions of the result
+    Shape:   term(k): [*, O1 ... On]   returns: [*, *size]
+    """
+    out = None
+    for offsets in itertools.product(*map(range, kernel_size)):
+        elements = term(offsets)
+        if out is None:
+            out = elements.new_zeros(*elements.shape[: elements.dim() - len(size)], *size)
+        place = tuple(
+            slice(k * spread, k * spread + (count - 1) * step + 1, step)
+            for k, spread, step, count in zip(offsets, dilation, stride, elements.shape[-len(size) :])
+        )
+        out[(..., *place)].add_(elements)
+    assert out is not None, "a window has at least one element"
+    return out
+
+
+def crop(x: Tensor, padding: Sequence[Any]) -> Tensor:
+    """Take `padding` elements off both ends of each of the last dimensions: undoes symmetric padding."""
+    first = x.dim() - len(padding)
+    for i, width in enumerate(padding):
+        x = x.narrow(first + i, width, x.size(first + i) - 2 * width)
+    return x
+
+
+def pad_both_sides(x: Tensor, padding: Sequence[Any], value: float = 0) -> Tensor:
+    """Put `padding` elements of a constant at both ends of each of the last dimensions."""
+    if not any(padding):
+        return x
+    return torch.constant_pad_nd(x, [width for width in reversed(padding) for _ in range(2)], value)

@@ -1,0 +1,153 @@
+"""What a convolution refuses, in ATen's words (aten/src/ATen/native/Convolution.cpp)."""
+
+from typing import Any
+
+from torch import Tensor
+
+CPP_NAMES = {
+    "torch.float32": "float", "torch.float64": "double", "torch.bfloat16": "c10::BFloat16",
+    "torch.float16": "c10::Half", "torch.complex64": "c10::complex<float>",
+    "torch.complex128": "c10::complex<double>",
+}  # fmt: skip
+
+
+def expanded(name: str, value: Any, dims: int) -> list[Any]:
+    """One number a spatial dimension, from one number for all or one each."""
+    if not isinstance(value, (tuple, list)):
+        return [value] * dims
+    values = list(value)
+    if len(values) == 1:
+        return values * dims
+    if len(values) != dims:
+        raise RuntimeError(
+            f"expected {name} to be a single integer value or a list of {dims} values to match the convolution "
+            f"dimensions, but got {name}={values}"
+        )
+    return values
+
+
+def check_batched(function: str, input: Tensor, dims: int) -> None:
+    if input.dim() not in (dims + 1, dims + 2):
+        raise RuntimeError(
+            f"Expected {dims + 1}D (unbatched) or {dims + 2}D (batched) input to {function}, but got input of "
+            f"size: {list(input.shape)}"
+        )
+
+
+def check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    for name, other in (("weight", weight), ("bias", bias)):
+        if other is not None and other.dtype != input.dtype:
+            names = [CPP_NAMES.get(str(x.dtype), str(x.dtype)) for x in (input, other)]
+            raise RuntimeError(f"Input type ({names[0]}) and {name} type ({names[1]}) should be the same")
+
+
+def check_shapes(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[Any],
+    padding: list[Any],
+    dilation: list[Any],
+    transposed: bool,
+    output_padding: list[Any],
+    groups: int,
+) -> None:
+    """Raises: RuntimeError for numbers that make no window, and for sizes that do not fit each other."""
+    if weight.dim() < 3:
+        raise RuntimeError("weight should have at least three dimensions")
+    check_numbers(stride, padding, dilation, transposed, output_padding, groups)
+    sizes = list(weight.shape)
+    if weight.dim() != input.dim():
+        raise RuntimeError(
+            f"Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight {sizes}, but got "
+            f"{input.dim()}-dimensional input of size {list(input.shape)} instead"
+        )
+    if sizes[0] < groups:
+        raise RuntimeError(
+            f"Given groups={groups}, expected weight to be at least {groups} at dimension 0, but got weight of "
+            f"size {sizes} instead"
+        )
+    if sizes[0] % groups != 0:
+        raise RuntimeError(
+            f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, but got weight "
+            f"of size [{sizes}] instead"
+        )
+    check_channels(input, sizes, bias, transposed, groups)
+    if any(size == 0 for size in input.shape[2:]):
+        raise RuntimeError(
+            f"Only zero batch or zero channel inputs are supported, but got input shape: {list(input.shape)}"
+        )
+    if not transposed:
+        check_kernel_fits(input, sizes[2:], padding, dilation)
+
+
+def check_numbers(
+    stride: list[Any],
+    padding: list[Any],
+    dilation: list[Any],
+    transposed: bool,
+    output_padding: list[Any],
+    groups: int,
+) -> None:
+    if any(width < 0 for width in padding):
+        raise RuntimeError("negative padding is not supported")
+    if any(width < 0 for width in output_padding):
+        raise RuntimeError("negative output_padding is not supported")
+    if any(step <= 0 for step in stride):
+        raise RuntimeError("non-positive stride is not supported")
+    if any(spread < 0 for spread in dilation):
+        raise RuntimeError("dilation should be greater than zero")
+    if any(spread == 0 for spread in dilation):
+        raise RuntimeError("non-positive dilation is not supported")
+    if groups <= 0:
+        raise RuntimeError("non-positive groups is not supported")
+    wrong = [w >= max(s, d) for w, s, d in zip(output_padding, stride, dilation)]
+    if transposed and any(wrong):
+        raise RuntimeError(
+            "output padding must be smaller than either stride or dilation, but got "
+            + " ".join(
+                f"{name}_{axis}: {value}"
+                for name, values in (
+                    ("output_padding", output_padding),
+                    ("stride", stride),
+                    ("dilation", dilation),
+                )
+                for axis, value in zip(
+                    ("depth", "height", "width")[-max(2, len(values)) :], two_dims(name, values)
+                )
+            )
+        )
+
+
+def two_dims(name: str, values: list[Any]) -> list[Any]:
+    """ATen runs a 1-d convolution as a 2-d one of height 1, and says so in its message."""
+    return values if len(values) > 1 else [0 if name == "output_padding" else 1, *values]
+
+
+def check_channels(
+    input: Tensor, sizes: list[Any], bias: Tensor | None, transposed: bool, groups: int
+) -> None:
+    given = "Given transposed=1" if transposed else f"Given groups={groups}"
+    channels = sizes[0] if transposed else sizes[1] * groups
+    features = sizes[1] * groups if transposed else sizes[0]
+    if input.size(1) != channels:
+        raise RuntimeError(
+            f"{given}, weight of size {sizes}, expected input{list(input.shape)} to have {channels} channels, but "
+            f"got {input.size(1)} channels instead"
+        )
+    if bias is not None and list(bias.shape) != [features]:
+        given = f"{given}, weight of size" if transposed else "Given weight of size"
+        raise RuntimeError(
+            f"{given} {sizes}, expected bias to be 1-dimensional with {features} elements, but got bias of size "
+            f"{list(bias.shape)} instead"
+        )
+
+
+def check_kernel_fits(input: Tensor, kernel_size: list[Any], padding: list[Any], dilation: list[Any]) -> None:
+    padded = [size + 2 * width for size, width in zip(input.shape[2:], padding)]
+    spans = [spread * (size - 1) + 1 for size, spread in zip(kernel_size, dilation)]
+    if any(size < span for size, span in zip(padded, spans)):
+        raise RuntimeError(
+            f"Calculated padded input size per channel: ({' x '.join(map(str, padded))}). Kernel size: "
+            f"({' x '.join(map(str, spans))}). Kernel size can't be greater than actual input size"
+        )
