@@ -33,6 +33,11 @@ from pynn.definitions import DEFINITIONS
 IS_WIDER = bool(numpy.finfo(longdouble).eps <= 2.0**-60)
 
 
+# torch's decompositions of these compute with Python operators that a dispatch mode does not support.
+BEYOND_A_MODE = {f"{kind}{dims}d{end}" for dims in (2, 3) for kind, end in
+                 (("max_pool", "_with_indices"), ("adaptive_max_pool", ""))}  # fmt: skip
+
+
 def is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
@@ -83,9 +88,9 @@ class LongDouble(TorchDispatchMode):
             name = name.removesuffix("_")  # add_ writes what add computes
         if not (name in RULES or name in MOVES or name in CREATION):
             with self:
-                if func in decomposition_table:
+                if func in decomposition_table and name not in BEYOND_A_MODE:
                     return decomposition_table[func](*args, **kwargs)
-                if func._can_decompose():
+                if func._can_decompose() and name not in BEYOND_A_MODE:
                     return func.decompose(*args, **kwargs)
                 if func in DEFINITIONS:  # test_long_double holds what comes out against C++
                     return DEFINITIONS[func](*args, **kwargs)

@@ -57,6 +57,11 @@ def smallest(x: Array, dim: Any = None, keepdim: bool = False, **_) -> Array:
     return numpy.min(x, axis=axes(dim), keepdims=keepdim) if x.ndim else x
 
 
+def divide(x: Array, y: Any, rounding_mode: str | None = None) -> Array:
+    quotient = x / y
+    return {None: lambda q: q, "floor": numpy.floor, "trunc": numpy.trunc}[rounding_mode](quotient)
+
+
 def power(x: Array, exponent: Any) -> Array:
     return numpy.power(numpy.asarray(x, longdouble), exponent)
 
@@ -153,7 +158,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "hardshrink_backward": lambda grad, x, at: where(numpy.abs(x) <= at, 0, grad),
     "softshrink_backward": lambda grad, x, at: where(numpy.abs(x) <= at, 0, grad),
     "add": lambda x, y, alpha=1: x + y * alpha, "sub": lambda x, y, alpha=1: x - y * alpha,
-    "rsub": lambda x, y, alpha=1: y - x * alpha, "mul": lambda x, y: x * y, "div": lambda x, y: x / y,
+    "rsub": lambda x, y, alpha=1: y - x * alpha, "mul": lambda x, y: x * y, "div": divide,
     "pow": power, "maximum": numpy.maximum, "minimum": numpy.minimum, "clamp": clamp,
     "clamp_min": numpy.maximum, "clamp_max": numpy.minimum, "where": where,
     "masked_fill": lambda x, mask, value: where(mask, value, x),

@@ -23,7 +23,21 @@ Decompositions = dict[OpOverload, Callable[..., Any]]
 KEPT_WHOLE: frozenset[OpOverload] = frozenset({aten.convolution.default, aten.convolution_backward.default})
 """Operations with a definition that the lowering takes whole: its kernels know more than the definition."""
 
-WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset()
+_POOLING = (
+    f"{name}{dims}d{suffix}"
+    for dims in (2, 3)
+    for name, suffixes in {
+        "max_pool": ("_with_indices", "_with_indices_backward"),
+        "avg_pool": ("", "_backward"),
+        "adaptive_max_pool": ("", "_backward"),
+        "_adaptive_avg_pool": ("", "_backward"),
+        "fractional_max_pool": ("", "_backward"),
+        "max_unpool": ("",),
+    }.items()
+    for suffix in suffixes
+)
+
+WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(getattr(aten, name).default for name in _POOLING)
 """Operations with a definition from which today's stages would make poor kernels, or too many.
 
 Until they have a lowering they stay ATen calls: Externs, counted and shown. Their rows of the parity tests are

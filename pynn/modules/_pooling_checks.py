@@ -1,0 +1,213 @@
+"""What a pooling refuses, in ATen's words (aten/src/ATen/native/Pool.h, Pooling.cpp, AdaptiveAveragePooling.cpp)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynn.definitions import type_name
+from pynn.windows import output_size
+
+WORDS = {1: "one", 2: "two", 3: "three"}
+AXES = {1: "W", 2: "HW", 3: "THW"}
+
+
+def per_dim(value: Any, dims: int) -> list[Any]:
+    """One number a dimension, from one number for all, a list of one or of dims; an empty list stays empty."""
+    if not isinstance(value, (tuple, list)):
+        return [value] * dims
+    return list(value) * dims if len(value) == 1 else list(value)
+
+
+def require_numbers(function: str, dims: int, **named: Any) -> None:
+    """Raises: RuntimeError for a list of another length than 1 or dims."""
+    for name, value in named.items():
+        allowed = (0, 1, dims) if name == "stride" else (1, dims)
+        if isinstance(value, (tuple, list)) and len(value) not in allowed:
+            omitted = "either be omitted, a single int," if name == "stride" else "either be a single int,"
+            omitted = "be a single int," if (function, name) == ("avg_pool3d", "kernel_size") else omitted
+            raise RuntimeError(f"{function}: {name} must {omitted} or a tuple of {WORDS[dims]} ints")
+
+
+def check_window(
+    function: str,
+    x: Tensor,
+    numbers: Sequence[tuple],
+    ceil_mode: bool,
+) -> None:
+    """numbers: (kernel_size, stride, padding, dilation) of each dimension; the checks of pool2d_shape_check."""
+    dims = len(numbers)
+    axes = AXES[dims]
+    if any(step <= 0 for _, step, _, _ in numbers):
+        raise RuntimeError("stride should not be zero")
+    if any(width <= 0 for width, _, _, _ in numbers):
+        text = " ".join(f"k{axis}: {width}" for axis, (width, _, _, _) in zip(axes, numbers))
+        raise RuntimeError(f"kernel size should be greater than zero, but got {text}")
+    if any(spread <= 0 for _, _, _, spread in numbers):
+        text = " ".join(f"dilation{axis}: {spread}" for axis, (_, _, _, spread) in zip(axes, numbers))
+        raise RuntimeError(f"dilation should be greater than zero, but got {text}")
+    for width, _, pad, spread in numbers:
+        if pad < 0:
+            raise RuntimeError(f"pad must be non-negative, but got pad: {pad}")
+        if pad > (spread * (width - 1) + 1) // 2:
+            raise RuntimeError(
+                f"pad should be at most half of effective kernel size, but got pad={pad}, kernel_size={width} and "
+                f"dilation={spread}"
+            )
+    check_sizes(function, x, dims)
+    sizes = x.shape[-dims:]
+    if function == "avg_pool3d" and any(s + 2 * p < w for s, (w, _, p, _) in zip(sizes, numbers)):
+        image = " ".join(f"{axis}: {size}" for axis, size in zip(axes, sizes))
+        kernel = " ".join(f"k{axis}: {width}" for axis, (width, _, _, _) in zip(axes, numbers))
+        raise RuntimeError(f"input image ({image}) smaller than kernel size ({kernel})")
+    counts = [output_size(size, *each, ceil_mode) for size, each in zip(sizes, numbers)]
+    if any(count < 1 for count in counts):
+        given, found = ("x".join(map(str, [x.size(-dims - 1), *each])) for each in (sizes, counts))
+        raise RuntimeError(
+            f"Given input size: ({given}). Calculated output size: ({found}). Output size is too small"
+        )
+
+
+def check_sizes(function: str, x: Tensor, dims: int) -> None:
+    """A batch of size 0 is allowed, nothing else that is empty."""
+    if x.dim() not in (dims + 1, dims + 2):
+        raise RuntimeError(f"non-empty {dims + 1}D or {dims + 2}D (batch mode) tensor expected for input")
+    rest = list(x.shape[x.dim() - dims - 1 :])
+    if all(size > 0 for size in rest):
+        return
+    if dims < 3:
+        raise RuntimeError(
+            "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got:"
+            f"{list(x.shape)}"
+        )
+    template = {"max_pool3d": "max_pool3d_with_indices_out_cpu_template()"}.get(function, f"{function}()")
+    raise RuntimeError(
+        f"{template}: Expected input's non-batch dimensions to have positive length, but input has a shape of "
+        f"{list(x.shape)} and non-batch dimension {rest.index(0)} has length zero!"
+    )
+
+
+def check_max_pool1d(x: Tensor, width: Any, step: Any, pad: Any, spread: Any, ceil_mode: bool) -> None:
+    if x.dim() not in (2, 3) or any(size == 0 for size in x.shape[-2:]):
+        raise RuntimeError(
+            "max_pool1d: Expected 2D or 3D (batch mode) tensor with optional 0 dim batch size for input, but got:"
+            f"{list(x.shape)}"
+        )
+    for name, value in (("kernel_size", width), ("stride", step), ("padding", pad), ("dilation", spread)):
+        if isinstance(value, (tuple, list)) and len(value) != 1 and not (name == "stride" and not value):
+            raise RuntimeError(
+                f"max_pool1d() {name} must be an int, list of ints or tuple of ints of size 1 but got size "
+                f"{len(value)}"
+            )
+    (width,), (pad,), (spread,) = per_dim(width, 1), per_dim(pad, 1), per_dim(spread, 1)
+    (step,) = per_dim(step, 1) or [width]
+    for name, value in (("kernel_size", width), ("stride", step)):
+        if value <= 0:
+            raise RuntimeError(f"max_pool1d() {name} must be greater than zero, but got {value}")
+    if pad < 0:
+        raise RuntimeError(f"max_pool1d() padding must be non-negative, but got {pad}")
+    if pad > (spread * (width - 1) + 1) // 2:
+        raise RuntimeError(
+            f"max_pool1d() padding should be at most half of kernel size, but got padding={pad} and "
+            f"kernel_size={width}"
+        )
+    if spread <= 0:
+        raise RuntimeError(f"max_pool1d() dilation must be greater than zero, but got {spread}")
+    count = output_size(x.size(-1), width, step, pad, spread, ceil_mode)
+    if count <= 0:
+        raise RuntimeError(f"max_pool1d() Invalid computed output size: {count}")
+
+
+def check_1d(function: str, x: Tensor, **named: Any) -> None:
+    """What the argument parser and checkDimRange say of the one-dimensional forms."""
+    for name, value in named.items():
+        if isinstance(value, (tuple, list)) and len(value) != 1 and not (name == "stride" and not value):
+            raise RuntimeError(f"{function}() argument '{name}' should contain one int (got {len(value)})")
+    if x.dim() not in (2, 3):
+        raise RuntimeError(
+            f"Expected 2 to 3 dimensions, but got {x.dim()}-dimensional tensor for argument #1 'self' (while checking "
+            f"arguments for {function})"
+        )
+
+
+def check_adaptive(function: str, x: Tensor, counts: Sequence[Any], dims: int, channels_too: bool) -> None:
+    """channels_too: whether 0 channels are refused as well (those of max pooling are)."""
+    colon = ":" if "max" in function else ""
+    if x.dim() not in (dims + 1, dims + 2):
+        raise RuntimeError(
+            f"{function}(): Expected {dims + 1}D or {dims + 2}D tensor, but got{colon} {list(x.shape)}"
+        )
+    if len(counts) != dims:
+        if "max" in function:
+            raise RuntimeError(f"{function}(): internal error: output_size.size() must be {dims}")
+        raise RuntimeError(f"{function}: output_size must be {dims}")
+    if any(count < 0 for count in counts):
+        if "max" in function:
+            sizes = [*x.shape[:-dims], *counts]
+            bad = next(count for count in counts if count < 0)
+            raise RuntimeError(f"Trying to create tensor with negative dimension {bad}: {list(sizes)}")
+        text = ", ".join(map(str, counts))
+        raise RuntimeError(
+            f"{function}: elements of output_size must be greater than or equal to 0 but received {{{text}}}"
+        )
+    for dim in range(x.dim() - dims - channels_too, x.dim()):
+        if x.size(dim) == 0:
+            raise RuntimeError(
+                f"{function}(): Expected input to have non-zero size for non-batch dimensions, but input has sizes "
+                f"{list(x.shape)} with dimension {dim} being empty"
+            )
+
+
+def check_fractional(
+    x: Tensor, width: Sequence[Any], counts: Sequence[Any], samples: Tensor, dims: int
+) -> None:
+    function = f"fractional_max_pool{dims}d{'_out' * (dims == 3)}()"
+    names = ("height", "width") if dims == 2 else ("time", "height", "width")
+    for name, size, kernel, count in zip(names, x.shape[-dims:], width, counts):
+        if count + kernel - 1 > size:
+            raise RuntimeError(f"{function}: pool {name} {kernel} too large relative to input {name} {size}")
+    batch = x.size(0) if x.dim() == dims + 2 else 1
+    if samples.dtype != x.dtype and not x.is_meta:
+        raise RuntimeError("Expect _random_samples to have the same dtype as input")
+    if samples.dim() != 3:
+        raise RuntimeError(f"Expect _random_samples to have 3 dimensions, got {samples.dim()}")
+    if samples.size(0) < batch:
+        raise RuntimeError("Expect _random_samples.size(0) no less then input batch size.")
+    if samples.size(1) != x.size(-dims - 1):
+        raise RuntimeError("Expect _random_samples.size(1) equals to input channel size.")
+    if samples.size(2) != dims:
+        raise RuntimeError(f"Expect _random_samples.size(2) equals to {dims}; got {samples.size(2)}.")
+
+
+def check_unpool(x: Tensor, indices: Tensor, counts: Sequence[Any], dims: int, readable: bool) -> None:
+    function = f"max_unpooling{dims}d"
+    if indices.dtype != torch.int64:
+        got = f" but got: {type_name(indices)}" if dims == 2 else ""
+        raise RuntimeError(f"elements in indices should be type int64{got}")
+    if x.dim() not in (dims + 1, dims + 2):
+        raise RuntimeError(
+            f"Input to {function} should be a {dims + 1}d or {dims + 2}d Tensor, but got a tensor with {x.dim()} "
+            "dimensions."
+        )
+    if indices.shape != x.shape:
+        raise RuntimeError(
+            f"Expected shape of indices to be same as that of the input tensor ({list(x.shape)}) but got indices "
+            f"tensor with shape: {list(indices.shape)}"
+        )
+    for dim in range(1 if x.dim() == dims + 2 else 0, x.dim()):
+        if x.size(dim) == 0:
+            raise RuntimeError(
+                f"{function}_forward_out_cpu(): Expected input to have non-zero size for non-batch dimensions, but "
+                f"got {list(x.shape)} with dimension {dim} being empty."
+            )
+    if not x.is_floating_point():
+        raise NotImplementedError(f"\"max_unpool{dims}d\" not implemented for '{type_name(x)}'")
+    if not readable or x.numel() == 0:
+        return
+    wrong = indices[(indices < 0) | (indices >= torch.Size(counts).numel())]
+    if wrong.numel():
+        volume = "x".join(map(str, counts))
+        raise RuntimeError(
+            f"Found an invalid max index: {int(wrong[0])} (output volumes are of size {volume})"
+        )
