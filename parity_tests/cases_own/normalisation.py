@@ -1,0 +1,93 @@
+"""Normalisation over batches, instances and groups of channels: what torch's tables lack."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity_tests.cases import Row, Sample
+from parity_tests.cases_own.builders import built, function, module, strided, tensor
+
+# torch refuses to move running statistics under vmap unless those are batched as well.
+NO_VMAP = {"vmap": "torch refuses running statistics that are not batched"}
+
+
+def channels_last(*shape: int) -> Tensor:
+    layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    return tensor(*shape, grad=False).contiguous(memory_format=layout).requires_grad_()
+
+
+def fixed(*shape: int, low: float = 0.5, high: float = 2.0) -> Tensor:
+    """What gets no gradient: running statistics."""
+    return tensor(*shape, low=low, high=high, grad=False)
+
+
+def with_running(function: Callable, x: Tensor, mean: Tensor, variance: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """The result and what is in the running statistics after the call, which works on copies of them."""
+    mean, variance = mean.clone(), variance.clone()
+    return function(x, mean, variance, *args, **kwargs), mean, variance
+
+
+def running_sample(*shape: int, layout: Callable = tensor, **kwargs: Any) -> Callable[[], Sample]:
+    channels = shape[1]
+
+    def draw() -> Sample:
+        statistics = fixed(channels, low=-1), fixed(channels)
+        return Sample((layout(*shape), *statistics, tensor(channels), tensor(channels)), kwargs)
+
+    return draw
+
+
+def plain_sample(*shape: int, shift: float = 0.0, layout: Callable = tensor, **kwargs: Any) -> Callable[[], Sample]:
+    def draw() -> Sample:
+        x = (layout(*shape) + shift).detach().requires_grad_()
+        return Sample((x, None, None, tensor(shape[1]), tensor(shape[1])), kwargs)
+
+    return draw
+
+
+def batch_norm_rows() -> list[Row]:
+    return [
+        function("batch_norm.running", running_sample(4, 3, 5, 6, training=True),
+                 running_sample(4, 3, 5, training=True, momentum=0.7), running_sample(6, 3, training=True),
+                 running_sample(2, 3, 2, 3, 4, training=True, eps=1e-2), running_sample(3, 4, 5, 6),
+                 running_sample(0, 3, 4, training=True), running_sample(3, 4, 5, 6, layout=channels_last),
+                 running_sample(3, 4, 5, 6, layout=channels_last, training=True),
+                 running_sample(3, 4, 5, 6, layout=strided, training=True), call=with_running,
+                 skip=NO_VMAP | {"forward_ad": "running statistics carry no derivative"}),
+        function("batch_norm.plain", plain_sample(4, 3, 5, 6, training=True), plain_sample(6, 3, training=True),
+                 plain_sample(4, 3, 5, 6, training=True, layout=channels_last),
+                 plain_sample(2, 3, 2, 3, 4, training=True, layout=strided),
+                 plain_sample(4, 3, 50, training=True, shift=100.0),
+                 plain_sample(4, 3, 50, training=True, shift=-3000.0)),
+        function("batch_norm.evaluated", running_sample(4, 3, 5, 6), running_sample(5, 3)),
+    ]  # fmt: skip
+
+
+def images() -> tuple:
+    return (tensor(3, 4, 5, 6),)
+
+
+def layer_rows() -> list[Row]:
+    rows = [
+        module("SyncBatchNorm", built(4, inputs=images), built(4, 1e-3, 0.3, False, inputs=images),
+               built(4, inputs=images, training=False), built(4, bias=False, inputs=lambda: (tensor(5, 4),)),
+               skip=NO_VMAP),
+    ]  # fmt: skip
+    for dims in (1, 2, 3):
+        def volume(dims: int = dims) -> tuple:
+            return (tensor(3, 4, *[5, 4, 3][:dims]),)
+
+        rows += [
+            module(f"BatchNorm{dims}d.options", built(4, affine=False, inputs=volume),
+                   built(4, bias=False, inputs=volume), built(4, 1e-2, 0.9, inputs=volume), skip=NO_VMAP),
+            module(f"BatchNorm{dims}d.averaged", built(4, momentum=None, inputs=volume),
+                   skip=NO_VMAP | {"meta": "momentum=None reads how many batches there were"}),
+            module(f"BatchNorm{dims}d.untracked", built(4, track_running_stats=False, inputs=volume),
+                   built(4, track_running_stats=False, inputs=volume, training=False)),
+        ]  # fmt: skip
+    return rows
+
+
+ROWS = [*batch_norm_rows(), *layer_rows()]
