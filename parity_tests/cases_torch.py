@@ -34,14 +34,15 @@ REORDERED: dict[str, Callable] = {
     "embedding": lambda function, weight, indices, **kwargs: function(indices, weight, **kwargs),
 }
 
+NORMS = ("Batch", "Instance")
 # Checks that cannot apply to an entry, and why.
 SKIPPED_CHECKS = {
     "one_hot": {"meta": "the number of classes depends on the data"},
     "embedding": {"vmap": "vmap over a weight that max_norm renormalises in place is no function"},
-    **dict.fromkeys(
-        ["batch_norm", "instance_norm", *[f"{kind}Norm{dims}d" for kind in ("Batch", "Instance") for dims in (1, 2, 3)]],
-        {"vmap": "torch refuses running statistics that are not batched; rows of our own go without"},
-    ),
+    **{
+        name: {"vmap": "torch refuses running statistics that are not batched; rows of our own go without"}
+        for name in ["batch_norm", "instance_norm", *(f"{kind}Norm{n}d" for n in "123" for kind in NORMS)]
+    },
 }
 
 

@@ -90,4 +90,34 @@ def layer_rows() -> list[Row]:
     return rows
 
 
-ROWS = [*batch_norm_rows(), *layer_rows()]
+def group_sample(
+    groups: int, *shape: int, shift: float = 0.0, layout: Callable = tensor, **kwargs: Any
+) -> Callable[[], Sample]:
+    def draw() -> Sample:
+        x = (layout(*shape) + shift).detach().requires_grad_()
+        return Sample((x, groups, tensor(shape[1]), tensor(shape[1])), kwargs)
+
+    return draw
+
+
+def other_rows() -> list[Row]:
+    return [
+        function("group_norm.groups", group_sample(2, 3, 6, 4, 5), group_sample(3, 3, 6, 7, eps=0.1),
+                 group_sample(1, 3, 4), group_sample(4, 2, 4, 3, 2, 2), group_sample(2, 0, 4, 3),
+                 group_sample(2, 3, 6, 4, 5, layout=channels_last), group_sample(2, 2, 4, 3, 4, layout=strided),
+                 group_sample(2, 2, 4, 60, shift=100.0), group_sample(2, 2, 4, 60, shift=-3000.0),
+                 lambda: Sample((tensor(2, 4, 5), 2))),
+        function("local_response_norm.windows", *(
+            lambda size=size, shape=shape: Sample((tensor(*shape), size, 0.7, 0.6, 1.5))
+            for size, shape in [(1, (2, 5, 4)), (2, (2, 5, 3, 4)), (3, (2, 5, 3, 4)), (4, (2, 5, 2, 3, 2)),
+                                (5, (1, 3, 6)), (3, (0, 3, 6))]
+        )),
+        # without gradients: those of torch's are wrong (test_normalisation)
+        module("CrossMapLRN2d", *(
+            built(size, 0.5, 0.6, 1.5, inputs=lambda channels=channels: (tensor(2, channels, 3, 4, grad=False),))
+            for size, channels in [(1, 4), (2, 5), (3, 7), (4, 3), (5, 9), (7, 2)]
+        )),
+    ]  # fmt: skip
+
+
+ROWS = [*batch_norm_rows(), *layer_rows(), *other_rows()]
