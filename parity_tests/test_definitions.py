@@ -108,6 +108,9 @@ def own_calls() -> list[tuple[OpOverload, tuple, dict]]:
         (aten.channel_shuffle.default, (image, 2), {}),
         (aten.native_layer_norm.default, (tensor(2, 3, 4) * 3 + 5, [3, 4], x, None, 1e-5), {}),
         *batch_norm_calls(),
+        (aten._weight_norm_interface.default, (x, x[:, :1], 0), {}),
+        (aten._weight_norm_interface.default, (image, image[:1, :1, :1], 3), {}),
+        (aten._weight_norm_interface_backward.default, (x * x, x, x[:, :1], x[:, 1:2].abs(), 0), {}),
     ]
     rows += [(aten.pow.Tensor_Scalar, (x.abs(), e), {}) for e in (2, 3, 1, 0.5, -0.5, -1)]
     for mode in ("reflection", "replication"):

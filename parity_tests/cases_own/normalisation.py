@@ -79,11 +79,18 @@ def layer_rows() -> list[Row]:
         def volume(dims: int = dims) -> tuple:
             return (tensor(3, 4, *[5, 4, 3][:dims]),)
 
+        def one(dims: int = dims) -> tuple:
+            return (tensor(4, *[5, 4, 3][:dims]),)
+
         rows += [
             module(f"BatchNorm{dims}d.options", built(4, affine=False, inputs=volume),
                    built(4, bias=False, inputs=volume), built(4, 1e-2, 0.9, inputs=volume), skip=NO_VMAP),
             module(f"BatchNorm{dims}d.averaged", built(4, momentum=None, inputs=volume),
                    skip=NO_VMAP | {"meta": "momentum=None reads how many batches there were"}),
+            module(f"InstanceNorm{dims}d.options", built(4, affine=True, track_running_stats=True, inputs=volume),
+                   built(4, affine=True, bias=False, inputs=volume), skip=NO_VMAP),
+            module(f"InstanceNorm{dims}d.untracked", built(4, affine=True, inputs=one),
+                   built(4, inputs=volume), built(4, inputs=volume, training=False)),
             module(f"BatchNorm{dims}d.untracked", built(4, track_running_stats=False, inputs=volume),
                    built(4, track_running_stats=False, inputs=volume, training=False)),
         ]  # fmt: skip
@@ -112,6 +119,14 @@ def other_rows() -> list[Row]:
             for size, shape in [(1, (2, 5, 4)), (2, (2, 5, 3, 4)), (3, (2, 5, 3, 4)), (4, (2, 5, 2, 3, 2)),
                                 (5, (1, 3, 6)), (3, (0, 3, 6))]
         )),
+        function("instance_norm.running", running_sample(4, 3, 5, 6), running_sample(4, 3, 5, momentum=0.7),
+                 running_sample(2, 3, 2, 3, 4, use_input_stats=False), running_sample(3, 4, 5, 6, layout=channels_last),
+                 running_sample(3, 4, 5, 6, layout=strided), call=with_running,
+                 skip=NO_VMAP | {"forward_ad": "running statistics carry no derivative"}),
+        function("instance_norm.plain", plain_sample(4, 3, 5, 6), plain_sample(2, 3, 7, layout=strided),
+                 plain_sample(4, 3, 5, 6, layout=channels_last), plain_sample(2, 3, 2, 3, 2),
+                 plain_sample(2, 3, 60, shift=100.0),
+                 lambda: Sample((tensor(0, 3, 4),))),
         # without gradients: those of torch's are wrong (test_normalisation)
         module("CrossMapLRN2d", *(
             built(size, 0.5, 0.6, 1.5, inputs=lambda channels=channels: (tensor(2, channels, 3, 4, grad=False),))

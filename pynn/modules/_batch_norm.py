@@ -301,7 +301,7 @@ class _BatchNorm(Function):
         x, weight, _, ctx.eps = inputs
         _, mean, variance = output
         ctx.save_for_backward(x, weight, mean, variance)
-        ctx.save_for_forward(x, weight)
+        ctx.save_for_forward(x, weight, mean, variance)  # as many: the generated vmap rule takes one list for both
         # gradients that nobody asks for stay None, which the generated vmap rule does not take
         ctx.set_materialize_grads(torch._C._are_functorch_transforms_active())
 
@@ -324,7 +324,7 @@ class _BatchNorm(Function):
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, _: None) -> tuple:
         """The Jacobian of x -> n = (x - mean) * rstd is symmetric, so batch_norm_backward applies it."""
-        x, weight = ctx.saved_tensors
+        x, weight, *_ = ctx.saved_tensors
         n, mean, variance = normalised_by_batch(widen(x), None, None, ctx.eps)
         out, mean_tangent, variance_tangent = (
             torch.zeros_like(n),
@@ -426,8 +426,8 @@ def batch_norm(
         return _RunningNorm.apply(input, weight, bias, running_mean, running_var, eps)
     out, mean, variance = _BatchNorm.apply(input, weight, bias, eps)
     if running_mean is not None and running_var is not None:
-        # detached: in the transforms of torch.func these may be tensors from outside, which may not be written
-        running = running_mean.detach(), running_var.detach()
+        # aliases: in the transforms of torch.func these may be tensors from outside, which may not be written
+        running = aten.alias(running_mean), aten.alias(running_var)
         observed = mean.detach(), variance.detach()
         moved = moved_statistics(running, *observed, values_per_channel(input), momentum)
         running[0].copy_(moved[0])

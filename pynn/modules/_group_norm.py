@@ -134,7 +134,7 @@ class _GroupNorm(Function):
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, weight, _, ctx.groups, ctx.eps = inputs
         ctx.save_for_backward(x, weight, *output[1:])
-        ctx.save_for_forward(x, weight)
+        ctx.save_for_forward(x, weight, *output[1:])  # as many: the generated vmap rule takes one list for both
         # gradients that nobody asks for stay None, which the generated vmap rule does not take
         ctx.set_materialize_grads(torch._C._are_functorch_transforms_active())
 
@@ -159,7 +159,7 @@ class _GroupNorm(Function):
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: Any) -> tuple:
         """The Jacobian of x -> n = (x - mean) * rstd is symmetric, so group_norm_backward applies it."""
-        x, weight = ctx.saved_tensors
+        x, weight, *_ = ctx.saved_tensors
         n, mean, rstd = normalised_by_group(widen(x), None, None, ctx.groups, ctx.eps)
         out, mean_tangent, rstd_tangent = torch.zeros_like(n), torch.zeros_like(mean), torch.zeros_like(rstd)
         if dx is not None:
