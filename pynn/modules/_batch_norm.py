@@ -1,5 +1,6 @@
 """Batch normalisation: the ATen operations' definitions and the function. Its classes are in batchnorm.py."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,21 +34,27 @@ def values_per_channel(x: Tensor) -> Any:
     return count
 
 
-def moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x - m, the mean's part that the rounding of m left out, the mean, and the biased variance, over dims.
+def moments(x: Tensor, average: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x - m, the mean's part that the rounding of m left out, the mean, and the biased variance.
 
-        centred = x - m,   rest = mean(centred),   mean = m + rest,   variance = mean(centred^2) - rest^2
+        centred = x - m,   rest = average(centred),   mean = m + rest,   variance = average(centred^2) - rest^2
 
-    m is the sum of x over its count, which in floating point misses the mean by some roundings: of m, not of
-    the spread, so that they weigh where the mean is large. Being small, rest can be measured well.
+    m = average(x) misses the mean by some roundings: of m, not of the spread, so that they weigh where the mean
+    is large. Being small, rest can be measured well.
 
+    Args:    average: over the numbers that are normalised together, in a shape that broadcasts against x
     Source:  Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983 (corrected two-pass)
     """
-    approximate = x.mean(dims, keepdim=True)
+    approximate = average(x)
     centred = x - approximate
-    rest = centred.mean(dims, keepdim=True)
-    variance = ((centred * centred).mean(dims, keepdim=True) - rest * rest).clamp_min(0)  # by rounding
-    return centred, rest, approximate + rest, variance
+    rest = average(centred)
+    variance = average(centred * centred) - rest * rest
+    return centred, rest, approximate + rest, variance.clamp_min(0)  # rounding may have left it below
+
+
+def average_per_channel(x: Tensor) -> Tensor:
+    """[batch, channels, *] -> [1, channels, 1, ...]"""
+    return x.mean(all_but_channels(x), keepdim=True)
 
 
 def normalised_by_batch(
@@ -58,7 +65,7 @@ def normalised_by_batch(
     Shape:   x: [batch, channels, *]   returns: same as x, [channels], [channels]
     dtype:   computes in float32 for a 16-bit x, and leaves the statistics so
     """
-    centred, rest, mean, variance = moments(widen(x), all_but_channels(x))
+    centred, rest, mean, variance = moments(widen(x), average_per_channel)
     scale = torch.rsqrt(variance + eps)
     scale = scale if weight is None else scale * along_channels(weight, x)
     shift = -rest * scale
@@ -253,10 +260,12 @@ def batch_norm_backward(
             dbias = total.flatten().to(like.dtype)
     if output_mask[0]:
         scale = rstd if weight is None else rstd * along_channels(weight, x)
-        dx = gradient * scale
         if training:
             count = values_per_channel(x)
-            dx = dx - (centred * (products * rstd * rstd * scale / count) + total * scale / count)
+            slope, level = -products * rstd * rstd * scale / count, -total * scale / count
+            dx = torch.addcmul(centred * slope + level, gradient, scale)
+        else:
+            dx = gradient * scale
         dx = in_format_of(x, dx.to(x.dtype))
     return dx, dweight, dbias
 
@@ -301,7 +310,9 @@ class _BatchNorm(Function):
         x, weight, _, ctx.eps = inputs
         _, mean, variance = output
         ctx.save_for_backward(x, weight, mean, variance)
-        ctx.save_for_forward(x, weight, mean, variance)  # as many: the generated vmap rule takes one list for both
+        ctx.save_for_forward(
+            x, weight, mean, variance
+        )  # as many: the generated vmap rule takes one list for both
         # gradients that nobody asks for stay None, which the generated vmap rule does not take
         ctx.set_materialize_grads(torch._C._are_functorch_transforms_active())
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from pynn.definitions import Function, defines, traced_as, widen
 from pynn.memory_format import in_format_of
 from pynn.modules._batch_norm import (
-    all_but_channels,
     along_channels,
     check_parameter_dtypes,
     moments,
@@ -22,25 +21,34 @@ aten = torch.ops.aten
 # ---- definitions -----------------------------------------------------------------------------------------
 
 
-def in_groups(x: Tensor, groups: int) -> Tensor:
-    """[batch, channels, *] -> [batch, groups, channels / groups, *]"""
-    return x.unflatten(1, (groups, x.size(1) // groups))
+def spatial_dims(x: Tensor) -> list[int]:
+    return list(range(2, x.dim()))
 
 
-def along_groups(statistic: Tensor, grouped: Tensor) -> Tensor:
-    """[batch, groups] -> [batch, groups, 1, ...] with as many dimensions as grouped."""
-    return widen(statistic).reshape([*statistic.shape, *[1] * (grouped.dim() - 2)])
+def sum_of_places(x: Tensor) -> Tensor:
+    """[batch, channels, *] -> [batch, channels]"""
+    return x.sum(spatial_dims(x)) if x.dim() > 2 else x
 
 
-def all_of_a_group(grouped: Tensor) -> list[int]:
-    """The dimensions a group's statistics are taken over."""
-    return list(range(2, grouped.dim()))
+def sum_of_group(per_channel: Tensor, groups: int) -> Tensor:
+    """[batch, channels] -> [batch, groups]"""
+    return per_channel.unflatten(1, (groups, per_channel.size(1) // groups)).sum(2)
 
 
-def values_per_group(grouped: Tensor) -> Any:
+def along_groups(statistic: Tensor, x: Tensor) -> Tensor:
+    """[batch, groups] -> [batch, channels, 1, ...]: each channel its group's; as many dimensions as x.
+
+    Shaped like this and not x [batch, groups, channels / groups, *]: that has no fast order in channels-last.
+    """
+    batch, groups = statistic.shape
+    per_channel = widen(statistic).unsqueeze(2).expand(batch, groups, x.size(1) // groups)
+    return per_channel.reshape([batch, x.size(1), *[1] * (x.dim() - 2)])
+
+
+def values_per_group(x: Tensor, groups: int) -> Any:
     """How many numbers each group of each sample has."""
-    count = 1
-    for size in grouped.shape[2:]:
+    count = x.size(1) // groups
+    for size in x.shape[2:]:
         count = count * size
     return count
 
@@ -60,11 +68,18 @@ def normalised_by_group(
     Shape:   x: [batch, channels, *]   returns: same as x, [batch, groups], [batch, groups]
     dtype:   computes in float32 for a 16-bit x, and leaves the statistics so
     """
-    grouped = in_groups(widen(x), groups)
-    centred, rest, mean, variance = moments(grouped, all_of_a_group(grouped))
+
+    def average(values: Tensor) -> Tensor:
+        total = sum_of_group(sum_of_places(values), groups)
+        return along_groups(total / values_per_group(x, groups), x)
+
+    # [batch, channels, 1, ...] each but centred, equal within a group
+    centred, rest, mean, variance = moments(widen(x), average)
     rstd = torch.rsqrt(variance + eps)
-    out = affine(((centred - rest) * rstd).flatten(1, 2), weight, bias)
-    return in_format_of(x, out.to(x.dtype)), mean.flatten(1), rstd.flatten(1)
+    scale = affine(rstd, weight, None)
+    out = centred * scale + affine(-rest * rstd, weight, bias)
+    firsts = [statistic.flatten(1)[:, :: x.size(1) // groups] for statistic in (mean, rstd)]
+    return in_format_of(x, out.to(x.dtype)), *(statistic.contiguous() for statistic in firsts)
 
 
 @defines(aten.native_group_norm.default)
@@ -95,22 +110,27 @@ def group_norm_backward(
 
     dx = rstd * (g - mean(g) - n * mean(g * n)),   dweight = sum(grad * n),   dbias = sum(grad)
     """
-    gradient, grouped = widen(grad), in_groups(widen(x), group)
-    rstd = along_groups(rstd, grouped)
-    normalised = (grouped - along_groups(mean, grouped)) * rstd
+    gradient, values = widen(grad), widen(x)
+    rstd = along_groups(rstd, x)
+    centred = values - along_groups(mean, x)
+    # [batch, channels] each
+    products, totals = sum_of_places(gradient * centred), sum_of_places(gradient)
     dx = dweight = dbias = None
     if output_mask[0]:
-        dims, count = all_of_a_group(grouped), values_per_group(grouped)
-        scaled = in_groups(affine(gradient, weight, None), group)
-        projection = normalised * ((scaled * normalised).sum(dims, keepdim=True) / count)
-        dx = rstd * (scaled - scaled.sum(dims, keepdim=True) / count - projection)
-        dx = in_format_of(x, dx.flatten(1, 2).to(x.dtype))
+        count = values_per_group(x, group)
+        factor = 1 if weight is None else widen(weight)
+        projection, mean_gradient = (
+            along_groups(sum_of_group(per_channel * factor, group) / count, x)
+            for per_channel in (products, totals)
+        )
+        slope, level = -projection * rstd * rstd * rstd, -mean_gradient * rstd
+        dx = torch.addcmul(centred * slope + level, gradient, affine(rstd, weight, None))
+        dx = in_format_of(x, dx.to(x.dtype))
     like = mean if weight is None else weight
-    dims = all_but_channels(x)
     if output_mask[1]:
-        dweight = (gradient * normalised.flatten(1, 2)).sum(dims).to(like.dtype)
+        dweight = (products * rstd.flatten(1)).sum(0).to(like.dtype)
     if output_mask[2]:
-        dbias = gradient.sum(dims).to(like.dtype)
+        dbias = totals.sum(0).to(like.dtype)
     return dx, dweight, dbias
 
 
@@ -134,7 +154,9 @@ class _GroupNorm(Function):
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, weight, _, ctx.groups, ctx.eps = inputs
         ctx.save_for_backward(x, weight, *output[1:])
-        ctx.save_for_forward(x, weight, *output[1:])  # as many: the generated vmap rule takes one list for both
+        ctx.save_for_forward(
+            x, weight, *output[1:]
+        )  # as many: the generated vmap rule takes one list for both
         # gradients that nobody asks for stay None, which the generated vmap rule does not take
         ctx.set_materialize_grads(torch._C._are_functorch_transforms_active())
 
@@ -149,10 +171,9 @@ class _GroupNorm(Function):
             )
         if ctx.needs_input_grad[0] and grad_mean is not None and grad_rstd is not None:
             # d mean / dx = 1 / count,   d rstd / dx = -rstd^3 * (x - mean) / count
-            grouped = in_groups(widen(x), ctx.groups)
-            slope = along_groups(grad_rstd * rstd * rstd * rstd, grouped)
-            through = along_groups(grad_mean, grouped) - (grouped - along_groups(mean, grouped)) * slope
-            through = (through / values_per_group(grouped)).flatten(1, 2).to(x.dtype)
+            count, centred = values_per_group(x, ctx.groups), widen(x) - along_groups(mean, x)
+            slope, level = (grad_rstd * rstd * rstd * rstd) / count, grad_mean / count
+            through = (along_groups(level, x) - centred * along_groups(slope, x)).to(x.dtype)
             gradients = (through if grad is None else gradients[0] + through, *gradients[1:])
         return (*gradients, None, None)
 
@@ -166,10 +187,9 @@ class _GroupNorm(Function):
             sizes, mask = (x.size(0), x.size(1), None, ctx.groups), [True, False, False]
             out = group_norm_backward(widen(dx), widen(x), mean, rstd, None, *sizes, mask)[0]
             out = affine(out, weight, None)
-            dx, grouped_n = in_groups(widen(dx), ctx.groups), in_groups(n, ctx.groups)
-            dims = all_of_a_group(dx)
-            mean_tangent = dx.mean(dims)
-            rstd_tangent = -rstd * rstd * (dx * grouped_n).mean(dims)
+            count = values_per_group(x, ctx.groups)
+            mean_tangent = sum_of_group(sum_of_places(widen(dx)), ctx.groups) / count
+            rstd_tangent = -rstd * rstd * sum_of_group(sum_of_places(widen(dx) * n), ctx.groups) / count
         if dweight is not None:
             out = out + n * along_channels(dweight, x)
         return affine(out, None, dbias).to(x.dtype), mean_tangent, rstd_tangent
