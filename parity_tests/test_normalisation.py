@@ -146,6 +146,37 @@ def test_strides_are_torchs(name: str):
         assert grads[0][0].stride() == grads[1][0].stride()
 
 
+LARGE: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "batch_norm in training": lambda f, x, w: f.batch_norm(x, None, None, w, w, True),
+    "batch_norm": lambda f, x, w: f.batch_norm(x, torch.ones_like(w), torch.ones_like(w), w, w),
+    "batch_norm without weight": lambda f, x, w: f.batch_norm(x, None, None, None, w, True),
+    "instance_norm": lambda f, x, w: f.instance_norm(x, None, None, w, w),
+    "group_norm": lambda f, x, w: f.group_norm(x, 5, w, None),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", LARGE)
+def test_large_inputs_are_evaluated_in_slices(name: str, dtype: torch.dtype, monkeypatch):
+    """Slices that do not come out even, of channels or of samples, give what the whole gives."""
+    narrows = []
+    narrow = Tensor.narrow
+    monkeypatch.setattr(Tensor, "narrow", lambda x, *args: (narrows.append(args), narrow(x, *args))[1])
+    x, weight, cotangent = torch.randn(7, 35, 60, 61), torch.randn(35), torch.randn(7, 35, 60, 61)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = []
+        for f, wide in ((pynn.functional, dtype), (F, torch.float64)):
+            leaves = [t.to(dtype).to(wide).contiguous(memory_format=m).requires_grad_()
+                      for t, m in ((x, layout), (weight, torch.contiguous_format))]  # fmt: skip
+            out = LARGE[name](f, *leaves)
+            found.append([out, *torch.autograd.grad(out, leaves, cotangent.to(dtype).to(wide))])
+        for own, exact in zip(*found, strict=True):
+            scale = exact.abs().max() * (1e-5 if dtype is torch.float32 else torch.finfo(dtype).eps)
+            assert own.dtype is dtype and (own.double() - exact).abs().max() <= scale
+        assert found[0][0].stride() == found[1][0].stride() or name == "instance_norm"
+    assert any(args[1] > 0 for args in narrows)
+
+
 # ---- derivatives and transforms --------------------------------------------------------------------------
 
 SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {

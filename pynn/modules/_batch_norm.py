@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pynn.blocks import in_slices
 from pynn.definitions import Function, defines, traced_as, type_name, widen
 from pynn.memory_format import in_format_of
 
@@ -65,13 +66,17 @@ def normalised_by_batch(
     Shape:   x: [batch, channels, *]   returns: same as x, [channels], [channels]
     dtype:   computes in float32 for a 16-bit x, and leaves the statistics so
     """
-    centred, rest, mean, variance = moments(widen(x), average_per_channel)
-    scale = torch.rsqrt(variance + eps)
-    scale = scale if weight is None else scale * along_channels(weight, x)
-    shift = -rest * scale
-    shift = shift if bias is None else shift + along_channels(bias, x)
-    out = centred * scale + shift
-    return in_format_of(x, out.to(x.dtype)), mean.flatten(), variance.flatten()
+
+    def of_channels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        centred, rest, mean, variance = moments(widen(x), average_per_channel)
+        scale = torch.rsqrt(variance + eps)
+        scale = scale if weight is None else scale * along_channels(weight, x)
+        shift = -rest * scale
+        shift = shift if bias is None else shift + along_channels(bias, x)
+        return (centred * scale + shift).to(x.dtype), mean.flatten(), variance.flatten()
+
+    out, mean, variance = in_slices(of_channels, (x, weight, bias), (1, 0, 0), (1, 0, 0))
+    return in_format_of(x, out), mean, variance
 
 
 def normalised_by_running(
@@ -243,31 +248,34 @@ def batch_norm_backward(
     """
     if not training:
         mean, rstd = running_mean, torch.rsqrt(widen(running_var) + eps)
-    values, gradient = widen(x), widen(grad)
-    dims = all_but_channels(x)
-    rstd = along_channels(rstd, x)
-    centred = values - along_channels(mean, x)
-    dx = dweight = dbias = None
-    if training or output_mask[1]:
-        products = (gradient * centred).sum(dims, keepdim=True)
-        if output_mask[1]:
-            like = mean if weight is None else weight
-            dweight = (products * rstd).flatten().to(like.dtype)
-    if training or output_mask[2]:
-        total = gradient.sum(dims, keepdim=True)
-        if output_mask[2]:
-            like = mean if weight is None else weight
-            dbias = total.flatten().to(like.dtype)
-    if output_mask[0]:
+    wants_dx, wants_dweight, wants_dbias = output_mask
+
+    def of_channels(grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor) -> tuple:
+        values, gradient, dims = widen(x), widen(grad), all_but_channels(x)
+        centred, rstd = values - along_channels(mean, x), along_channels(rstd, x)
         scale = rstd if weight is None else rstd * along_channels(weight, x)
-        if training:
+        dx = dweight = dbias = None
+        if training or wants_dweight:
+            products = (gradient * centred).sum(dims, keepdim=True)
+            dweight = (products * rstd).flatten()
+        if training or wants_dbias:
+            total = gradient.sum(dims, keepdim=True)
+            dbias = total.flatten()
+        if wants_dx and training:
             count = values_per_channel(x)
             slope, level = -products * rstd * rstd * scale / count, -total * scale / count
-            dx = torch.addcmul(centred * slope + level, gradient, scale)
-        else:
-            dx = gradient * scale
-        dx = in_format_of(x, dx.to(x.dtype))
-    return dx, dweight, dbias
+            dx = torch.addcmul(centred * slope + level, gradient, scale).to(x.dtype)
+        elif wants_dx:
+            dx = (gradient * scale).to(x.dtype)
+        return dx, dweight, dbias
+
+    dx, dweight, dbias = in_slices(of_channels, (grad, x, weight, mean, rstd), (1, 1, 0, 0, 0), (1, 0, 0))
+    like = mean if weight is None else weight
+    return (
+        in_format_of(x, dx) if wants_dx else None,
+        dweight.to(like.dtype) if wants_dweight else None,
+        dbias.to(like.dtype) if wants_dbias else None,
+    )
 
 
 @defines(aten.batch_norm_backward.default)

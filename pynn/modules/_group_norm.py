@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pynn.blocks import in_slices
 from pynn.definitions import Function, defines, traced_as, widen
 from pynn.memory_format import in_format_of
 from pynn.modules._batch_norm import (
@@ -69,17 +70,20 @@ def normalised_by_group(
     dtype:   computes in float32 for a 16-bit x, and leaves the statistics so
     """
 
-    def average(values: Tensor) -> Tensor:
-        total = sum_of_group(sum_of_places(values), groups)
-        return along_groups(total / values_per_group(x, groups), x)
+    def of_samples(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def average(values: Tensor) -> Tensor:
+            total = sum_of_group(sum_of_places(values), groups)
+            return along_groups(total / values_per_group(x, groups), x)
 
-    # [batch, channels, 1, ...] each but centred, equal within a group
-    centred, rest, mean, variance = moments(widen(x), average)
-    rstd = torch.rsqrt(variance + eps)
-    scale = affine(rstd, weight, None)
-    out = centred * scale + affine(-rest * rstd, weight, bias)
-    firsts = [statistic.flatten(1)[:, :: x.size(1) // groups] for statistic in (mean, rstd)]
-    return in_format_of(x, out.to(x.dtype)), *(statistic.contiguous() for statistic in firsts)
+        # [batch, channels, 1, ...] each but centred, equal within a group
+        centred, rest, mean, variance = moments(widen(x), average)
+        rstd = torch.rsqrt(variance + eps)
+        out = centred * affine(rstd, weight, None) + affine(-rest * rstd, weight, bias)
+        first = slice(None, None, x.size(1) // groups)  # the first channel of each group
+        return out.to(x.dtype), mean.flatten(1)[:, first], rstd.flatten(1)[:, first]
+
+    out, mean, rstd = in_slices(of_samples, (x,), (0,), (0, 0, 0))
+    return in_format_of(x, out), mean.contiguous(), rstd.contiguous()
 
 
 @defines(aten.native_group_norm.default)
@@ -110,28 +114,31 @@ def group_norm_backward(
 
     dx = rstd * (g - mean(g) - n * mean(g * n)),   dweight = sum(grad * n),   dbias = sum(grad)
     """
-    gradient, values = widen(grad), widen(x)
-    rstd = along_groups(rstd, x)
-    centred = values - along_groups(mean, x)
-    # [batch, channels] each
-    products, totals = sum_of_places(gradient * centred), sum_of_places(gradient)
-    dx = dweight = dbias = None
-    if output_mask[0]:
-        count = values_per_group(x, group)
-        factor = 1 if weight is None else widen(weight)
-        projection, mean_gradient = (
-            along_groups(sum_of_group(per_channel * factor, group) / count, x)
-            for per_channel in (products, totals)
-        )
-        slope, level = -projection * rstd * rstd * rstd, -mean_gradient * rstd
-        dx = torch.addcmul(centred * slope + level, gradient, affine(rstd, weight, None))
-        dx = in_format_of(x, dx.to(x.dtype))
+
+    def of_samples(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple:
+        gradient, rstd = widen(grad), along_groups(rstd, x)
+        centred = widen(x) - along_groups(mean, x)
+        # [batch, channels] each
+        products, totals = sum_of_places(gradient * centred), sum_of_places(gradient)
+        dx = None
+        if output_mask[0]:
+            count = values_per_group(x, group)
+            factor = 1 if weight is None else widen(weight)
+            projection, mean_gradient = (
+                along_groups(sum_of_group(per_channel * factor, group) / count, x)
+                for per_channel in (products, totals)
+            )
+            slope, level = -projection * rstd * rstd * rstd, -mean_gradient * rstd
+            dx = torch.addcmul(centred * slope + level, gradient, affine(rstd, weight, None)).to(x.dtype)
+        return dx, products * rstd.flatten(1), totals
+
+    dx, products, totals = in_slices(of_samples, (grad, x, mean, rstd), (0, 0, 0, 0), (0, 0, 0))
     like = mean if weight is None else weight
-    if output_mask[1]:
-        dweight = (products * rstd.flatten(1)).sum(0).to(like.dtype)
-    if output_mask[2]:
-        dbias = totals.sum(0).to(like.dtype)
-    return dx, dweight, dbias
+    return (
+        in_format_of(x, dx) if output_mask[0] else None,
+        products.sum(0).to(like.dtype) if output_mask[1] else None,
+        totals.sum(0).to(like.dtype) if output_mask[2] else None,
+    )
 
 
 # ---- public function -------------------------------------------------------------------------------------
