@@ -32,6 +32,13 @@ WIDER_STATISTICS = {
     aten.native_layer_norm.default,
     aten.native_layer_norm_backward.default,
     aten._fused_rms_norm.default,
+    aten.native_batch_norm.default,
+    aten._native_batch_norm_legit.default,
+    aten._native_batch_norm_legit.no_stats,
+    aten._native_batch_norm_legit_functional.default,
+    aten._batch_norm_with_update.default,
+    aten._batch_norm_with_update_functional.default,
+    aten.native_group_norm.default,
 }
 
 
@@ -100,6 +107,10 @@ def own_calls() -> list[tuple[OpOverload, tuple, dict]]:
         (aten.native_channel_shuffle.default, (image, 2), {}),
         (aten.channel_shuffle.default, (image, 2), {}),
         (aten.native_layer_norm.default, (tensor(2, 3, 4) * 3 + 5, [3, 4], x, None, 1e-5), {}),
+        *batch_norm_calls(),
+        (aten._weight_norm_interface.default, (x, x[:, :1], 0), {}),
+        (aten._weight_norm_interface.default, (image, image[:1, :1, :1], 3), {}),
+        (aten._weight_norm_interface_backward.default, (x * x, x, x[:, :1], x[:, 1:2].abs(), 0), {}),
     ]
     rows += [(aten.pow.Tensor_Scalar, (x.abs(), e), {}) for e in (2, 3, 1, 0.5, -0.5, -1)]
     for mode in ("reflection", "replication"):
@@ -110,6 +121,27 @@ def own_calls() -> list[tuple[OpOverload, tuple, dict]]:
             rows.append((operation.default, (x, padding), {}))
             rows.append((getattr(aten, f"{mode}_pad{dims}d_backward").default, (grad, x, padding), {}))
     return rows
+
+
+def batch_norm_calls() -> list[tuple[OpOverload, tuple, dict]]:
+    """The overloads that only AOTAutograd's graphs hold."""
+    x, weight, bias = tensor(4, 3, 5) * 2 + 1, tensor(3), tensor(3)
+    mean, var = tensor(3), tensor(3).abs() + 0.5
+    plain, running = (x, weight, bias), (mean, var, 0.2, 1e-3)
+    grads = [tensor(4, 3, 5), x, weight, mean, var, x.mean((0, 2)), x.var((0, 2)).rsqrt()]
+    reserve = torch.empty(0, dtype=torch.uint8)
+    return [
+        (aten._native_batch_norm_legit_functional.default, (*plain, mean, var, True, 0.2, 1e-3), {}),
+        (aten._native_batch_norm_legit_functional.default, (*plain, mean, var, False, 0.2, 1e-3), {}),
+        (aten._native_batch_norm_legit.default, (*plain, mean, var, True, 0.2, 1e-3), {}),
+        (aten._native_batch_norm_legit.no_stats, (x, None, None, True, 0.2, 1e-3), {}),
+        (aten._native_batch_norm_legit_no_training.default, (*plain, *running), {}),
+        (aten._batch_norm_with_update.default, (*plain, *running), {}),
+        (aten._batch_norm_with_update_functional.default, (*plain, *running), {}),
+        (aten._batch_norm_no_update.default, (*plain, *running), {}),
+        (aten.native_batch_norm_backward.default, (*grads, False, 1e-3, [True, True, True]), {}),
+        (aten.batch_norm_backward.default, (*grads, True, 1e-3, [True, True, True], reserve), {}),
+    ]
 
 
 class Collector(TorchDispatchMode):

@@ -108,6 +108,9 @@ CONSTRUCTORS = {
     "ZeroPad1d": (1,),
     "ZeroPad2d": (1,),
     "ZeroPad3d": (1,),
+    "_BatchNorm": (4,),
+    "_InstanceNorm": (4,),
+    "_NormBase": (4,),
 }
 STACKS = {"TransformerEncoder": "TransformerEncoderLayer", "TransformerDecoder": "TransformerDecoderLayer"}
 
@@ -165,7 +168,8 @@ def test_names_of_submodules_resolve(namespace):
     for name in getattr(original, "__all__", ()):
         value = getattr(own, name)
         assert inspect.ismodule(value) == inspect.ismodule(getattr(original, name)), name
-        assert getattr(value, "__name__", None) == getattr(getattr(original, name), "__name__", None), name
+        names = [getattr(v, "__name__", "").rpartition(".")[2] for v in (value, getattr(original, name))]
+        assert names[0] == names[1], name
 
 
 def test_what_torch_keeps_in_python_is_shared():
@@ -223,8 +227,16 @@ def test_layer_equals_torchs_once_built(name):
 @pytest.mark.parametrize("name", PAIRS)
 def test_layer_survives_deepcopy_and_pickle(name):
     layer = build(name, 1)
-    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+    twins = [pickle.loads(pickle.dumps(layer))]
+    if not has_uninitialised_buffers(layer):
+        twins.append(copy.deepcopy(layer))
+    for twin in twins:
         assert type(twin) is type(layer) and repr(twin) == repr(layer)
+
+
+def has_uninitialised_buffers(layer):
+    """torch's UninitializedBuffer can't be deep-copied, its own lazy normalisations therefore not either."""
+    return any(isinstance(buffer, torch.nn.UninitializedBuffer) for buffer in layer.buffers())
 
 
 # ---- convert ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import pynn
-from parity_tests.test_pynn_package import CONSTRUCTORS, PAIRS, STACKS, build
+from parity_tests.test_pynn_package import CONSTRUCTORS, PAIRS, STACKS, build, has_uninitialised_buffers
 from pynn.counterparts import function_pairs
 from pynn.coverage import functional_names
 from pynn.definitions import PUBLIC
@@ -114,14 +114,16 @@ def test_lazy_layer_becomes_pynns_own(name):
     assert ours.cls_to_become.__module__.startswith("pynn.")
     assert [type(p) for p in ours.parameters()] == [type(p) for p in theirs.parameters()]
     x = torch.randn(2, 3, *[9] * (int(name[-2]) if name[-1] == "d" else 0))
-    twin = copy.deepcopy(ours)
+    twin = build(name, 1) if has_uninitialised_buffers(ours) else copy.deepcopy(ours)
     for layer in (theirs, ours, twin):
         torch.manual_seed(0)
         layer(x)
     assert type(ours).__name__ == type(theirs).__name__ and type(ours).__module__.startswith("pynn.")
     assert repr(ours) == repr(theirs)
+    parameters = dict(theirs.named_parameters())
     for key, value in theirs.state_dict().items():
-        assert torch.equal(value, ours.state_dict()[key]) and torch.equal(value, twin.state_dict()[key])
+        equal = torch.equal if key in parameters else torch.allclose  # running statistics round
+        assert equal(value, ours.state_dict()[key]) and equal(value, twin.state_dict()[key])
 
 
 @pytest.mark.filterwarnings("ignore")

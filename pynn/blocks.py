@@ -6,7 +6,7 @@ runs on plain CPU tensors are cut: autograd, tracers, vmap and dispatch modes se
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 
 BLOCK = 2**16
 """Elements in a piece: 256 KB of float32; a 1 MB cache holds what one operation reads and writes."""
+
+SLICE = 4 * BLOCK
+"""Elements in a slice: larger, since each also costs the dozen small operations on its statistics."""
 
 
 def in_blocks(definition: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -46,6 +49,54 @@ def in_blocks(definition: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return result
 
     return evaluated
+
+
+def in_slices(
+    function: Callable[..., tuple],
+    arguments: Sequence[Tensor | None],
+    dims: Sequence[int | None],
+    results: Sequence[int],
+) -> tuple:
+    """function(*arguments), evaluated for slices of one axis where the first argument is large.
+
+    The function must treat the indices of that axis independently: the channels of a batch normalisation, say.
+
+    Args:    dims: the axis in each argument; None: the argument goes to every slice whole
+             results: the axis in each result; where its mask leaves a result out it is None
+    """
+    first, dim = arguments[0], dims[0]
+    assert first is not None and dim is not None
+    tensors = [x for x in arguments if x is not None]
+    if first.numel() < 2 * SLICE or not all(map(is_plain, tensors)) or is_watched():
+        return function(*arguments)
+    size = first.size(dim)
+    step = max(1, size * SLICE // first.numel())
+    if step * first.stride(dim) < 64:  # a slice is made of short runs of memory
+        return function(*arguments)
+    whole: list[Tensor | None] = []
+    for begin in range(0, size, step):
+        count = min(step, size - begin)
+        pieces = [
+            x if x is None or axis is None else x.narrow(axis, begin, count)
+            for x, axis in zip(arguments, dims, strict=True)
+        ]
+        values = function(*pieces)
+        if begin == 0:
+            whole = [_room_for(value, axis, size, first) for value, axis in zip(values, results, strict=True)]
+        for target, value, axis in zip(whole, values, results, strict=True):
+            if target is not None:
+                target.narrow(axis, begin, count).copy_(value)
+    return tuple(whole)
+
+
+def _room_for(value: Tensor | None, axis: int, size: int, like: Tensor) -> Tensor | None:
+    """An empty tensor of value's shape but for the axis; laid out as `like` where the shapes are the same."""
+    if value is None:
+        return None
+    shape = [*value.shape[:axis], size, *value.shape[axis + 1 :]]
+    if shape == list(like.shape):
+        return torch.empty_like(like, dtype=value.dtype)
+    return value.new_empty(shape)
 
 
 def is_plain(x: Tensor) -> bool:

@@ -1,4 +1,7 @@
-"""Layer normalisation and RMS normalisation."""
+"""Layer and RMS normalisation, and the layers of group and response normalisation.
+
+The mathematics of those is in _group_norm and _response_norm.
+"""
 
 import numbers
 from typing import Any
@@ -9,11 +12,18 @@ from torch import Size, Tensor
 from torch.nn import Module, Parameter
 
 from pynn.definitions import Function, defines, require_floating_point, traced_as, widen
+from pynn.modules._group_norm import group_norm
+from pynn.modules._response_norm import cross_map_lrn2d, local_response_norm
 
 __all__ = [
+    "CrossMapLRN2d",
+    "GroupNorm",
     "LayerNorm",
+    "LocalResponseNorm",
     "RMSNorm",
+    "group_norm",
     "layer_norm",
+    "local_response_norm",
     "rms_norm",
 ]
 
@@ -70,7 +80,7 @@ def layer_norm_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """With n = (x - mean) * rstd and g = grad * weight:
 
-        dx = rstd * (g - mean(g) - n * mean(g * n)),   dweight = sum(grad * n),   dbias = sum(grad)
+    dx = rstd * (g - mean(g) - n * mean(g * n)),   dweight = sum(grad * n),   dbias = sum(grad)
     """
     dims = _trailing_dims(normalized_shape)
     values, gradient = widen(x), widen(grad)
@@ -117,7 +127,7 @@ def rms_norm_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """With n = x * rrms and g = grad * weight:
 
-        dx = rrms * (g - n * mean(g * n)),   dweight = sum(grad * n)
+    dx = rrms * (g - n * mean(g * n)),   dweight = sum(grad * n)
     """
     dims = _trailing_dims(normalized_shape)
     values, gradient = widen(x), widen(grad)
@@ -360,3 +370,103 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+
+
+class GroupNorm(torch.nn.GroupNorm):
+    """out = (x - mean) / sqrt(var + eps) * weight + bias; statistics of each group of channels and sample.
+
+    Args:    num_groups: 1 normalises over a whole sample, num_channels each channel for itself
+             bias: learn one, where affine
+    Shape:   x: [batch, num_channels, *]   weight, bias: [num_channels]   returns: same as x
+    Raises:  ValueError when num_channels is not divisible by num_groups
+    Source:  Wu and He, Group normalization, 2018
+    """
+
+    __constants__ = ["num_groups", "num_channels", "eps", "affine"]
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        Module.__init__(self)
+        if num_channels % num_groups != 0:
+            raise ValueError(f"num_channels ({num_channels}) must be divisible by num_groups ({num_groups})")
+        self.num_groups = num_groups
+        self.num_channels = num_channels
+        self.eps = eps
+        self.affine = affine
+        for name, is_learned in (("weight", affine), ("bias", affine and bias)):
+            parameter = None
+            if is_learned:
+                parameter = Parameter(torch.empty(num_channels, device=device, dtype=dtype))
+            self.register_parameter(name, parameter)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """weight 1, bias 0."""
+        if self.affine:
+            torch.nn.init.ones_(self.weight)
+            if self.bias is not None:
+                torch.nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}, "
+            f"bias={self.bias is not None}"
+        )
+
+
+class _ResponseNorm:
+    """What the two response normalisations share: their four numbers."""
+
+    size: int
+    alpha: float
+    beta: float
+    k: float
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
+        Module.__init__(self)  # type: ignore[arg-type]
+        self.size = size
+        self.alpha = alpha
+        self.beta = beta
+        self.k = k
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+
+
+class LocalResponseNorm(_ResponseNorm, torch.nn.LocalResponseNorm):
+    """out = x / (k + alpha * mean(x^2 over size neighbouring channels))^beta.
+
+    Shape:   x: [batch, channels, *] with at least 3 dimensions   returns: same as x
+    Source:  Krizhevsky et al., ImageNet classification with deep convolutional neural networks, 2012
+    """
+
+    __constants__ = ["size", "alpha", "beta", "k"]
+
+    def forward(self, input: Tensor) -> Tensor:
+        return local_response_norm(input, self.size, self.alpha, self.beta, self.k)
+
+
+class CrossMapLRN2d(_ResponseNorm, torch.nn.CrossMapLRN2d):
+    """out = x * (k + alpha / size * sum(x^2 over size neighbouring channels))^-beta.
+
+    Shape:   x: [batch, channels, height, width]   returns: same as x
+    Source:  torch/nn/modules/_functions.py. Differs from torch in: see `pynn.modules._response_norm`
+    """
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1) -> None:
+        _ResponseNorm.__init__(self, size, alpha, beta, k)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return cross_map_lrn2d(input, self.size, self.alpha, self.beta, self.k)
