@@ -109,6 +109,8 @@ class LongDouble(TorchDispatchMode):
             for output, shadow in zip(outputs, shadows, strict=True):
                 if is_float(output):
                     self.shadow(output)[...] = shadow
+        elif is_creation and "empty" in func.__name__:
+            return  # C++ may fill it unseen (at::tensor): its numbers are read when they are first asked for
         elif is_creation:
             with numpy.errstate(invalid="ignore"):
                 for output in filter(is_float, outputs):

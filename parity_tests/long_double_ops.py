@@ -14,6 +14,8 @@ import torch
 from numpy import add, exp, expm1, log, log1p, newaxis, sqrt, where
 from torch.utils._pytree import tree_map
 
+from parity_tests.long_double_losses import LOSSES
+
 longdouble = numpy.longdouble
 Array = numpy.ndarray
 
@@ -179,6 +181,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "multi_margin_loss_backward": multi_margin_loss_backward,
     "multilabel_margin_loss_backward": multilabel_margin_loss_backward,
 }  # fmt: skip
+RULES |= LOSSES
 
 # Elements arrive elsewhere as they are, and the rest is 0.
 MOVES = frozenset(

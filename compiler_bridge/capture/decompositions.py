@@ -23,7 +23,15 @@ Decompositions = dict[OpOverload, Callable[..., Any]]
 KEPT_WHOLE: frozenset[OpOverload] = frozenset({aten.convolution.default, aten.convolution_backward.default})
 """Operations with a definition that the lowering takes whole: its kernels know more than the definition."""
 
-WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset()
+WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
+    {
+        # loops over time
+        aten._ctc_loss.default,
+        aten._ctc_loss.Tensor,
+        aten._ctc_loss_backward.default,
+        aten._ctc_loss_backward.Tensor,
+    }
+)
 """Operations with a definition from which today's stages would make poor kernels, or too many.
 
 Until they have a lowering they stay ATen calls: Externs, counted and shown. Their rows of the parity tests are

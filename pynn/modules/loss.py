@@ -1,4 +1,4 @@
-"""Loss layers. The mathematics is in _regression_losses, _classification_losses and _ranking_losses."""
+"""Loss layers. The mathematics is in _regression_losses, _classification_losses, _ranking_losses and _ctc."""
 
 import warnings
 from collections.abc import Callable
@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import Module, _reduction
 
-from pynn.modules import _classification_losses, _ranking_losses, _regression_losses
+from pynn.modules import _classification_losses, _ctc, _ranking_losses, _regression_losses
 from pynn.modules._classification_losses import *  # noqa: F403
+from pynn.modules._ctc import *  # noqa: F403
 from pynn.modules._ranking_losses import *  # noqa: F403
 from pynn.modules._regression_losses import *  # noqa: F403
 from pynn.modules.distance import PairwiseDistance
 
 __all__ = [
     *_classification_losses.__all__,
+    *_ctc.__all__,
     *_ranking_losses.__all__,
     *_regression_losses.__all__,
     "L1Loss",
