@@ -68,4 +68,83 @@ def ctc_loss_backward(
     return out
 
 
-LOSSES = {"_ctc_loss": ctc_loss, "_ctc_loss_backward": ctc_loss_backward}
+# ---- bags of embeddings ----------------------------------------------------------------------------------
+
+
+def embedding_bag(
+    weight, indices, offsets, scale=False, mode=0, sparse=False, samples=None, include_last=False, padding_idx=-1
+) -> tuple:
+    ends = [*map(int, offsets), *([] if include_last else [len(indices)])]
+    out = numpy.zeros((len(ends) - 1, weight.shape[1]), longdouble)
+    for b, (begin, end) in enumerate(zip(ends, ends[1:], strict=False)):
+        members = [i for i in range(begin, end) if indices[i] != padding_idx]
+        rows = [weight[indices[i]] * (1 if samples is None else samples[i]) for i in members]
+        if rows:
+            out[b] = numpy.max(rows, 0) if mode == 2 else numpy.sum(rows, 0) / (len(rows) if mode == 1 else 1)
+    return out, 0, 0, 0
+
+
+def embedding_bag_backward(
+    grad, indices, offsets, _, sizes, largest, rows, scale_by_freq, mode, sparse, samples=None, padding_idx=-1
+) -> Array:
+    assert not sparse
+    table = numpy.zeros((rows, grad.shape[1]), longdouble)
+    if mode == 2:
+        for b in numpy.flatnonzero(sizes):
+            table[largest[b], numpy.arange(grad.shape[1])] += grad[b]
+        return table
+    bags = numpy.searchsorted(offsets, numpy.arange(len(indices)), side="right") - 1
+    for i, row in enumerate(indices):
+        if row != padding_idx:
+            share = grad[bags[i]] * (1 if samples is None else samples[i])
+            share = share / (sizes[bags[i]] if mode == 1 else 1)
+            table[row] += share / ((indices == row).sum() if scale_by_freq else 1)
+    return table
+
+
+def embedding_bag_samples_backward(grad, weight, indices, offsets, _, mode, padding_idx=-1) -> Array:
+    bags = numpy.searchsorted(offsets, numpy.arange(len(indices)), side="right") - 1
+    counts = indices != padding_idx
+    return numpy.array([(grad[b] * weight[i]).sum() * c for b, i, c in zip(bags, indices, counts, strict=True)])
+
+
+# ---- distances of pairs ----------------------------------------------------------------------------------
+
+
+def pdist(x: Array, p: float = 2) -> Array:
+    pairs = [(i, j) for i in range(len(x)) for j in range(i + 1, len(x))]
+    difference = numpy.array([abs(x[i] - x[j]) for i, j in pairs], longdouble).reshape(len(pairs), x.shape[1])
+    if p == 0:
+        return (difference != 0).sum(1).astype(longdouble)
+    if numpy.isinf(p):
+        return difference.max(1, initial=0)
+    return (difference**p).sum(1) ** (1 / longdouble(p))
+
+
+def pdist_backward(grad: Array, x: Array, p: float, distance: Array) -> Array:
+    out = numpy.zeros(x.shape, longdouble)
+    pairs = [(i, j) for i in range(len(x)) for j in range(i + 1, len(x))]
+    for k, (i, j) in enumerate(pairs):
+        difference = x[i] - x[j]
+        if p == 0 or distance[k] == 0:
+            continue
+        if numpy.isinf(p):
+            slope = abs(difference) == distance[k]
+        else:
+            safe = numpy.where(difference == 0, 1, abs(difference))
+            slope = numpy.where(difference == 0, 0, (safe / distance[k]) ** (longdouble(p) - 1))
+        out[i] += grad[k] * slope * numpy.sign(difference)
+        out[j] -= grad[k] * slope * numpy.sign(difference)
+    return out
+
+
+LOSSES = {
+    "_ctc_loss": ctc_loss,
+    "_ctc_loss_backward": ctc_loss_backward,
+    "_embedding_bag": embedding_bag,
+    "_embedding_bag_forward_only": embedding_bag,
+    "_embedding_bag_backward": embedding_bag_backward,
+    "_embedding_bag_per_sample_weights_backward": embedding_bag_samples_backward,
+    "_pdist_forward": pdist,
+    "_pdist_backward": pdist_backward,
+}

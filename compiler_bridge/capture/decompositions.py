@@ -30,6 +30,13 @@ WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
         aten._ctc_loss.Tensor,
         aten._ctc_loss_backward.default,
         aten._ctc_loss_backward.Tensor,
+        # scatters
+        aten._embedding_bag.default,
+        aten._embedding_bag_forward_only.default,
+        aten._embedding_bag_dense_backward.default,
+        aten._embedding_bag_per_sample_weights_backward.default,
+        aten._pdist_forward.default,
+        aten._pdist_backward.default,
     }
 )
 """Operations with a definition from which today's stages would make poor kernels, or too many.

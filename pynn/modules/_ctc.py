@@ -410,7 +410,7 @@ def _check_input_lengths(log_probs: Tensor, input_lengths: Lengths) -> None:
 
 
 def _check_targets(log_probs: Tensor, targets: Tensor, target_lengths: Lengths) -> None:
-    _, batch, classes = log_probs.shape
+    batch = log_probs.size(1)
     lengths = _values("target_lengths", target_lengths, batch)
     argument = f"for argument #2 'targets'{WHERE}"
     if targets.dim() == 2 and targets.size(0) != batch:

@@ -7,9 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from pynn.definitions import Function, defines, traced_as, widen
+from pynn.definitions import Function, defines, traced_as, type_name, widen
 
-__all__ = ["CosineSimilarity", "PairwiseDistance", "cosine_similarity", "normalize", "pairwise_distance"]
+__all__ = [
+    "CosineSimilarity",
+    "PairwiseDistance",
+    "cosine_similarity",
+    "normalize",
+    "pairwise_distance",
+    "pdist",
+]
 
 aten = torch.ops.aten
 
@@ -89,6 +96,53 @@ def norm_over_dim(x: Tensor, p: float | None, dim: list[int], keepdim: bool = Fa
 def norm_of_all(x: Tensor, p: float = 2) -> Tensor:
     """linalg_vector_norm over all dimensions."""
     return linalg_vector_norm(x, p)
+
+
+def pairs_of(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The numbers (0, 1), (0, 2), ..., (1, 2), ... of all pairs: [pairs] each, pairs = count * (count - 1) / 2."""
+    pairs = count * (count - 1) // 2
+    number = torch.arange(count, device=device)
+    # pair k belongs to the last i whose pairs begin at or before k
+    later = count - 1 - number
+    begins = later.cumsum(0) - later
+    steps = torch.zeros(pairs + 1, dtype=torch.int64, device=device)
+    steps = steps.index_add(0, begins[1:], torch.ones_like(begins[1:]))
+    first = steps.cumsum(0)[:pairs]
+    second = torch.arange(pairs, device=device) - begins.index_select(0, first) + first + 1
+    return first, second
+
+
+def differences(x: Tensor) -> Tensor:
+    """x[i] - x[j] for i < j: [pairs, cols]."""
+    first, second = pairs_of(x.size(0), x.device)
+    return x.index_select(0, first) - x.index_select(0, second)
+
+
+def pair_gradient(difference: Tensor, distance: Tensor, p: float) -> Tensor:
+    """norm_gradient; but for p = inf every element that attains the norm has slope 1, as in ATen's kernel."""
+    distance = distance.unsqueeze(1)
+    if p == torch.inf:
+        return torch.where(difference.abs() == distance, difference.sgn(), 0)
+    return norm_gradient(difference, distance, p, [1])
+
+
+@defines(aten._pdist_forward.default)
+def pdist_forward(x: Tensor, p: float = 2) -> Tensor:
+    """||x[i] - x[j]||_p for i < j: [pairs]."""
+    if x.size(0) <= 1 or x.size(1) == 0:
+        return x.new_zeros(x.size(0) * max(x.size(0) - 1, 0) // 2)
+    return norm_of(differences(x), p, [1]).squeeze(1)
+
+
+@defines(aten._pdist_backward.default)
+def pdist_backward(grad: Tensor, x: Tensor, p: float, pdist: Tensor) -> Tensor:
+    """Each pair's gradient, added at i and taken away at j."""
+    if x.size(0) <= 1 or x.size(1) == 0:
+        return torch.zeros_like(x)
+    first, second = pairs_of(x.size(0), x.device)
+    # [pairs, cols]
+    gradient = grad.unsqueeze(1) * pair_gradient(differences(x), pdist, p)
+    return torch.zeros_like(x).index_add(0, first, gradient).index_add(0, second, -gradient)
 
 
 # ---- public functions ------------------------------------------------------------------------------------
@@ -178,6 +232,50 @@ def pairwise_distance(
     Source:  aten/native/Distance.cpp
     """
     return vector_norm(x1 - x2 + eps, p, -1, keepdim)
+
+
+class _Pdist(Function):
+    """pdist_forward with pdist_backward: keeps input and output."""
+
+    @staticmethod
+    def forward(x: Tensor, p: float) -> Tensor:
+        return pdist_forward(x, p)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, ctx.p = inputs
+        ctx.save_for_backward(x, output)
+        ctx.save_for_forward(x, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, distance = ctx.saved_tensors
+        return pdist_backward(grad, x, ctx.p, distance), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        x, distance = ctx.saved_tensors
+        return (pair_gradient(differences(x), distance, ctx.p) * differences(tangent)).sum(1)
+
+
+@traced_as(F.pdist)
+def pdist(input: Tensor, p: float = 2) -> Tensor:
+    """out = ||input[i] - input[j]||_p for all i < j, row by row of the upper triangle.
+
+    Args:    p: of the norm, from 0 to infinity
+    Shape:   input: [rows, cols]   returns: [rows * (rows - 1) / 2]
+    Raises:  RuntimeError for another number of dimensions, integers or a negative p
+    Source:  aten/native/Distance.cpp
+    """
+    if input.dim() != 2:
+        raise RuntimeError(f"pdist only supports 2D tensors, got: {input.dim()}D")
+    if not input.is_floating_point():
+        raise RuntimeError("pdist only supports floating-point dtypes")
+    if p < 0:
+        raise RuntimeError("pdist only supports non-negative p values")
+    if input.dtype not in (torch.float32, torch.float64) and input.size(0) > 1 and input.size(1) > 0:
+        raise NotImplementedError(f"\"pdist\" not implemented for '{type_name(input)}'")
+    return _Pdist.apply(input, p)
 
 
 # ---- classes ---------------------------------------------------------------------------------------------
