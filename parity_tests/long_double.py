@@ -94,6 +94,7 @@ class LongDouble(TorchDispatchMode):
         shadows = None
         if name in RULES:
             arrays = tree_map(lambda x: x.numpy() if isinstance(x, Tensor) else x, inputs)
+            arrays[1].pop("out", None)  # the result, where record writes
             with numpy.errstate(all="ignore"):
                 shadows = RULES[name](*arrays[0], **arrays[1])
         elif name in MOVES:

@@ -138,7 +138,35 @@ def pdist_backward(grad: Array, x: Array, p: float, distance: Array) -> Array:
     return out
 
 
+# ---- a linear layer and its cross-entropy ----------------------------------------------------------------
+
+
+def linear_cross_entropy(x, matrix, target, bias, weight, ignore_index) -> tuple:
+    """The losses of the rows, their factors, and the losses' slopes in the logits."""
+    logits = x @ matrix.T + (0 if bias is None else bias)
+    logits = logits - logits.max(1, keepdims=True)
+    log_probs = logits - numpy.log(exp(logits).sum(1, keepdims=True))
+    counted = target != ignore_index
+    labels, row = numpy.where(counted, target, 0), numpy.arange(len(x))
+    factors = counted * (longdouble(1) if weight is None else weight[labels])
+    slope = exp(log_probs)
+    slope[row, labels] -= 1
+    return -log_probs[row, labels] * factors, factors, slope * factors[:, None]
+
+
+def linear_cross_entropy_reduced(x, matrix, target, bias, weight, reduction, ignore_index, *_) -> tuple:
+    losses, factors, slope = linear_cross_entropy(x, matrix, target, bias, weight, ignore_index)
+    *_, needs_x, needs_matrix, needs_bias = _
+    scale = 1 / factors.sum() if reduction == "mean" else longdouble(1)
+    slope = slope * scale
+    grads = slope @ matrix, slope.T @ x, slope.sum(0)
+    needs = needs_x, needs_matrix, needs_bias
+    return losses.sum() * scale, *(grad if needed else 0 for grad, needed in zip(grads, needs, strict=True))
+
+
 LOSSES = {
+    "_linear_cross_entropy_batch_chunked": linear_cross_entropy_reduced,
+    "_linear_cross_entropy_batch_chunked_no_reduction": lambda *args: linear_cross_entropy(*args[:6])[0],
     "_ctc_loss": ctc_loss,
     "_ctc_loss_backward": ctc_loss_backward,
     "_embedding_bag": embedding_bag,

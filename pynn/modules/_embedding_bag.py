@@ -43,7 +43,12 @@ def sizes_of(bag: Tensor, bags: int) -> Tensor:
 
 
 def bag_sum(
-    weight: Tensor, per_sample_weights: Tensor | None, indices: Tensor, bag: Tensor, sizes: Tensor | None, bags: int
+    weight: Tensor,
+    per_sample_weights: Tensor | None,
+    indices: Tensor,
+    bag: Tensor,
+    sizes: Tensor | None,
+    bags: int,
 ) -> Tensor:
     """out[b] = sum of weight[indices[i]] * per_sample_weights[i] over the i in bag b, divided by sizes[b].
 
@@ -90,7 +95,9 @@ def largest_in_bags(weight: Tensor, indices: Tensor, bag: Tensor, bags: int) -> 
     largest = largest.scatter_reduce(0, bag_of_element, rows, "amax")
     attains = (rows == largest.index_select(0, bag)) | rows.isnan()
     candidates = torch.where(attains, place.unsqueeze(1), count)
-    winners = nowhere.unsqueeze(1).expand(-1, weight.size(1)).scatter_reduce(0, bag_of_element, candidates, "amin")
+    winners = (
+        nowhere.unsqueeze(1).expand(-1, weight.size(1)).scatter_reduce(0, bag_of_element, candidates, "amin")
+    )
     # the place past the end stands for row 0
     rows_of_places = torch.cat([indices.to(torch.int64), place.new_zeros(1)])
     names = rows_of_places.index_select(0, winners[:bags].reshape(-1)).view(bags, weight.size(1))
