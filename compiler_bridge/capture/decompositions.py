@@ -37,6 +37,8 @@ WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
         aten._embedding_bag_per_sample_weights_backward.default,
         aten._pdist_forward.default,
         aten._pdist_backward.default,
+        # a product for each group
+        aten._grouped_mm.default,
     }
 )
 """Operations with a definition from which today's stages would make poor kernels, or too many.

@@ -85,6 +85,11 @@ def triplet(*shape: int) -> tuple:
     return tensor(*shape), tensor(*shape), tensor(*shape)
 
 
+def no_margin(args: tuple, kwargs: dict) -> list[tuple[Sample, type, str, str]]:
+    message = "expected margin to be greater than 0, got"
+    return [(Sample((), {}, (args, kwargs)), ValueError, message, "constructor")]
+
+
 ROWS = [
     module("AdaptiveLogSoftmaxWithLoss", adaptive(12), adaptive(12, head_bias=True, div_value=2.0), adaptive(),
            adaptive(1), errors=adaptive_errors),
@@ -92,11 +97,10 @@ ROWS = [
     module("NLLLoss2d", built(inputs=lambda: (tensor(2, 4, 3, 5), torch.randint(4, (2, 3, 5)))),
            built(torch.tensor([0.5, 1.0, 2.0, 0.1]), ignore_index=2, reduction="sum",
                  inputs=lambda: (tensor(2, 4, 3, 5), torch.randint(4, (2, 3, 5))))),
-    module("TripletMarginLoss", built(inputs=lambda: triplet(5, 6)), built(0.5, 1.0, 1e-3, True, inputs=lambda: triplet(5, 6)),
-           built(reduction="none", inputs=lambda: triplet(6)),
-           errors=lambda: [(Sample((), {}, ((-1.0,), {})), ValueError, "expected margin to be greater than 0", "constructor")]),
+    module("TripletMarginLoss", built(inputs=lambda: triplet(5, 6)),
+           built(0.5, 1.0, 1e-3, True, inputs=lambda: triplet(5, 6)), built(reduction="none", inputs=lambda: triplet(6)),
+           errors=lambda: no_margin((-1.0,), {})),
     module("TripletMarginWithDistanceLoss", built(inputs=lambda: triplet(5, 6)),
            built(margin=2.0, swap=True, reduction="sum", inputs=lambda: triplet(5, 6)),
-           errors=lambda: [(Sample((), {}, ((), {"margin": 0.0})), ValueError, "expected margin to be greater than 0",
-                            "constructor")]),
+           errors=lambda: no_margin((), {"margin": 0.0})),
 ]  # fmt: skip
