@@ -5,7 +5,6 @@ path stands at one of their positions s at each time t, and from one step to the
 skip a blank between two different labels and go to s + 2.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,14 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from pynn.definitions import Function, can_read_values, defines, traced_as, type_name
+from pynn.definitions import Function, can_read_values, defines, traced_as
+from pynn.modules._ctc_checks import (
+    Lengths,
+    check_input_lengths,
+    check_kinds,
+    check_log_probs,
+    check_targets,
+)
 from pynn.modules._reduction import MEAN, SUM, reduction_number
 
 __all__ = ["CTCLoss", "ctc_loss"]
 
 aten = torch.ops.aten
-
-Lengths = Tensor | Sequence[int]
 
 
 # ---- definitions -----------------------------------------------------------------------------------------
@@ -53,6 +57,9 @@ def log_sum_exp(x: Tensor, dim: int) -> Tensor:
     # shifted by the largest, so that nothing overflows; -inf - lowest is -inf, not NaN
     largest = x.detach().amax(dim, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
     total = (x - largest).exp().sum(dim)
+    if not torch.is_grad_enabled():
+        return total.log() + largest.squeeze(dim)
+    # the same, with a derivative: that of log(0) would be infinite
     is_empty = total == 0
     log_total = total.masked_fill(is_empty, 1).log() + largest.squeeze(dim)
     return log_total.masked_fill(is_empty, -torch.inf)
@@ -320,17 +327,12 @@ def ctc_loss(
              differs from torch in: labels outside the classes raise, where ATen reads past its memory
     """
     number = reduction_number(reduction)
-    _check_kinds(input_lengths, target_lengths)
+    check_kinds(input_lengths, target_lengths)
     is_batched = log_probs.dim() == 3
     log_probs = log_probs if is_batched else log_probs.unsqueeze(1)
-    _check_log_probs(log_probs, blank)
-    if targets.dim() not in (1, 2):
-        raise RuntimeError(
-            f"Expected 1 to 2 dimensions, but got {targets.dim()}-dimensional tensor for argument #2 'targets'"
-            f"{WHERE}"
-        )
-    _check_input_lengths(log_probs, input_lengths)
-    _check_targets(log_probs, targets, target_lengths)
+    check_log_probs(log_probs, blank)
+    check_input_lengths(log_probs, input_lengths)
+    check_targets(log_probs, targets, target_lengths)
     longest = longest_target(targets, target_lengths)
     lengths = [as_tensor(n, log_probs.device) for n in (input_lengths, target_lengths)]
     rectangle = padded(targets.to(log_probs.device), lengths[1], longest)
@@ -342,92 +344,6 @@ def ctc_loss(
     if number == SUM:
         return losses.sum()
     return losses if is_batched else losses.squeeze(0)
-
-
-WHERE = " (while checking arguments for ctc_loss_allocate_outputs)"
-
-
-def _check_kinds(input_lengths: Any, target_lengths: Any) -> None:
-    kinds = (Tensor, (tuple, list))
-    for kind in kinds:
-        if isinstance(input_lengths, kind) and isinstance(target_lengths, kind):
-            break
-    else:
-        got = ", ".join(type(n).__name__ for n in (input_lengths, target_lengths))
-        raise TypeError(
-            f"ctc_loss() received an invalid combination of arguments - got lengths of types ({got}), but "
-            "expected two tensors or two tuples of ints"
-        )
-    for name, lengths in (("input_lengths", input_lengths), ("target_lengths", target_lengths)):
-        if isinstance(lengths, Tensor):
-            if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-                raise RuntimeError(f"{name} must be integral")
-        elif any(isinstance(length, float) for length in lengths):
-            raise TypeError(
-                "ctc_loss() received an invalid combination of arguments - got floats in "
-                f"{name}, but expected a tuple of ints"
-            )
-
-
-def _check_log_probs(log_probs: Tensor, blank: int) -> None:
-    if log_probs.dim() != 3:
-        raise RuntimeError(
-            f"Expected 3-dimensional tensor, but got {log_probs.dim()}-dimensional tensor for argument #1 "
-            f"'log_probs'{WHERE}"
-        )
-    if log_probs.dtype not in (torch.float32, torch.float64):
-        raise NotImplementedError(f"\"ctc_loss_cpu\" not implemented for '{type_name(log_probs)}'")
-    if log_probs.numel() == 0:
-        raise RuntimeError("log_probs tensor must not be empty")
-    if not 0 <= blank < log_probs.size(2):
-        raise RuntimeError("blank must be in label range")
-
-
-def _values(name: str, lengths: Lengths, batch: int) -> list[int]:
-    """The lengths as numbers, none where they can't be read.
-
-    Raises:  RuntimeError for another number of them, or negative ones
-    """
-    if (lengths.numel() if isinstance(lengths, Tensor) else len(lengths)) != batch:
-        raise RuntimeError(f"{name} must be of size batch_size")
-    if not isinstance(lengths, Tensor):
-        values = [int(length) for length in lengths]
-    else:
-        values = lengths.reshape(-1).tolist() if can_read_values(lengths) else []
-    for value in values:
-        if value < 0:
-            raise RuntimeError(f"Expected {name} to have value at least 0, but got value {value}{WHERE}")
-    return values
-
-
-def _check_input_lengths(log_probs: Tensor, input_lengths: Lengths) -> None:
-    time, batch, _ = log_probs.shape
-    for value in _values("input_lengths", input_lengths, batch):
-        if value > time:
-            raise RuntimeError(
-                f"Expected input_lengths to have value at most {time}, but got value {value}{WHERE}"
-            )
-
-
-def _check_targets(log_probs: Tensor, targets: Tensor, target_lengths: Lengths) -> None:
-    batch = log_probs.size(1)
-    lengths = _values("target_lengths", target_lengths, batch)
-    argument = f"for argument #2 'targets'{WHERE}"
-    if targets.dim() == 2 and targets.size(0) != batch:
-        raise RuntimeError(
-            f"Expected tensor to have size {batch} at dimension 0, but got size {targets.size(0)} {argument}"
-        )
-    if not lengths:
-        return
-    if targets.dim() == 1 and targets.size(0) != sum(lengths):
-        raise RuntimeError(
-            f"Expected tensor to have size {sum(lengths)} at dimension 0, but got size {targets.size(0)} {argument}"
-        )
-    if targets.dim() == 2 and targets.size(1) < max(lengths):
-        raise RuntimeError(
-            f"Expected tensor to have size at least {max(lengths)} at dimension 1, but got size "
-            f"{targets.size(1)} {argument}"
-        )
 
 
 # ---- classes ---------------------------------------------------------------------------------------------
