@@ -69,6 +69,16 @@ def test_max_counts_nan_where_it_comes_first():
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_the_last_bag_goes_on_to_the_end(mode):
+    """pytorch/pytorch#89677: so do ATen's kernels for padding, for max and for float64."""
+    options = {"mode": mode, "padding_idx": 5, "include_last_offset": True}
+    for last in (3, len(INDICES)):
+        arguments = INDICES, table(), torch.tensor([0, 3, last])
+        ours, theirs = (f(*arguments, **options) for f in (pynn.functional.embedding_bag, F.embedding_bag))
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_double_backward_of_bags_where_torch_has_none(mode):
     def second_gradient(function):
         weight = table()

@@ -23,15 +23,15 @@ MODES = {"sum": SUM, "mean": MEAN, "max": MAX}
 
 
 def bags_of(indices: Tensor, offsets: Tensor, bags: int, padding_idx: int) -> Tensor:
-    """The bag of each index: how many of offsets[1:] are not past it.
+    """The bag of each index: how many of offsets[1:bags] are not past it. The last bag goes on to the end.
 
-    What belongs to no bag goes to number `bags`, which is thrown away: padding, and whatever follows the last of
-    bags + 1 offsets.
+    Padding belongs to no bag: it goes to number `bags`, which is thrown away.
 
     Shape:   indices: [count]   offsets: [bags] or [bags + 1]   returns: [count]
     """
+    offsets = offsets[1 : max(bags, 1)]
     begins = torch.zeros(indices.size(0) + 1, dtype=indices.dtype, device=indices.device)
-    begins = begins.index_add(0, offsets[1:], torch.ones_like(offsets[1:]).to(indices.dtype))
+    begins = begins.index_add(0, offsets, torch.ones_like(offsets).to(indices.dtype))
     bag = begins[:-1].cumsum(0, dtype=indices.dtype)
     return torch.where(indices == padding_idx, bags, bag) if padding_idx >= 0 else bag
 
@@ -259,13 +259,15 @@ def embedding_bag(
              mode: sum, mean or max
              sparse: the gradient is a sparse tensor
              per_sample_weights: a factor for each index; sum only
-             include_last_offset: offsets ends with the number of indices
+             include_last_offset: offsets ends with the number of indices; the last bag goes on to the end anyway
              padding_idx: indices that count for nothing
     Shape:   input: [count] with offsets: [bags], or [bags, bag size]   weight: [num_embeddings, embedding_dim]
              per_sample_weights: as input   returns: [bags, embedding_dim]
     Raises:  ValueError for another shape or mode, RuntimeError for indices or offsets out of range,
              NotImplementedError for per_sample_weights in another mode than sum
-    Source:  aten/native/EmbeddingBag.cpp
+    Source:  aten/native/EmbeddingBag.cpp. differs from torch in: scale_grad_by_freq counts an index's own
+             occurrences (ATen's CPU kernel takes another index's count where some repeat); a last offset below the
+             number of indices (ATen's kernels disagree); the gradient can be differentiated
     """
     if weight.dtype == torch.long and input.is_floating_point():
         warnings.warn(
