@@ -20,8 +20,8 @@ VIEWS = """
     select_backward slice_backward value_selecting_reduction_backward
 """
 INDEXING = """
-    cat constant_pad_nd gather index index_add index_copy index_put index_select masked_scatter
-    masked_select nonzero scatter scatter_add stack tril triu flip roll repeat sort topk
+    cat constant_pad_nd gather index index_add index_copy index_fill index_put index_select masked_scatter
+    masked_select nonzero scatter scatter_add scatter_reduce stack tril triu flip roll repeat sort topk
 """
 CREATION = """
     arange clone copy empty empty_like empty_strided fill full full_like new_empty new_empty_strided new_full

@@ -14,6 +14,8 @@ import torch
 from numpy import add, exp, expm1, log, log1p, newaxis, sqrt, where
 from torch.utils._pytree import tree_map
 
+from parity_tests.long_double_losses import LOSSES
+
 longdouble = numpy.longdouble
 Array = numpy.ndarray
 
@@ -76,6 +78,8 @@ def put(x: Array, indices: list, values: Array, accumulate: bool = False, *_) ->
     """x with values written, or added, at indices; None stands for a whole axis."""
     out = x.copy()
     place = tuple(slice(None) if index is None else index for index in indices)
+    if isinstance(values, Array) and values.size == out[place].size:  # a single index may be a scalar
+        values = values.reshape(out[place].shape)
     if accumulate:
         add.at(out, place, values)
     else:
@@ -102,6 +106,12 @@ def scatter_add(x: Array, dim: int, index: Array, source: Array) -> Array:
     if x.ndim == 0:
         return x + source
     return put(x, list(along(dim, index)), source[tuple(map(slice, index.shape))], accumulate=True)
+
+
+def index_add(x: Array, dim: int, index: Array, source: Array, alpha: Any = 1) -> Array:
+    if x.ndim == 0:
+        return x + source * alpha
+    return put(x, [None] * (dim % x.ndim) + [numpy.atleast_1d(index)], source * alpha, accumulate=True)
 
 
 def trilinear(a, b, c, expand_a, expand_b, expand_c, sum_dim, unroll_dim=1) -> Array:
@@ -176,7 +186,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "mm": numpy.matmul, "bmm": numpy.matmul, "mv": numpy.matmul, "dot": numpy.dot, "_trilinear": trilinear,
     # scattering
     "index_put": put, "_index_put_impl": put, "_unsafe_index_put": put, "scatter": scatter,
-    "scatter_add": scatter_add,
+    "scatter_add": scatter_add, "index_add": index_add,
     "replication_pad1d_backward": replication_pad_backward,
     "replication_pad2d_backward": replication_pad_backward,
     "replication_pad3d_backward": replication_pad_backward,
@@ -184,6 +194,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "multi_margin_loss_backward": multi_margin_loss_backward,
     "multilabel_margin_loss_backward": multilabel_margin_loss_backward,
 }  # fmt: skip
+RULES |= LOSSES
 
 # Elements arrive elsewhere as they are, and the rest is 0.
 MOVES = frozenset(

@@ -82,6 +82,7 @@ CONSTRUCTORS = {
     "MaxPool3d": (2,),
     "MaxUnpool1d": (2,),
     "MaxUnpool2d": (2,),
+    "LinearCrossEntropyLoss": (5, 4),
     "MaxUnpool3d": (2,),
     "MultiheadAttention": (8, 2),
     "NonDynamicallyQuantizableLinear": (3, 4),

@@ -43,8 +43,10 @@ def defines(*overloads: OpOverload) -> Callable:
     return enter
 
 
-def traced_as(torch_function: Callable) -> Callable:
+def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | None = None) -> Callable:
     """Under a tracer (torch.compile, torch.export) call torch's own function, else the definition.
+
+    has_kernel(*args) says for which arguments torch's function can run at all; for others the definition is traced.
 
     The graph then holds the ATen operation that Inductor, ONNX export and this project's own compiler know.
     The decorated function keeps its name, signature and documentation; `__wrapped__` is the definition and
@@ -54,7 +56,7 @@ def traced_as(torch_function: Callable) -> Callable:
     def decorate(definition: Callable) -> Callable:
         @functools.wraps(definition)
         def function(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() and (has_kernel is None or has_kernel(*args)):
                 return torch_function(*args, **kwargs)
             return definition(*args, **kwargs)
 
@@ -182,7 +184,7 @@ def can_read_values(x: Tensor) -> bool:
 def require_floating_point(name: str, input: Tensor) -> None:
     """Raise what a CPU kernel of ATen raises when it has no such dtype."""
     if not input.is_floating_point():
-        raise NotImplementedError(f'"{name}" not implemented for \'{type_name(input)}\'')
+        raise NotImplementedError(f"\"{name}\" not implemented for '{type_name(input)}'")
 
 
 def type_name(x: Tensor) -> str:

@@ -37,7 +37,26 @@ _POOLING = (
     for suffix in suffixes
 )
 
-WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(getattr(aten, name).default for name in _POOLING)
+WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
+    {
+        # loops over time
+        aten._ctc_loss.default,
+        aten._ctc_loss.Tensor,
+        aten._ctc_loss_backward.default,
+        aten._ctc_loss_backward.Tensor,
+        # scatters
+        aten._embedding_bag.default,
+        aten._embedding_bag_forward_only.default,
+        aten._embedding_bag_dense_backward.default,
+        aten._embedding_bag_per_sample_weights_backward.default,
+        aten._pdist_forward.default,
+        aten._pdist_backward.default,
+        # a product for each group
+        aten._grouped_mm.default,
+        # windows and scatters
+        *(getattr(aten, name).default for name in _POOLING),
+    }
+)
 """Operations with a definition from which today's stages would make poor kernels, or too many.
 
 Until they have a lowering they stay ATen calls: Externs, counted and shown. Their rows of the parity tests are

@@ -7,9 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from pynn.definitions import Function, defines, traced_as, widen
+from pynn.blocks import BLOCK
+from pynn.definitions import Function, defines, traced_as, type_name, widen
 
-__all__ = ["CosineSimilarity", "PairwiseDistance", "cosine_similarity", "normalize", "pairwise_distance"]
+__all__ = [
+    "CosineSimilarity",
+    "PairwiseDistance",
+    "cosine_similarity",
+    "normalize",
+    "pairwise_distance",
+    "pdist",
+]
 
 aten = torch.ops.aten
 
@@ -91,6 +99,69 @@ def norm_of_all(x: Tensor, p: float = 2) -> Tensor:
     return linalg_vector_norm(x, p)
 
 
+def pairs_of(rows: int, device: torch.device) -> Tensor:
+    """Where the pairs (0, 1), (0, 2), ..., (1, 2), ... are in a matrix [rows, rows] read line by line: [pairs]."""
+    pairs = rows * (rows - 1) // 2
+    number = torch.arange(rows, device=device)
+    # pair k belongs to the last i whose pairs begin at or before k
+    later = rows - 1 - number
+    begins = later.cumsum(0) - later
+    steps = torch.zeros(pairs + 1, dtype=torch.int64, device=device)
+    steps = steps.index_add(0, begins[1:], torch.ones_like(begins[1:]))
+    first = steps.cumsum(0)[:pairs]
+    second = torch.arange(pairs, device=device) - begins.index_select(0, first) + first + 1
+    return first * rows + second
+
+
+def matrix_of(values: Tensor, rows: int) -> Tensor:
+    """[pairs] -> [rows, rows], symmetric, 0 on the diagonal."""
+    upper = torch.zeros(rows * rows, dtype=values.dtype, device=values.device)
+    upper = upper.index_copy(0, pairs_of(rows, values.device), values).view(rows, rows)
+    return upper + upper.t()
+
+
+def pairs_in(matrix: Tensor) -> Tensor:
+    """[rows, rows] -> [pairs]: what lies above the diagonal."""
+    return matrix.reshape(-1).index_select(0, pairs_of(matrix.size(0), matrix.device))
+
+
+def row_blocks(x: Tensor) -> int:
+    """How many rows at a time to hold against all rows, so that their differences stay in the cache."""
+    return max(2 * BLOCK // x.numel(), 1)
+
+
+def pair_gradient(difference: Tensor, distance: Tensor, p: float) -> Tensor:
+    """norm_gradient; but for p = inf every element that attains the norm has slope 1, as in ATen's kernel."""
+    distance = distance.unsqueeze(-1)
+    if p == torch.inf:
+        return torch.where(difference.abs() == distance, difference.sgn(), 0)
+    return norm_gradient(difference, distance, p, [-1])
+
+
+@defines(aten._pdist_forward.default)
+def pdist_forward(x: Tensor, p: float = 2) -> Tensor:
+    """||x[i] - x[j]||_p for i < j: [pairs]."""
+    if x.size(0) <= 1 or x.size(1) == 0:
+        return x.new_zeros(x.size(0) * max(x.size(0) - 1, 0) // 2)
+    # [block, 1, cols] - [rows, cols] -> [block, rows]
+    blocks = x.split(row_blocks(x))
+    return pairs_in(torch.cat([norm_of(rows.unsqueeze(1) - x, p, [2]).squeeze(2) for rows in blocks]))
+
+
+@defines(aten._pdist_backward.default)
+def pdist_backward(grad: Tensor, x: Tensor, p: float, pdist: Tensor) -> Tensor:
+    """d x[i] = sum over j of grad[i, j] * pair_gradient(x[i] - x[j])."""
+    if x.size(0) <= 1 or x.size(1) == 0:
+        return torch.zeros_like(x)
+    blocks = (t.split(row_blocks(x)) for t in (x, matrix_of(grad, x.size(0)), matrix_of(pdist, x.size(0))))
+    gradients = []
+    for rows, grad_rows, distances in zip(*blocks, strict=True):
+        # [block, rows, cols]
+        slope = pair_gradient(rows.unsqueeze(1) - x, distances, p)
+        gradients.append((slope * grad_rows.unsqueeze(2)).sum(1))
+    return torch.cat(gradients)
+
+
 # ---- public functions ------------------------------------------------------------------------------------
 
 
@@ -150,8 +221,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     dtype = torch.promote_types(x1.dtype, x2.dtype)
     if not dtype.is_floating_point and not dtype.is_complex:
         raise RuntimeError(
-            "expected common dtype to be floating point, yet common dtype is "
-            f"{_dtype_name(dtype)}"
+            f"expected common dtype to be floating point, yet common dtype is {_dtype_name(dtype)}"
         )
     x1, x2 = torch.broadcast_tensors(x1.to(dtype), x2.to(dtype))
     units = []
@@ -178,6 +248,53 @@ def pairwise_distance(
     Source:  aten/native/Distance.cpp
     """
     return vector_norm(x1 - x2 + eps, p, -1, keepdim)
+
+
+class _Pdist(Function):
+    """pdist_forward with pdist_backward: keeps input and output."""
+
+    @staticmethod
+    def forward(x: Tensor, p: float) -> Tensor:
+        return pdist_forward(x, p)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, ctx.p = inputs
+        ctx.save_for_backward(x, output)
+        ctx.save_for_forward(x, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, distance = ctx.saved_tensors
+        return pdist_backward(grad, x, ctx.p, distance), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        x, distance = ctx.saved_tensors
+        if distance.numel() == 0 or x.size(1) == 0:
+            return torch.zeros_like(distance)
+        slope = pair_gradient(x.unsqueeze(1) - x, matrix_of(distance, x.size(0)), ctx.p)
+        return pairs_in((slope * (tangent.unsqueeze(1) - tangent)).sum(2))
+
+
+@traced_as(F.pdist)
+def pdist(input: Tensor, p: float = 2) -> Tensor:
+    """out = ||input[i] - input[j]||_p for all i < j, row by row of the upper triangle.
+
+    Args:    p: of the norm, from 0 to infinity
+    Shape:   input: [rows, cols]   returns: [rows * (rows - 1) / 2]
+    Raises:  RuntimeError for another number of dimensions, integers or a negative p
+    Source:  aten/native/Distance.cpp
+    """
+    if input.dim() != 2:
+        raise RuntimeError(f"pdist only supports 2D tensors, got: {input.dim()}D")
+    if not input.is_floating_point():
+        raise RuntimeError("pdist only supports floating-point dtypes")
+    if p < 0:
+        raise RuntimeError("pdist only supports non-negative p values")
+    if input.dtype not in (torch.float32, torch.float64) and input.size(0) > 1 and input.size(1) > 0:
+        raise NotImplementedError(f"\"pdist\" not implemented for '{type_name(input)}'")
+    return _Pdist.apply(input, p)
 
 
 # ---- classes ---------------------------------------------------------------------------------------------

@@ -9,8 +9,11 @@ from torch import Tensor
 from torch.nn import Module, Parameter, UninitializedParameter
 
 from pynn.definitions import computes_in_float32, defines, traced_as
+from pynn.modules import _grouped_products
+from pynn.modules._grouped_products import *  # noqa: F403
 
 __all__ = [
+    *_grouped_products.__all__,
     "Bilinear",
     "Identity",
     "LazyLinear",

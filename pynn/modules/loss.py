@@ -1,4 +1,6 @@
-"""Loss layers. The mathematics is in _regression_losses, _classification_losses and _ranking_losses."""
+"""Loss layers. The mathematics is in _regression_losses, _classification_losses, _ranking_losses, _ctc
+and _linear_cross_entropy.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -6,15 +8,26 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import Module, _reduction
+from typing_extensions import deprecated
 
-from pynn.modules import _classification_losses, _ranking_losses, _regression_losses
+from pynn.modules import (
+    _classification_losses,
+    _ctc,
+    _linear_cross_entropy,
+    _ranking_losses,
+    _regression_losses,
+)
 from pynn.modules._classification_losses import *  # noqa: F403
+from pynn.modules._ctc import *  # noqa: F403
+from pynn.modules._linear_cross_entropy import *  # noqa: F403
 from pynn.modules._ranking_losses import *  # noqa: F403
 from pynn.modules._regression_losses import *  # noqa: F403
 from pynn.modules.distance import PairwiseDistance
 
 __all__ = [
     *_classification_losses.__all__,
+    *_ctc.__all__,
+    *_linear_cross_entropy.__all__,
     *_ranking_losses.__all__,
     *_regression_losses.__all__,
     "L1Loss",
@@ -104,6 +117,11 @@ class NLLLoss(_WeightedLoss, torch.nn.NLLLoss):
 with warnings.catch_warnings():  # deriving from a deprecated class warns already
     warnings.simplefilter("ignore", FutureWarning)
 
+    @deprecated(
+        "`NLLLoss2d` has been deprecated. Please use `NLLLoss` instead as a drop-in replacement and see "
+        "https://pytorch.org/docs/main/nn.html#torch.nn.NLLLoss for more details.",
+        category=FutureWarning,
+    )
     class NLLLoss2d(NLLLoss, torch.nn.NLLLoss2d):
         """The same as NLLLoss; deprecated."""
 
@@ -115,12 +133,6 @@ with warnings.catch_warnings():  # deriving from a deprecated class warns alread
             reduce=None,
             reduction: str = "mean",
         ) -> None:
-            warnings.warn(
-                "`NLLLoss2d` has been deprecated. Please use `NLLLoss` instead as a drop-in replacement "
-                "and see https://pytorch.org/docs/main/nn.html#torch.nn.NLLLoss for more details.",
-                FutureWarning,
-                stacklevel=2,
-            )
             NLLLoss.__init__(self, weight, size_average, ignore_index, reduce, reduction)
 
 

@@ -1,190 +1,21 @@
-"""Embedding: rows of a table picked by index."""
-
-from typing import Any
+"""Embedding layers. The mathematics is in _embedding and _embedding_bag."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from pynn.definitions import Function, can_read_values, defines, traced_as, widen
+from pynn.modules import _embedding, _embedding_bag
+from pynn.modules._embedding import *  # noqa: F403
+from pynn.modules._embedding import embedding, normalized_padding_idx
+from pynn.modules._embedding_bag import *  # noqa: F403
+from pynn.modules._embedding_bag import embedding_bag
 
 __all__ = [
+    *_embedding.__all__,
+    *_embedding_bag.__all__,
     "Embedding",
-    "embedding",
-    "one_hot",
+    "EmbeddingBag",
 ]
-
-aten = torch.ops.aten
-
-
-# ---- definitions -----------------------------------------------------------------------------------------
-
-
-@defines(aten.embedding.default)
-def embedding_forward(
-    weight: Tensor,
-    indices: Tensor,
-    padding_idx: int = -1,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Tensor:
-    """out[*, :] = weight[indices[*], :]."""
-    # [*, embedding_dim]
-    return weight.index_select(0, indices.reshape(-1)).view(*indices.shape, weight.size(1))
-
-
-@defines(aten.embedding_dense_backward.default)
-def embedding_dense_backward(
-    grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
-) -> Tensor:
-    """Row r is the sum of grad over the positions with index r; row padding_idx is 0.
-
-    Args:    scale_grad_by_freq: divide row r by the number of those positions
-    dtype:   accumulates in float32 for 16-bit inputs
-    """
-    flat_indices = indices.reshape(-1)
-    rows = widen(grad).reshape(flat_indices.numel(), grad.size(-1))
-    if padding_idx >= 0:
-        rows = torch.where((flat_indices == padding_idx).unsqueeze(1), 0, rows)
-    if scale_grad_by_freq:
-        counts = torch.zeros(num_weights, dtype=rows.dtype, device=rows.device)
-        counts = counts.index_add(0, flat_indices, torch.ones_like(rows[:, 0]))
-        rows = rows / counts.index_select(0, flat_indices).unsqueeze(1)
-    table = torch.zeros((num_weights, grad.size(-1)), dtype=rows.dtype, device=rows.device)
-    return table.index_add(0, flat_indices, rows).to(grad.dtype)
-
-
-def embedding_sparse_backward(grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int) -> Tensor:
-    """The same sum as a sparse tensor that lists one row per position."""
-    flat_indices = indices.reshape(-1)
-    rows = grad.reshape(flat_indices.numel(), grad.size(-1))
-    if padding_idx >= 0:
-        keeps = flat_indices != padding_idx
-        flat_indices, rows = flat_indices[keeps], rows[keeps]
-    shape = (num_weights, grad.size(-1))
-    return torch.sparse_coo_tensor(flat_indices.unsqueeze(0), rows, shape, check_invariants=False)
-
-
-def limit_row_norms(weight: Tensor, indices: Tensor, max_norm: float, norm_type: float) -> None:
-    """Scale the rows of weight that indices name, in place, so that no p-norm exceeds max_norm."""
-    with torch.no_grad():
-        table = weight.detach()
-        flat_indices = indices.reshape(-1).long()
-        rows = table.index_select(0, flat_indices)
-        magnitudes = widen(rows).abs()
-        if norm_type == torch.inf:
-            norms = magnitudes.amax(1, keepdim=True)
-        else:
-            norms = magnitudes.pow(norm_type).sum(1, keepdim=True).pow(1 / norm_type)
-        scale = torch.where(norms > max_norm, max_norm / (norms + 1e-7), 1)
-        # an index that occurs twice writes the same row twice
-        table.index_copy_(0, flat_indices, (rows * scale).to(table.dtype))
-
-
-# ---- public functions ------------------------------------------------------------------------------------
-
-
-class _Embedding(Function):
-    """embedding_forward with its dense or sparse backward; linear in weight, keeps only the indices."""
-
-    @staticmethod
-    def forward(
-        weight: Tensor, indices: Tensor, padding_idx: int, scale_grad_by_freq: bool, sparse: bool
-    ) -> Tensor:
-        return embedding_forward(weight, indices)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        weight, indices, *ctx.options = inputs
-        ctx.num_weights = weight.size(0)
-        ctx.save_for_backward(indices)
-        ctx.save_for_forward(indices)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        (indices,) = ctx.saved_tensors
-        padding_idx, scale_grad_by_freq, sparse = ctx.options
-        if sparse:
-            if scale_grad_by_freq:
-                raise RuntimeError(
-                    "embedding_backward: scale_grad_by_freq not supported with sparse gradients"
-                )
-            grad_weight = embedding_sparse_backward(grad, indices, ctx.num_weights, padding_idx)
-        else:
-            grad_weight = embedding_dense_backward(
-                grad, indices, ctx.num_weights, padding_idx, scale_grad_by_freq
-            )
-        return grad_weight, None, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        return embedding_forward(tangent, *ctx.saved_tensors)
-
-
-@traced_as(F.embedding)
-def embedding(
-    input: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Tensor:
-    """out[*, :] = weight[input[*], :].
-
-    Args:    padding_idx: the row that gets no gradient
-             max_norm: first scale the rows in use, in place, so that no norm_type-norm exceeds it
-             scale_grad_by_freq: divide a row's gradient by how often it occurs in input
-             sparse: the gradient is a sparse tensor
-    Shape:   input: [*] integers   weight: [num_embeddings, embedding_dim]   returns: [*, embedding_dim]
-    Raises:  IndexError when an index is out of range
-    """
-    if padding_idx is None:
-        padding_idx = -1
-    else:
-        padding_idx = normalized_padding_idx(padding_idx, weight.size(0))
-    if weight.dim() != 2:
-        raise RuntimeError("'weight' must be 2-D")
-    if input.dtype not in (torch.int64, torch.int32):
-        raise RuntimeError(
-            "Expected tensor for argument #1 'indices' to have one of the following scalar types: Long, Int; "
-            f"but got {input.type()} instead (while checking arguments for embedding)"
-        )
-    if max_norm is not None:
-        limit_row_norms(weight, input, max_norm, norm_type)
-    return _Embedding.apply(weight, input, padding_idx, scale_grad_by_freq, sparse)
-
-
-def normalized_padding_idx(padding_idx: int, num_embeddings: int) -> int:
-    """A negative index counts from the end. Raises AssertionError when out of range."""
-    if not -num_embeddings <= padding_idx < max(num_embeddings, 1):
-        raise AssertionError("Padding_idx must be within num_embeddings")
-    return padding_idx % num_embeddings if padding_idx < 0 else padding_idx
-
-
-@traced_as(F.one_hot)
-def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
-    """out[*, c] = 1 where input[*] = c, else 0.
-
-    Args:    num_classes: -1 takes the largest value + 1
-    Shape:   input: [*] int64   returns: [*, num_classes] int64
-    Raises:  RuntimeError for another dtype or values outside [0, num_classes)
-    """
-    if input.dtype != torch.int64:
-        raise RuntimeError("one_hot is only applicable to index tensor of type LongTensor.")
-    if input.numel() == 0 and num_classes <= 0:
-        raise RuntimeError("Can not infer total number of classes from empty tensor.")
-    if input.numel() > 0 and can_read_values(input):
-        if input.min() < 0:
-            raise RuntimeError("Class values must be non-negative.")
-        if num_classes == -1:
-            num_classes = int(input.max()) + 1
-        elif input.max() >= num_classes:
-            raise RuntimeError("Class values must be smaller than num_classes.")
-    classes = torch.arange(num_classes, device=input.device)
-    return (input.unsqueeze(-1) == classes).to(torch.int64)
 
 
 class Embedding(torch.nn.Embedding):
@@ -302,3 +133,138 @@ class Embedding(torch.nn.Embedding):
             scale_grad_by_freq=scale_grad_by_freq,
             sparse=sparse,
         )
+
+
+class EmbeddingBag(torch.nn.EmbeddingBag):
+    """The sum, mean or columnwise largest of the rows of weight that the indices of a bag name.
+
+    Args:    num_embeddings, embedding_dim: shape of weight
+             padding_idx: indices that count for nothing; their row starts as 0
+             max_norm, norm_type, scale_grad_by_freq, mode, sparse, include_last_offset: see
+             `pynn.functional.embedding_bag`
+    Shape:   input: [count] with offsets: [bags], or [bags, bag size]   per_sample_weights: as input
+             weight: [num_embeddings, embedding_dim]   returns: [bags, embedding_dim]
+    Raises:  AssertionError when padding_idx is out of range or _weight has another shape
+    Source:  aten/native/EmbeddingBag.cpp
+    """
+
+    __constants__ = [
+        "num_embeddings",
+        "embedding_dim",
+        "max_norm",
+        "norm_type",
+        "scale_grad_by_freq",
+        "mode",
+        "sparse",
+        "include_last_offset",
+        "padding_idx",
+    ]
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        _weight: Tensor | None = None,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        device=None,
+        dtype=None,
+    ) -> None:
+        Module.__init__(self)
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.max_norm = max_norm
+        self.norm_type = norm_type
+        self.scale_grad_by_freq = scale_grad_by_freq
+        if padding_idx is not None and padding_idx != 0:
+            if not -num_embeddings <= padding_idx < num_embeddings:
+                raise AssertionError("padding_idx must be within num_embeddings")
+            padding_idx = padding_idx % num_embeddings
+        self.padding_idx = padding_idx
+        if _weight is None:
+            self.weight = Parameter(torch.empty((num_embeddings, embedding_dim), device=device, dtype=dtype))
+            self.reset_parameters()
+        else:
+            if list(_weight.shape) != [num_embeddings, embedding_dim]:
+                raise AssertionError("Shape of weight does not match num_embeddings and embedding_dim")
+            self.weight = Parameter(_weight)
+        self.mode = mode
+        self.sparse = sparse
+        self.include_last_offset = include_last_offset
+
+    def reset_parameters(self) -> None:
+        """weight ~ normal(0, 1), except the padding row, which is 0."""
+        torch.nn.init.normal_(self.weight)
+        self._fill_padding_idx_with_zero()
+
+    def _fill_padding_idx_with_zero(self) -> None:
+        if self.padding_idx is not None:
+            with torch.no_grad():
+                self.weight[self.padding_idx].fill_(0)
+
+    def forward(
+        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        return embedding_bag(
+            input,
+            self.weight,
+            offsets,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.mode,
+            self.sparse,
+            per_sample_weights,
+            self.include_last_offset,
+            self.padding_idx,
+        )
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.num_embeddings}, {self.embedding_dim}"]
+        if self.max_norm is not None:
+            parts.append(f"max_norm={self.max_norm}")
+        if self.norm_type != 2:
+            parts.append(f"norm_type={self.norm_type}")
+        if self.scale_grad_by_freq is not False:
+            parts.append(f"scale_grad_by_freq={self.scale_grad_by_freq}")
+        parts.append(f"mode={self.mode!r}")
+        if self.padding_idx is not None:
+            parts.append(f"padding_idx={self.padding_idx}")
+        return ", ".join(parts)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        embeddings: Tensor,
+        freeze: bool = True,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+    ) -> "EmbeddingBag":
+        """An EmbeddingBag whose weight is the given 2-d tensor, not copied."""
+        if embeddings.dim() != 2:
+            raise AssertionError("Embeddings parameter is expected to be 2-dimensional")
+        rows, cols = embeddings.shape
+        bag = cls(
+            num_embeddings=rows,
+            embedding_dim=cols,
+            _weight=embeddings,
+            max_norm=max_norm,
+            norm_type=norm_type,
+            scale_grad_by_freq=scale_grad_by_freq,
+            mode=mode,
+            sparse=sparse,
+            include_last_offset=include_last_offset,
+            padding_idx=padding_idx,
+        )
+        bag.weight.requires_grad = not freeze
+        return bag
