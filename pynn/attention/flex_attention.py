@@ -19,6 +19,8 @@ from pynn.definitions import widen
 from pynn.modules.attention import differentiable_weights, repeat_heads, shifted_exponentials
 from pynn.sharing import share_names
 
+_torchs_own = _torch_flex.flex_attention
+
 
 def flex_attention(
     query: Tensor,
@@ -58,7 +60,7 @@ def flex_attention(
              path, blocks that block_mask leaves out count only as far as its mask_mod says so
     """
     if torch.compiler.is_compiling() and not _needs_gradient_on_cpu(query, key, value):
-        return _torch_flex.flex_attention(
+        return _torchs_own(
             query, key, value, score_mod, block_mask, scale, enable_gqa, return_lse, kernel_options,
             return_aux=return_aux,
         )  # fmt: skip

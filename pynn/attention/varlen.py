@@ -14,6 +14,8 @@ from pynn.sharing import share_names
 
 from .flex_attention import log_sum_exp
 
+_torchs_own = _torch_varlen.varlen_attn
+
 
 def varlen_attn(
     query: Tensor,
@@ -59,7 +61,7 @@ def varlen_attn(
              with seqused_k and block_table. A query with no key to attend gives 0 and lse -inf
     """
     if torch.compiler.is_compiling() and query.device.type != "cpu":
-        return _torch_varlen.varlen_attn(
+        return _torchs_own(
             query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, return_aux=return_aux, scale=scale,
             window_size=window_size, enable_gqa=enable_gqa, seqused_k=seqused_k, block_table=block_table,
             num_splits=num_splits,
