@@ -3,7 +3,48 @@
 import importlib
 import pkgutil
 import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+
+
+class TorchPaths(MetaPathFinder, Loader):
+    """`import pynn.x.y` is `import torch.nn.x.y` wherever pynn has no file x/y.py.
+
+    Both names then hold one module. Without this, Python would run torch's file a second time below a folder
+    that is shared, and the classes in it would exist twice.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        parent, _, name = fullname.rpartition(".")
+        if parent.partition(".")[0] != "pynn":
+            return None
+        folder = sys.modules[parent].__name__
+        if folder.startswith("pynn") and PathFinder.find_spec(fullname, path) is not None:
+            return None
+        torch_name = f"torch.nn{folder.removeprefix('pynn')}" if folder.startswith("pynn") else folder
+        try:
+            module = importlib.import_module(f"{torch_name}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name == f"{torch_name}.{name}":
+                return None
+            raise
+        return ModuleSpec(fullname, self, loader_state=(module, module.__spec__))
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return spec.loader_state[0]
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing is run: the module only gets back the spec that the import put its own in place of."""
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state[1]
+
+
+if not any(isinstance(finder, TorchPaths) for finder in sys.meta_path):
+    sys.meta_path.insert(0, TorchPaths())
 
 
 def written_submodules(package: str) -> list[str]:

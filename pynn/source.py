@@ -1,13 +1,16 @@
 """Show the definition behind a name: the mathematics, where it stands, which C++ operation it replaces."""
 
+import importlib
 import inspect
 from collections.abc import Iterator
 from types import CodeType
 from typing import Any
 
-import pynn
 from pynn.coverage import location_of
 from pynn.definitions import DEFINITIONS, PUBLIC
+
+# Looked through in this order; the last two are loaded when a name is not found before.
+PLACES = ("pynn.functional", "pynn.modules", "pynn.attention.flex_attention", "pynn.attention.varlen")
 
 
 def source(name: Any, *, show: bool = True) -> str:
@@ -31,7 +34,8 @@ def _find(name: Any) -> Any:
         found = name
     else:
         short = name.rpartition(".")[2]
-        found = getattr(pynn.functional, short, None) or getattr(pynn.modules, short, None)
+        places = map(importlib.import_module, PLACES)
+        found = next((getattr(place, short) for place in places if hasattr(place, short)), None)
     if not getattr(inspect.unwrap(found) if callable(found) else found, "__module__", "").startswith("pynn."):
         raise ValueError(f"{name!r} has no pynn definition; pynn.coverage() lists the names that do")
     return inspect.unwrap(found)

@@ -57,6 +57,8 @@ def scaled_dot_product_attention(
     """
     check_inputs(query, key, value, attn_mask, dropout_p, is_causal)
     if hasattr(attn_mask, "_materialize"):  # torch.nn.attention.bias.CausalBias: a mask written as a rule
+        if is_causal:
+            raise ValueError("CausalBias should not be used with causal=True")
         attn_mask = attn_mask._materialize(query.device)
     if enable_gqa:
         check_grouped_heads(query, key, value)
@@ -114,6 +116,13 @@ class AttentionWeights(SoftmaxFunction):
     @staticmethod
     def forward(scores: Tensor, dim: int) -> Tensor:
         return attention_weights(scores)
+
+
+def differentiable_weights(scores: Tensor) -> Tensor:
+    """attention_weights with its own gradient; as written while a tracer follows, which knows no Function."""
+    if torch.compiler.is_compiling():
+        return attention_weights(scores)
+    return AttentionWeights.apply(scores, -1)
 
 
 def shifted_exponentials(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Multi-head attention: project, attend in every head, project back."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from torch.nn.parameter import Parameter
 
 from pynn.definitions import PUBLIC, defines
 
+from ._nested import attend_by_sequence, refuse_masks
 from ._softmax import softmax_of
 from .activation import softmax
 from .attention import scaled_dot_product_attention
@@ -230,7 +232,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
              returns: output as query, weights [batch, queries, keys] or None
     Raises:  ValueError when embed_dim or num_heads is not positive
     Source:  torch.nn.MultiheadAttention. Differs from torch in: evaluation takes the same path as training,
-             nested tensors are refused
+             nested tensors are taken in training too
     """
 
     def __init__(
@@ -320,7 +322,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         if query.is_nested or key.is_nested or value.is_nested:
-            raise AssertionError("MultiheadAttention does not support NestedTensor: pad it and pass a mask")
+            refuse_masks(attn_mask, key_padding_mask)
+            options = {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
+            return attend_by_sequence(functools.partial(self.forward, **options), query, key, value)
         key_padding_mask = canonical_mask(
             key_padding_mask, "key_padding_mask", dtype_of(attn_mask), "attn_mask", query.dtype
         )

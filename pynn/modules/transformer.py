@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.init import xavier_uniform_
 
+from ._nested import gives_zeros_for_padding, sequence_by_sequence
 from .activation import relu
 from .attention_masks import canonical_mask, dtype_of
 from .container import ModuleList
@@ -52,7 +53,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     Shape:   src: [seq, batch, d_model]   src_mask: [seq, seq] or [batch * nhead, seq, seq]
              src_key_padding_mask: [batch, seq]   returns: as src
     Source:  torch.nn.TransformerEncoderLayer. Differs from torch in: evaluation takes the same path as
-             training; nested tensors are refused
+             training; nested tensors are taken in training too
     """
 
     def __init__(
@@ -97,6 +98,8 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
+        if src.is_nested:
+            return sequence_by_sequence(self.forward, src, src_mask, src_key_padding_mask)
         src_key_padding_mask = canonical_mask(
             src_key_padding_mask, "src_key_padding_mask", dtype_of(src_mask), "src_mask", src.dtype
         )
@@ -219,11 +222,11 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
 
     Args:    encoder_layer: the layer to copy (parameters included)
              norm: applied to the output
-             enable_nested_tensor, mask_check: kept for torch's sake; no nested tensor is ever made
-    Shape:   src: [seq, batch, d_model] as the layers take it   returns: as src
-    Source:  torch.nn.TransformerEncoder. Differs from torch in: in evaluation, without gradients and with
-             src_key_padding_mask, torch's nested tensors leave 0 at the padded positions of the last
-             layer's output; here these hold what the layers compute, as they do in torch's training mode
+             enable_nested_tensor: in evaluation without gradients, give 0 where src_key_padding_mask hides
+             mask_check: do so only where the padding lies at the end of each sequence
+    Shape:   src: [seq, batch, d_model] as the layers take it, or nested   returns: as src
+    Source:  torch.nn.TransformerEncoder, whose fast path leaves the padding out of nested tensors and fills
+             it with 0 before the final norm
     """
 
     def __init__(
@@ -256,6 +259,8 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool | None = None,
     ) -> Tensor:
+        if src.is_nested:
+            return sequence_by_sequence(self.forward, src, mask, src_key_padding_mask)
         src_key_padding_mask = canonical_mask(
             src_key_padding_mask, "src_key_padding_mask", dtype_of(mask), "mask", src.dtype
         )
@@ -266,6 +271,8 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
             output = layer(
                 output, src_mask=mask, is_causal=is_causal, src_key_padding_mask=src_key_padding_mask
             )
+        if gives_zeros_for_padding(self, src, mask, src_key_padding_mask):
+            output = torch.where(src_key_padding_mask.unsqueeze(-1) == 0, output, 0.0)
         return output if self.norm is None else self.norm(output)
 
 
