@@ -1,6 +1,6 @@
-"""torch.nn.utils: weight normalisation is written here, the rest is shared with torch.
+"""torch.nn.utils: weight normalisation and packed sequences are written here, the rest is shared with torch.
 
-Those are Python throughout (rnn's packing excepted): the norms that clip_grad takes of lists of tensors are
+Those are Python throughout: the norms that clip_grad takes of lists of tensors are
 general tensor operations, spectral_norm is the power method, fusion algebra on weights.
 """
 
@@ -11,6 +11,7 @@ from pynn.sharing import share_names, share_submodules
 share_submodules(__name__, _torch_utils)
 
 from pynn.utils import parametrizations as parametrizations  # noqa: E402
+from pynn.utils import rnn as rnn  # noqa: E402
 from pynn.utils.weight_norm import remove_weight_norm, weight_norm  # noqa: E402, F401
 
 __all__ = share_names(__name__, _torch_utils)
