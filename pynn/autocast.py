@@ -26,12 +26,19 @@ FLOAT32 = {
         """
         adaptive_avg_pool3d adaptive_max_pool3d adaptive_max_pool3d_with_indices avg_pool3d binary_cross_entropy
         cross_entropy ctc_loss fractional_max_pool2d fractional_max_pool2d_with_indices fractional_max_pool3d
-        fractional_max_pool3d_with_indices grid_sample max_pool3d max_pool3d_with_indices max_unpool2d
-        max_unpool3d
+        fractional_max_pool3d_with_indices grid_sample max_unpool1d max_unpool2d max_unpool3d
         """.split()
     ),
     "cuda": FLOAT32_LOSSES
     | frozenset("softplus layer_norm group_norm cosine_similarity pdist softmax log_softmax softmin".split()),
+}
+# float32 on the CPU for some arguments only
+FLOAT32_IF: dict[str, Callable[..., bool]] = {
+    "pad": lambda input, pad, mode="constant", value=None: (
+        mode == "replicate" or (mode == "reflect" and len(pad) < 6)
+    ),
+    "max_pool3d": lambda *args, return_indices=False, **_: not (args[6] if len(args) > 6 else return_indices),
+    "local_response_norm": lambda input, *_, **__: input.dim() > 3,  # made of avg_pool3d there
 }
 NARROW = frozenset(
     """
@@ -41,7 +48,7 @@ NARROW = frozenset(
 )
 COMPOSED = frozenset(
     """
-    gaussian_nll_loss gumbel_softmax linear_cross_entropy lp_pool1d lp_pool2d lp_pool3d local_response_norm
+    gaussian_nll_loss gumbel_softmax linear_cross_entropy lp_pool1d lp_pool2d lp_pool3d
     multi_head_attention_forward multilabel_soft_margin_loss normalize triplet_margin_with_distance_loss
     """.split()
 )
@@ -54,7 +61,8 @@ def under_autocast(definition: Callable, args: tuple, kwargs: dict[str, Any]) ->
     if name in COMPOSED or not torch.is_autocast_enabled(device):
         return definition(*args, **kwargs)
     dtype = None
-    if name in FLOAT32.get(device, ()) or (device == "cpu" and name == "pad" and _pads_with_input(*args, **kwargs)):
+    is_listed = name in FLOAT32.get(device, ())
+    if is_listed or (device == "cpu" and name in FLOAT32_IF and FLOAT32_IF[name](*args, **kwargs)):
         dtype = torch.float32
     elif name in NARROW:
         dtype = torch.get_autocast_dtype(device)
@@ -67,7 +75,3 @@ def under_autocast(definition: Callable, args: tuple, kwargs: dict[str, Any]) ->
         args, kwargs = tree_map(cast, (args, kwargs))
     with torch.autocast(device, enabled=False):
         return definition(*args, **kwargs)
-
-
-def _pads_with_input(input: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> bool:
-    return mode == "replicate" or (mode == "reflect" and len(pad) < 6)
