@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from pynn.autocast import under_autocast
 from pynn.blocks import in_blocks
 
 DEFINITIONS: dict[OpOverload, Callable[..., Any]] = {}
@@ -58,6 +59,8 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
         def function(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling() and (has_kernel is None or has_kernel(*args)):
                 return torch_function(*args, **kwargs)
+            if torch._C._is_any_autocast_enabled():
+                return under_autocast(definition, args, kwargs)
             return definition(*args, **kwargs)
 
         function.torch_function = torch_function  # type: ignore[attr-defined]

@@ -136,7 +136,7 @@ def attend_with_weights(
     """
     scores = torch.matmul(q * math.sqrt(1 / q.shape[-1]), k.transpose(-2, -1))
     if mask is not None:
-        scores = scores + mask
+        scores = scores + mask.to(scores.dtype)  # autocast narrows the product alone
     weights = softmax(scores, dim=-1)
     if dropout_p > 0:
         weights = dropout(weights, p=dropout_p)
