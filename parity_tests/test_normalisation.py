@@ -178,6 +178,16 @@ def test_large_inputs_are_evaluated_in_slices(name: str, dtype: torch.dtype, mon
     assert any(args[1] > 0 for args in narrows)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_is_torchs(dtype: torch.dtype):
+    functions = {**FUNCTIONS, "local_response_norm": lambda f, x: f.local_response_norm(x, 3)}
+    for function in functions.values():
+        for x in (X.to(dtype), X[..., None].expand(4, 6, 5, 2).to(dtype)):
+            with torch.autocast("cpu", torch.bfloat16):
+                own, theirs = function(pynn.functional, x), function(F, x)
+            torch.testing.assert_close(own, theirs, rtol=2e-2, atol=2e-2)  # dtypes are what it is about
+
+
 # ---- derivatives and transforms --------------------------------------------------------------------------
 
 SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
