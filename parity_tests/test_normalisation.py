@@ -1,6 +1,7 @@
 """Normalisation, beyond the rows: processes, transforms, strides, messages, weight normalisation."""
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -177,26 +178,39 @@ def test_large_inputs_are_evaluated_in_slices(name: str, dtype: torch.dtype, mon
     assert any(args[1] > 0 for args in narrows)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_is_torchs(dtype: torch.dtype):
+    functions = {**FUNCTIONS, "local_response_norm": lambda f, x: f.local_response_norm(x, 3)}
+    for function in functions.values():
+        for x in (X.to(dtype), X[..., None].expand(4, 6, 5, 2).to(dtype)):
+            with torch.autocast("cpu", torch.bfloat16):
+                own, theirs = function(pynn.functional, x), function(F, x)
+            torch.testing.assert_close(own, theirs, rtol=2e-2, atol=2e-2)  # dtypes are what it is about
+
+
 # ---- derivatives and transforms --------------------------------------------------------------------------
 
 SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
     "batch_norm in training": lambda x: pynn.functional.batch_norm(x, None, None, x[0, :, 0], training=True),
     "batch_norm": lambda x: pynn.functional.batch_norm(x, MEAN.double(), VAR.double(), x[0, :, 0]),
     "group_norm": lambda x: pynn.functional.group_norm(x, 3, x[0, :, 0], x[0, :, 1]),
+    "layer_norm": lambda x: pynn.functional.layer_norm(x, (6, 2), x[0], x[1]),
+    "rms_norm": lambda x: pynn.functional.rms_norm(x, (6, 2), x[0]),
+    "gelu": lambda x: pynn.functional.gelu(x),
     "local_response_norm": lambda x: pynn.functional.local_response_norm(x, 3, 0.5),
 }
 
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_second_derivatives_agree_however_they_are_taken(name: str):
-    """Reverse over reverse, reverse over forward, forward over reverse; and forward mode of a plain gradient."""
+    """By all pairs of reverse and forward mode, and by forward mode of a plain gradient."""
     x = torch.randn(2, 6, 2, dtype=torch.float64)
 
     def function(x: Tensor) -> Tensor:
         return SMOOTH[name](x).sin().sum()
 
     wanted = torch.autograd.functional.hessian(function, x)
-    for outer, inner in [(jacrev, jacrev), (jacrev, jacfwd), (jacfwd, jacrev)]:
+    for outer, inner in itertools.product((jacrev, jacfwd), repeat=2):
         torch.testing.assert_close(outer(inner(function))(x), wanted)
     direction = torch.randn_like(x)
     with forward_ad.dual_level():

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.autograd import forward_ad
 
 from pynn.autocast import under_autocast
 from pynn.blocks import in_blocks
@@ -109,11 +110,48 @@ class Function(torch.autograd.Function):
 
     generate_vmap_rule = True
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "jvp" in vars(cls):
+            cls.jvp = staticmethod(_differentiable_forward(cls.jvp))
+
     @classmethod
     def apply(cls, *args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)
         return super(torch.autograd.Function, cls).apply(*args)
+
+
+def _differentiable_forward(jvp: Callable) -> Callable:
+    """A jvp whose result carries the derivatives of outer forward-mode transforms.
+
+    torch switches forward mode off in it, so that the derivative of a derivative, both in forward mode, would
+    silently be 0. With the values of this level alone it may stay on.
+    """
+
+    @functools.wraps(jvp)
+    def computed(ctx: Any, *tangents: Any) -> Any:
+        if not torch._C._are_functorch_transforms_active():
+            return jvp(ctx, *tangents)
+        with forward_ad._set_fwd_grad_enabled(True):
+            return jvp(_WithoutTangents(ctx), *tangents)
+
+    return computed
+
+
+class _WithoutTangents:
+    """A context whose saved tensors are without the tangents of the innermost level."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+
+    @property
+    def saved_tensors(self) -> tuple:
+        saved = self._ctx.saved_tensors
+        return tuple(x if x is None else forward_ad.unpack_dual(x).primal for x in saved)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
 
 
 def differentiable(definition: Callable, *backwards: Callable) -> Callable:

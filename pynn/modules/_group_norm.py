@@ -9,12 +9,8 @@ from torch import Tensor
 from pynn.blocks import in_slices
 from pynn.definitions import Function, defines, traced_as, widen
 from pynn.memory_format import in_format_of
-from pynn.modules._batch_norm import (
-    along_channels,
-    check_parameter_dtypes,
-    moments,
-    require_several_values,
-)
+from pynn.modules._batch_norm import along_channels, moments
+from pynn.modules._normalization_checks import check_parameter_dtypes, require_several_values
 
 aten = torch.ops.aten
 

@@ -60,6 +60,8 @@ def local_response_norm(
         raise RuntimeError(f"kernel size should be greater than zero, but got {first}: {size} {ones}")
     if not input.is_floating_point() and input.dtype != torch.int64:
         raise NotImplementedError(f"\"{pool}\" not implemented for '{type_name(input)}'")
+    if input.dim() > 3 and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        input = widen(input)  # torch's average over volumes is in autocast's list for float32
     values = widen(input)
     total = _ChannelWindowSum.apply(values * values, size // 2, (size - 1) // 2)
     mean = total / size if total.is_floating_point() else total.div(size, rounding_mode="floor")

@@ -145,15 +145,19 @@ def rms_norm_backward(
 
 
 class _LayerNorm(Function):
-    """layer_norm_forward with layer_norm_backward: keeps the inputs, takes the two statistics again."""
+    """layer_norm_forward with layer_norm_backward: keeps the inputs, takes the two statistics again.
+
+    rank: len(normalized_shape); torch.func counts each number of a tuple as an input of its own.
+    """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Any, eps: float) -> Tensor:
-        return layer_norm_forward(x, shape, weight, bias, eps)[0]
+    def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, rank: int, eps: float) -> Tensor:
+        return layer_norm_forward(x, x.shape[-rank:], weight, bias, eps)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, weight, bias, ctx.shape, ctx.eps = inputs
+        x, weight, bias, rank, ctx.eps = inputs
+        ctx.shape = x.shape[-rank:]
         ctx.save_for_backward(x, weight, bias)
         ctx.save_for_forward(x, weight, bias)
 
@@ -186,12 +190,13 @@ class _RmsNorm(Function):
     """rms_norm_forward with rms_norm_backward: keeps the inputs, takes the statistic again."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor | None, shape: Any, eps: float | None) -> Tensor:
-        return rms_norm_forward(x, shape, weight, eps)[0]
+    def forward(x: Tensor, weight: Tensor | None, rank: int, eps: float | None) -> Tensor:
+        return rms_norm_forward(x, x.shape[-rank:], weight, eps)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, weight, ctx.shape, ctx.eps = inputs
+        x, weight, rank, ctx.eps = inputs
+        ctx.shape = x.shape[-rank:]
         ctx.save_for_backward(x, weight)
         ctx.save_for_forward(x, weight)
 
@@ -242,7 +247,7 @@ def layer_norm(
     for parameter in (weight, bias):
         if parameter is not None and parameter.dtype not in (input.dtype, widen(input).dtype):
             raise RuntimeError("mixed dtype (CPU): expect parameter to have scalar type of Float")
-    return _LayerNorm.apply(input, weight, bias, normalized_shape, eps)
+    return _LayerNorm.apply(input, weight, bias, len(normalized_shape), eps)
 
 
 @traced_as(F.rms_norm)
@@ -259,7 +264,7 @@ def rms_norm(
     """
     _check_normalized_shape(input, normalized_shape, weight, "[*")
     require_floating_point("rms_norm", input)
-    return _RmsNorm.apply(input, weight, normalized_shape, eps)
+    return _RmsNorm.apply(input, weight, len(normalized_shape), eps)
 
 
 def _check_normalized_shape(input: Tensor, shape: Any, weight: Tensor | None, prefix: str) -> None:
