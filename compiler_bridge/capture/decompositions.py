@@ -37,6 +37,17 @@ _POOLING = (
     for suffix in suffixes
 )
 
+_INTERPOLATION = [
+    f"{name}{suffix}"
+    for name in (
+        *(f"upsample_nearest{dims}d" for dims in (1, 2, 3)),
+        *(f"_upsample_nearest_exact{dims}d" for dims in (1, 2, 3)),
+        *("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
+        *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_lanczos2d_aa"),
+    )
+    for suffix in ("", "_backward")
+]
+
 WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
     {
         # loops over time
@@ -53,6 +64,8 @@ WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
         aten._pdist_backward.default,
         # a product for each group
         aten._grouped_mm.default,
+        # gathers with computed weights, and their adjoints
+        *(getattr(aten, name).default for name in _INTERPOLATION if hasattr(aten, name)),
         # windows and scatters
         *(getattr(aten, name).default for name in _POOLING),
     }
