@@ -9,7 +9,7 @@ group says.
 POINTWISE = """
     abs add addcmul bitwise_and bitwise_not bitwise_or ceil clamp clamp_max clamp_min cos div eq erf exp expm1 floor
     ge gt isnan le log log1p logical_and logical_not logical_or lt masked_fill maximum minimum mul ne neg pow
-    reciprocal remainder rsqrt rsub sgn sigmoid sign sin sqrt square sub tanh where xlogy
+    reciprocal remainder round rsqrt rsub sgn sigmoid sign sin sqrt square sub tanh trunc where xlogy
 """
 # What autograd emits for sigmoid and tanh: output * (1 - output) and 1 - output^2.
 DERIVATIVES = "sigmoid_backward tanh_backward"

@@ -169,7 +169,8 @@ RULES: dict[str, Callable[..., Any]] = {
     "softshrink_backward": lambda grad, x, at: where(numpy.abs(x) <= at, 0, grad),
     "add": lambda x, y, alpha=1: x + y * alpha, "sub": lambda x, y, alpha=1: x - y * alpha,
     "rsub": lambda x, y, alpha=1: y - x * alpha, "mul": lambda x, y: x * y, "div": divide,
-    "pow": power, "maximum": numpy.maximum, "minimum": numpy.minimum, "clamp": clamp,
+    "fmod": numpy.fmod, "remainder": numpy.mod, "pow": power,
+    "maximum": numpy.maximum, "minimum": numpy.minimum, "clamp": clamp,
     "clamp_min": numpy.maximum, "clamp_max": numpy.minimum, "where": where,
     "masked_fill": lambda x, mask, value: where(mask, value, x),
     # casts and copies: every float is a long double here

@@ -65,6 +65,10 @@ WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
         # a product for each group
         aten._grouped_mm.default,
         # gathers with computed weights, and their adjoints
+        aten.grid_sampler_2d.default,
+        aten.grid_sampler_2d_backward.default,
+        aten.grid_sampler_3d.default,
+        aten.grid_sampler_3d_backward.default,
         *(getattr(aten, name).default for name in _INTERPOLATION if hasattr(aten, name)),
         # windows and scatters
         *(getattr(aten, name).default for name in _POOLING),
