@@ -15,7 +15,7 @@ from pynn.sharing import share_names, share_submodules
 
 share_submodules(__name__, _torch_nn)  # parallel, grad, quantized ...: no file here, so torch's own
 
-from pynn import attention, functional, init, modules, parameter, utils
+from pynn import attention, functional, grad, init, modules, parameter, utils
 from pynn.modules import *  # noqa: F403
 
 _torch_names = share_names(__name__, _torch_nn)
@@ -36,6 +36,7 @@ __all__ = [
     "coverage",
     "explain",
     "functional",
+    "grad",
     "init",
     "install",
     "modules",

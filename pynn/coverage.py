@@ -124,6 +124,8 @@ def _public(module: ModuleType) -> Iterator[tuple[str, Any]]:
 def _entry(name: str, kind: str, value: Any) -> Entry:
     if getattr(_body(value), "__module__", "").startswith("pynn."):
         return Entry(name, kind, PYTHON, location_of(value))
+    if kind == "module" and _has_no_forward(value):
+        return Entry(name, kind, SHARED, _location(value))
     if kind == "function" or (kind == "module" and not _is_shared_module(value)):
         return Entry(name, kind, CPP, reason="no definition yet")
     names = _names_in(value)
@@ -136,6 +138,11 @@ def _body(value: Any) -> Any:
     """What runs: of a layer its forward, of a decorated function the innermost one."""
     is_layer = isinstance(value, type) and issubclass(value, torch.nn.Module)
     return inspect.unwrap(value.forward if is_layer else value)
+
+
+def _has_no_forward(cls: type) -> bool:
+    """A base of layers (RNNBase): parameters and checks, which torch keeps in Python."""
+    return issubclass(cls, torch.nn.Module) and cls.forward is torch.nn.Module.forward
 
 
 def _is_shared_module(cls: type) -> bool:

@@ -19,6 +19,10 @@ def strided(*shape: int) -> Tensor:
     return wide.permute(*reversed(range(len(shape)))).requires_grad_()
 
 
+def channels_last(*shape: int) -> Tensor:
+    return torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
 def function(name: str, *samples: Callable[[], Sample], **options) -> Row:
     return Row(f"functional.{name}", lambda: [draw() for draw in samples], **options)
 

@@ -1,14 +1,7 @@
 """Convolutions at the edges of torch's tables: depthwise, wide dilation, channels-last, complex, time first."""
 
-import torch
-from torch import Tensor
-
 from parity_tests.cases import Sample
-from parity_tests.cases_own.builders import built, function, module, tensor
-
-
-def channels_last(*shape: int) -> Tensor:
-    return torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+from parity_tests.cases_own.builders import built, channels_last, function, module, tensor
 
 
 def call(x: tuple, weight: tuple, bias: int | None = None, **kwargs):

@@ -1,0 +1,17 @@
+"""fold and unfold: padding, stride, dilation, without batch, channels-last."""
+
+from parity_tests.cases import Sample
+from parity_tests.cases_own.builders import built, channels_last, function, module, tensor
+
+ROWS = [
+    function("fold", lambda: Sample((tensor(2, 12, 20), (5, 6), 2)),
+             lambda: Sample((tensor(12, 12), (7, 6), (2, 3)), {"stride": (2, 1), "dilation": (2, 1)}),
+             lambda: Sample((tensor(2, 18, 9), (5, 5), 3), {"padding": 1, "stride": 2}),
+             lambda: Sample((tensor(0, 12, 20), (5, 6), 2))),
+    function("unfold.edges", lambda: Sample((tensor(3, 5, 6), 3), {"padding": (1, 2), "stride": 2}),
+             lambda: Sample((tensor(2, 3, 7, 6), (2, 3)), {"dilation": (3, 1)}),
+             lambda: Sample((tensor(0, 3, 5, 6), 2)),
+             lambda: Sample((channels_last(2, 4, 5, 6), 2))),
+    module("Fold", built((4, 5), (2, 3), inputs=lambda: (tensor(2, 12, 9),))),
+    module("Unfold", built(2, padding=1, inputs=lambda: (tensor(2, 3, 4, 5),))),
+]  # fmt: skip

@@ -1,0 +1,136 @@
+"""torch.nn.grad: the gradients of convolutions as functions of their own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pynn.modules._convolution import convolution_backward
+from pynn.modules._convolution_checks import expanded
+
+
+def _gradient(
+    which: int,
+    dims: int,
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> Tensor:
+    numbers = {"stride": stride, "padding": padding, "dilation": dilation}
+    geometry = [expanded(name, value, dims) for name, value in numbers.items()]
+    mask = [which == 0, which == 1, False]
+    found = convolution_backward(grad, input, weight, None, *geometry, False, [0] * dims, groups, mask)[which]
+    assert found is not None
+    return found
+
+
+def conv1d_input(
+    input_size: Sequence[int],
+    weight: Tensor,
+    grad_output: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The gradient of conv1d in its input: the adjoint, of the given size.
+
+    Shape:   weight: [features, channels / groups, K...]   grad_output: [batch, features, O...]
+             returns: input_size, [batch, channels, L]
+    """
+    input = grad_output.new_empty(1).expand(input_size)
+    return _gradient(0, 1, grad_output, input, weight, stride, padding, dilation, groups)
+
+
+def conv1d_weight(
+    input: Tensor,
+    weight_size: Sequence[int],
+    grad_output: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The gradient of conv1d in its weight: the correlation of input and gradient.
+
+    Shape:   input: [batch, channels, L]   grad_output: [batch, features, O...]
+             returns: weight_size, [features, channels / groups, K...]
+    """
+    weight = grad_output.new_empty(1).expand(weight_size)
+    return _gradient(1, 1, grad_output, input, weight, stride, padding, dilation, groups)
+
+
+def conv2d_input(
+    input_size: Sequence[int],
+    weight: Tensor,
+    grad_output: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The gradient of conv2d in its input: the adjoint, of the given size.
+
+    Shape:   weight: [features, channels / groups, K...]   grad_output: [batch, features, O...]
+             returns: input_size, [batch, channels, height, width]
+    """
+    input = grad_output.new_empty(1).expand(input_size)
+    return _gradient(0, 2, grad_output, input, weight, stride, padding, dilation, groups)
+
+
+def conv2d_weight(
+    input: Tensor,
+    weight_size: Sequence[int],
+    grad_output: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The gradient of conv2d in its weight: the correlation of input and gradient.
+
+    Shape:   input: [batch, channels, height, width]   grad_output: [batch, features, O...]
+             returns: weight_size, [features, channels / groups, K...]
+    """
+    weight = grad_output.new_empty(1).expand(weight_size)
+    return _gradient(1, 2, grad_output, input, weight, stride, padding, dilation, groups)
+
+
+def conv3d_input(
+    input_size: Sequence[int],
+    weight: Tensor,
+    grad_output: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The gradient of conv3d in its input: the adjoint, of the given size.
+
+    Shape:   weight: [features, channels / groups, K...]   grad_output: [batch, features, O...]
+             returns: input_size, [batch, channels, depth, height, width]
+    """
+    input = grad_output.new_empty(1).expand(input_size)
+    return _gradient(0, 3, grad_output, input, weight, stride, padding, dilation, groups)
+
+
+def conv3d_weight(
+    input: Tensor,
+    weight_size: Sequence[int],
+    grad_output: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The gradient of conv3d in its weight: the correlation of input and gradient.
+
+    Shape:   input: [batch, channels, depth, height, width]   grad_output: [batch, features, O...]
+             returns: weight_size, [features, channels / groups, K...]
+    """
+    weight = grad_output.new_empty(1).expand(weight_size)
+    return _gradient(1, 3, grad_output, input, weight, stride, padding, dilation, groups)
