@@ -1,4 +1,4 @@
-"""From the JSON results to the table in README.md and the plots beside the results."""
+"""From the JSON results to the tables in README.md and the plots beside the results."""
 
 import json
 import math
@@ -6,6 +6,7 @@ from pathlib import Path
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+COVERAGE_BEGIN, COVERAGE_END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
 
 
 def load_results(directory: Path) -> list[dict]:
@@ -15,7 +16,7 @@ def load_results(directory: Path) -> list[dict]:
 
 def is_suite(path: Path) -> bool:
     """Other benchmarks keep files of their own shape in the same folder."""
-    return path.name.split("-")[0] in {"gemm", "layers", "models", "compile", "growth"}
+    return path.name.split("-")[0] in {"gemm", "layers", "definitions", "models", "compile", "growth"}
 
 
 def geomean(values: list[float]) -> float:
@@ -43,7 +44,7 @@ def summary_table(results: list[dict]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        if result["suite"] == "growth":
+        if result["suite"] in ("growth", "definitions"):  # definitions has a table of its own
             continue
         failed = sum("pynn" in record.get("errors", {}) for record in result["records"])
         if failed:
@@ -96,6 +97,43 @@ def share_of_peak(record: dict, peaks: dict) -> float:
     return least / record["seconds"]["pynn"] if "pynn" in record["seconds"] else 0.0
 
 
+def coverage_lines(results: list[dict]) -> list[str]:
+    """What is Python, and what running it eagerly costs: times C++'s time, by the file of pynn/modules."""
+    import pynn
+    from pynn.coverage import PYTHON, QUANTISED, SHARED
+
+    statuses = [entry.status for entry in pynn.coverage(show=False)]
+    counts = {status: statuses.count(status) for status in (PYTHON, SHARED, QUANTISED)}
+    lines = [
+        f"Of {len(statuses)} public names {counts[PYTHON]} are defined here, {counts[SHARED]} are torch's own Python, "
+        f"{counts[QUANTISED]} torch.ao's quantised layers under torch.nn's old paths.",
+    ]
+    records = [r for result in results if result["suite"] == "definitions" for r in result["records"]]
+    threads = sorted({result["threads"] for result in results if result["suite"] == "definitions"})
+    if not records:
+        return lines
+    lines += [
+        "",
+        f"Run eagerly, as multiples of C++ eager's time (`python -m benchmarks definitions`, {threads} thread(s)):",
+        "",
+        "| family | cases | forward, geomean | worst | forward+backward, geomean | worst |",
+        "|---|---|---|---|---|---|",
+    ]
+    for family in [*dict.fromkeys(record["family"] for record in records), "all"]:
+        chosen = [r for r in records if family in (r["family"], "all")]
+        cells = [family, str(len(chosen) // 2)]
+        for mode in ("forward", "forward+backward"):
+            slower = [1 / ratio for ratio in ratios([r for r in chosen if r["mode"] == mode], "eager")]
+            cells += [f"{geomean(slower):.2f}x", f"{max(slower):.1f}x"] if slower else ["", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def replace_section(text: str, begin: str, end: str, lines: list[str]) -> str:
+    before, after = text.split(begin)[0], text.split(end)[1]
+    return before + "\n".join([begin, *lines, end]) + after
+
+
 def machine_line(result: dict) -> str:
     m, peaks = result["machine"], result["peaks"]
     return (
@@ -118,14 +156,13 @@ def write_report(directory: Path) -> None:
         full += [*layer_lines(result), ""]
     (directory / "README.md").write_text("\n".join(full))
     machine = f"Measured on: {machine_line(results[-1])}. Each suite's commit stands in its file."
-    section = [BEGIN, machine, "", *summary_table(results)]
+    section = [machine, "", *summary_table(results)]
     quick = sorted({result["suite"] for result in results if result["quick"]})
     if quick:
         section += ["", f"Taken with `--quick` (fewer cases or shorter timing): {', '.join(quick)}."]
-    section += ["", "Every case: [benchmarks/results/README.md](benchmarks/results/README.md).", END]
-    text = README.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    README.write_text(before + "\n".join(section) + after)
+    section += ["", "Every case: [benchmarks/results/README.md](benchmarks/results/README.md)."]
+    text = replace_section(README.read_text(), BEGIN, END, section)
+    README.write_text(replace_section(text, COVERAGE_BEGIN, COVERAGE_END, coverage_lines(results)))
     plot_ratios(results, directory)
 
 
