@@ -211,3 +211,13 @@ def check_unpool(x: Tensor, indices: Tensor, counts: Sequence[Any], dims: int, r
         raise RuntimeError(
             f"Found an invalid max index: {int(wrong[0])} (output volumes are of size {volume})"
         )
+
+
+def adaptive_counts(output_size: Any, input: Tensor, dims: int) -> list[Any]:
+    """One number a dimension; None keeps the size of the input."""
+    if not isinstance(output_size, (tuple, list)):
+        return [output_size] * dims
+    if dims > 1 and input.dim() <= len(output_size):
+        raise ValueError(f"Input dimension should be at least {len(output_size) + 1}")
+    defaults = input.shape[input.dim() - len(output_size) :]
+    return [size if count is None else count for count, size in zip(output_size, defaults)]

@@ -9,8 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pynn.definitions import traced_as, type_name
+from pynn.modules._average_pooling_functions import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+)
 from pynn.modules._interpolation import Interpolation
-from pynn.modules._pooling_functions import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 
 __all__ = [
     "Upsample",
