@@ -53,7 +53,8 @@ def test_family_holds_the_layers_of_pynn(path):
     """pynn.modules.conv.Conv2d is pynn.Conv2d."""
     theirs, own = torch_module(path), load("pynn" + path.removeprefix("torch.nn"))
     for name, value in vars(theirs).items():
-        if inspect.isclass(value) and value.__module__ == path and name in torch.nn.modules.__all__:
+        is_own = inspect.isclass(value) and issubclass(value, torch.nn.Module) and value.__module__ == path
+        if is_own and name in torch.nn.modules.__all__:
             if getattr(pynn, name).__module__.startswith("pynn."):
                 assert getattr(own, name) is getattr(pynn, name), f"{own.__name__}.{name} is torch's"
 

@@ -42,14 +42,15 @@ FLOAT32_IF: dict[str, Callable[..., bool]] = {
 }
 NARROW = frozenset(
     """
-    conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d linear prelu
+    affine_grid conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d linear prelu
     scaled_dot_product_attention
     """.split()
 )
 COMPOSED = frozenset(
     """
-    gaussian_nll_loss gumbel_softmax linear_cross_entropy lp_pool1d lp_pool2d lp_pool3d
-    multi_head_attention_forward multilabel_soft_margin_loss normalize triplet_margin_with_distance_loss
+    gaussian_nll_loss gumbel_softmax interpolate linear_cross_entropy lp_pool1d lp_pool2d lp_pool3d
+    multi_head_attention_forward multilabel_soft_margin_loss normalize triplet_margin_with_distance_loss upsample
+    upsample_bilinear upsample_nearest
     """.split()
 )
 
