@@ -271,6 +271,8 @@ def pack_sequence(sequences: list[Tensor], enforce_sorted: bool = True) -> Packe
     Shape:   sequences: [length, *] each, the longest first or enforce_sorted=False
     Raises:  RuntimeError for no sequences, empty ones, or ones that are not sorted
     """
+    if _is_traced():
+        return torch_rnn.pack_sequence(sequences, enforce_sorted)
     lengths = torch.as_tensor([sequence.size(0) for sequence in sequences])
     return pack_padded_sequence(pad_sequence(sequences), lengths, enforce_sorted=enforce_sorted)
 
@@ -280,5 +282,7 @@ def unpack_sequence(packed_sequences: PackedSequence) -> list[Tensor]:
 
     Shape:   returns: [length, *] each
     """
+    if _is_traced():
+        return torch_rnn.unpack_sequence(packed_sequences)
     padded, lengths = pad_packed_sequence(packed_sequences, batch_first=True)
     return unpad_sequence(padded, lengths, batch_first=True)
