@@ -286,3 +286,8 @@ def unpack_sequence(packed_sequences: PackedSequence) -> list[Tensor]:
         return torch_rnn.unpack_sequence(packed_sequences)
     padded, lengths = pad_packed_sequence(packed_sequences, batch_first=True)
     return unpad_sequence(padded, lengths, batch_first=True)
+
+
+def __getattr__(name: str) -> Any:
+    """What torch's file has beside its public names."""
+    return getattr(torch_rnn, name)
