@@ -56,6 +56,7 @@ def _avg_pool(
     checks.check_window(name, input, [(*each, 1) for each in zip(*numbers)], ceil_mode)
     if not input.is_floating_point() and input.dtype != torch.int64:
         raise NotImplementedError(f'"avg_pool{max(dims, 2)}d" not implemented for \'{type_name(input)}\'')
+    input = input.contiguous() if dims == 3 else input  # volumes lose the channels-last format, as in C++
     return _AveragePool.apply(input, dims, *numbers, ceil_mode, count_include_pad, divisor_override)
 
 
@@ -170,7 +171,10 @@ def _adaptive_avg_pool(dims: int, input: Tensor, output_size: Any) -> Tensor:
         checks.check_1d("adaptive_avg_pool1d", input, output_size=output_size)
     x, sizes = (input, counts) if dims > 1 else (input.unsqueeze(-2), [1, *counts])
     checks.check_adaptive(function, x, sizes, max(dims, 2), False)
-    if not input.is_floating_point():
+    # of complex numbers C++ has the mean over everything, and over areas what is empty
+    is_empty = dims < 3 and 0 in (*x.shape[:-2], *sizes)
+    has_kernel = input.is_complex() and (is_empty or all(size == 1 for size in sizes))
+    if not input.is_floating_point() and not has_kernel:
         if all(count == 1 for count in counts) and dims > 1:
             raise RuntimeError(
                 "mean(): could not infer output dtype. Input dtype must be either a floating point or complex dtype. "
@@ -178,7 +182,7 @@ def _adaptive_avg_pool(dims: int, input: Tensor, output_size: Any) -> Tensor:
             )
         kernel = "adaptive_avg_pool3d_cpu" if dims == 3 else "adaptive_avg_pool2d"
         raise NotImplementedError(f'"{kernel}" not implemented for \'{type_name(input)}\'')
-    return _AdaptiveAveragePool.apply(input, counts)
+    return _AdaptiveAveragePool.apply(input.contiguous() if dims == 3 else input, counts)
 
 
 class _AdaptiveAveragePool(Function):

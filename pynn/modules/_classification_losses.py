@@ -429,6 +429,8 @@ def kl_div(
             stacklevel=3,
         )
     number = SUM if is_batchmean else reduction_number(reduction, size_average, reduce)
+    if input.is_complex() or target.is_complex():
+        raise RuntimeError("kl_div: Complex inputs not supported.")
     if log_target:
         losses = torch.exp(target) * (target - input)
     else:
@@ -442,6 +444,8 @@ def kl_div(
 
 @computes_in_float32
 def _soft_margin(input: Tensor, target: Tensor, reduction: int) -> Tensor:
+    if input.is_complex() or target.is_complex():
+        return reduced(torch.log1p(torch.exp(-target * input)), reduction)
     return reduced(-logsigmoid.__wrapped__(input * target), reduction)
 
 

@@ -168,7 +168,7 @@ def _adaptive_max_pool(dims: int, input: Tensor, output_size: Any) -> tuple[Tens
                 f"sizes {sizes} with dimension {dim} being empty"
             )
     counts = adaptive_counts(output_size, input, dims)
-    x = input if dims > 1 else input.unsqueeze(-2)
+    x = input.unsqueeze(-2) if dims == 1 else input.contiguous() if dims == 3 else input
     counts = [1, *counts] if dims == 1 else counts
     checks.check_adaptive(f"adaptive_max_pool{max(dims, 2)}d", x, counts, max(dims, 2), True)
     if not input.is_floating_point():
@@ -310,7 +310,7 @@ def _max_unpool(dims: int, input: Tensor, indices: Tensor, kernel_size: Numbers,
     if dims == 1:
         x, index, counts = input.unsqueeze(-1), indices.unsqueeze(-1), [*counts, 1]
     checks.check_unpool(x, index, counts, flat, can_read_values(index))
-    out = _MaxUnpool.apply(x, index, flat, counts)
+    out = _MaxUnpool.apply(x.contiguous() if dims == 3 else x, index, flat, counts)
     return out.squeeze(-1) if dims == 1 else out
 
 

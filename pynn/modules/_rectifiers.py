@@ -405,9 +405,9 @@ def rrelu(
     if lower > upper:
         raise RuntimeError("Lower bound should be less than or equal to the upper bound")
     if not training:
-        return leaky_relu.__wrapped__(input, (lower + upper) / 2, inplace)
+        return leaky_relu.__wrapped__(input if inplace else input.contiguous(), (lower + upper) / 2, inplace)
     slopes = _random_slopes(input.detach(), lower, upper)
-    return input.mul_(slopes) if inplace else input * slopes
+    return input.mul_(slopes) if inplace else input.contiguous() * slopes
 
 
 def _random_slopes(x: Tensor, lower: float, upper: float) -> Tensor:

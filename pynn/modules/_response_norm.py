@@ -84,7 +84,7 @@ def cross_map_lrn2d(input: Tensor, size: int, alpha: float, beta: float, k: floa
     if input.dim() != 4:
         raise ValueError(f"CrossMapLRN2d: Expected input to be 4D, got {input.dim()}D instead.")
     half, channels = (size - 1) // 2, input.size(1)
-    values = widen(input)
+    values = widen(input.contiguous())
     squares = values * values
     total = _ChannelWindowSum.apply(squares, half, half)
     keeps_first = (torch.arange(channels, device=input.device) > half).to(squares.dtype)

@@ -144,8 +144,9 @@ def softmax(
     if dim is None:
         dim = implicit_softmax_dim("softmax", input.dim(), _stacklevel + 1)
     input = input if dtype is None else input.to(dtype)
-    require_floating_point("softmax_lastdim_kernel_impl", input)
-    return SoftmaxFunction.apply(input, dim)
+    if input.numel() > 0:
+        require_floating_point("softmax_lastdim_kernel_impl", input)
+    return SoftmaxFunction.apply(input.contiguous(), dim)  # so the result is, as in C++
 
 
 @traced_as(F.softmin)
@@ -180,8 +181,9 @@ def log_softmax(
     if dim is None:
         dim = implicit_softmax_dim("log_softmax", input.dim(), _stacklevel + 1)
     input = input if dtype is None else input.to(dtype)
-    require_floating_point("log_softmax_lastdim_kernel_impl", input)
-    return _LogSoftmax.apply(input, dim)
+    if input.numel() > 0:
+        require_floating_point("log_softmax_lastdim_kernel_impl", input)
+    return _LogSoftmax.apply(input.contiguous(), dim)  # so the result is, as in C++
 
 
 def implicit_softmax_dim(name: str, ndim: int, stacklevel: int) -> int:

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from pynn.definitions import defines, traced_as
+from pynn.memory_format import in_format_of
 
 __all__ = ["ChannelShuffle", "channel_shuffle", "native_channel_shuffle"]
 
@@ -35,7 +36,7 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
             f"Number of channels must be divisible by groups. Got {channels} channels and {groups} groups."
         )
     grouped = input.unflatten(1, (groups, channels // groups))
-    return grouped.transpose(1, 2).reshape(input.shape)
+    return in_format_of(input, grouped.transpose(1, 2).reshape(input.shape))
 
 
 defines(aten.channel_shuffle.default, aten.native_channel_shuffle.default)(channel_shuffle.__wrapped__)

@@ -219,9 +219,9 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     Raises:  RuntimeError for integers
     """
     dtype = torch.promote_types(x1.dtype, x2.dtype)
-    if not dtype.is_floating_point and not dtype.is_complex:
+    if not dtype.is_floating_point:
         raise RuntimeError(
-            f"expected common dtype to be floating point, yet common dtype is {_dtype_name(dtype)}"
+            f"expected common dtype to be floating point, yet common dtype is {type_name(x1.new_empty(0, dtype=dtype))}"
         )
     x1, x2 = torch.broadcast_tensors(x1.to(dtype), x2.to(dtype))
     units = []
@@ -231,10 +231,6 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
             norm.clamp_min_(eps)
         units.append(x / norm)
     return (units[0] * units[1]).sum(dim)
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return {torch.int64: "Long", torch.int32: "Int", torch.bool: "Bool"}.get(dtype, str(dtype))
 
 
 @traced_as(F.pairwise_distance)

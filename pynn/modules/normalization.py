@@ -247,7 +247,8 @@ def layer_norm(
     for parameter in (weight, bias):
         if parameter is not None and parameter.dtype not in (input.dtype, widen(input).dtype):
             raise RuntimeError("mixed dtype (CPU): expect parameter to have scalar type of Float")
-    return _LayerNorm.apply(input, weight, bias, len(normalized_shape), eps)
+    # contiguous, so that the result is, as in C++
+    return _LayerNorm.apply(input.contiguous(), weight, bias, len(normalized_shape), eps)
 
 
 @traced_as(F.rms_norm)
@@ -263,6 +264,8 @@ def rms_norm(
     Source:  Zhang and Sennrich, Root mean square layer normalization, 2019
     """
     _check_normalized_shape(input, normalized_shape, weight, "[*")
+    if input.is_complex():  # plain autograd: the formulas of the gradient are those of real numbers
+        return rms_norm_forward(input, normalized_shape, weight, eps)[0]
     require_floating_point("rms_norm", input)
     return _RmsNorm.apply(input, weight, len(normalized_shape), eps)
 

@@ -10,6 +10,7 @@ from torch.nn import Module
 from torch.nn.modules.utils import _ntuple
 
 from pynn.definitions import defines, traced_as, widen
+from pynn.memory_format import in_format_of
 
 __all__ = [
     "CircularPad1d",
@@ -163,7 +164,7 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
             f"{len(pad)} and input of dimension {input.dim()}"
         )
     if mode == "constant":
-        return pad_with_constant(input, pad, 0 if value is None else value)
+        return in_format_of(input, pad_with_constant(input, pad, 0 if value is None else value))
     if value is not None and value != 0:
         raise RuntimeError(f'Padding mode "{mode}" doesn\'t take in value argument')
     if mode not in ("reflect", "replicate", "circular"):
@@ -180,7 +181,7 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
     if mode == "circular":
         return pad_circular(input, pad)
     _check_sizes(input, pad, mode)
-    return pad_by_index(input, pad, mirrored if mode == "reflect" else nearest)
+    return in_format_of(input, pad_by_index(input, pad, mirrored if mode == "reflect" else nearest))
 
 
 def _check_sizes(input: Tensor, padding: Sequence[int], mode: str) -> None:

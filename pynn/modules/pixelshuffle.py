@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from pynn.definitions import defines, traced_as
+from pynn.memory_format import in_format_of
 
 __all__ = ["PixelShuffle", "PixelUnshuffle", "pixel_shuffle", "pixel_unshuffle"]
 
@@ -31,7 +32,7 @@ def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
     blocks = input.reshape(*batch, channels // (r * r), r, r, height, width)
     # [*, channels, height, r, width, r]
     pixels = blocks.movedim((-2, -4, -1, -3), (-4, -3, -2, -1))
-    return pixels.reshape(*batch, channels // (r * r), height * r, width * r)
+    return in_format_of(input, pixels.reshape(*batch, channels // (r * r), height * r, width * r))
 
 
 @traced_as(F.pixel_unshuffle)
@@ -53,7 +54,7 @@ def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
     blocks = input.reshape(*batch, channels, height // r, r, width // r, r)
     # [*, channels, r, r, height, width]
     pixels = blocks.movedim((-3, -1, -4, -2), (-4, -3, -2, -1))
-    return pixels.reshape(*batch, channels * r * r, height // r, width // r)
+    return in_format_of(input, pixels.reshape(*batch, channels * r * r, height // r, width // r))
 
 
 def _check(function: str, argument: str, input: Tensor, factor: int) -> None:

@@ -53,7 +53,8 @@ def grid_sample(
         warnings.warn(CHANGED_DEFAULT, stacklevel=3)
         align_corners = False
     _check_samples(input, grid, mode)
-    return GridSample.apply(input, grid, MODES[mode], PADDING_MODES[padding_mode], align_corners)
+    # contiguous, so that the result is, as in C++
+    return GridSample.apply(input, grid.contiguous(), MODES[mode], PADDING_MODES[padding_mode], align_corners)
 
 
 def _check_samples(input: Tensor, grid: Tensor, mode: str) -> None:

@@ -1,18 +1,24 @@
-"""Sequences of different lengths in one tensor: padded to the longest, or packed time after time without the padding.
+"""Sequences of different lengths: side by side with padding, or packed time after time without it.
 
-    padded   a b c        packed data    a x b y c       batch_sizes  2 2 1
-             x y 0
+    padded, 4 x 3:   a b c      packed:  data         a b c | d e | f g | h
+                     d e .               batch_sizes  3       2     2     1
+                     f g .               (how many sequences are still running at each time)
+                     h . .
+
+Both ways are one copy of rows: `collect` takes the cells that hold an element, `spread` puts rows into such
+cells and padding into the others. Each is the gradient of the other.
 """
 
-import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from numbers import Number, Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import rnn as torch_rnn
 from torch.nn.utils.rnn import PackedSequence, invert_permutation, unpad_sequence
-from torch.nn.utils.rnn import pack_padded_sequence as _torchs_pack
-from torch.nn.utils.rnn import pad_packed_sequence as _torchs_pad_packed
+
+from pynn.definitions import type_name
 
 __all__ = [
     "PackedSequence",
@@ -26,60 +32,63 @@ __all__ = [
 ]
 
 
-def rows_of_packed(batch_sizes: Tensor, batch: int) -> Tensor:
-    """Where the rows of packed data lie in the padded [time, batch]: t * batch + b for every b < batch_sizes[t]."""
-    times = batch_sizes.size(0)
-    running = torch.arange(batch) < batch_sizes.unsqueeze(1)
-    return torch.arange(times * batch).view(times, batch)[running]
+# ---- padded and packed, when it is known which cells hold an element --------------------------------------
 
 
-def pack_padded_sequence(
-    input: Tensor, lengths: Tensor | list[int], batch_first: bool = False, enforce_sorted: bool = True
-) -> PackedSequence:
-    """Take the padding out: the rows of all sequences at time 0, then those at time 1, ...
+def collect(padded: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """rows[n] = padded[first[n], second[n]]
 
-    Args:    lengths: of the sequences, on the CPU; batch_first: input is [batch, time, *]
-             enforce_sorted: the longest comes first; else they are sorted, and the order is kept in the result
-    Shape:   input: [time, batch, *]   returns: data [sum(lengths), *] with batch_sizes
-    Raises:  RuntimeError for lengths that do not fit, are not positive, or not sorted
-    Source:  aten/native/PackedSequence.cpp
+    Shape:   padded: [length, width, *]   first, second: [rows]   returns: [rows, *]
     """
-    if torch.compiler.is_compiling():
-        return _torchs_pack(input, lengths, batch_first, enforce_sorted)
-    if not isinstance(lengths, Tensor):
-        if torch._C._get_tracing_state():
-            warnings.warn(
-                "pack_padded_sequence has been called with a Python list of sequence lengths. The tracer cannot track "
-                "the data flow of Python values, and it will treat them as constants, likely rendering the trace "
-                "incorrect for any other combination of lengths.",
-                stacklevel=2,
-            )
-        lengths = torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
-    lengths = lengths.to(torch.int64)
-    order = None
-    if not enforce_sorted:
-        lengths, order = torch.sort(lengths, descending=True)
-        order = order.to(input.device)
-        input = input.index_select(0 if batch_first else 1, order)
-    x = input.transpose(0, 1) if batch_first else input
-    _check_lengths(x, lengths)
-    # [times]: how many sequences are still running
-    batch_sizes = (torch.arange(int(lengths[0])).unsqueeze(1) < lengths).sum(1)
-    data = x.flatten(0, 1).index_select(0, rows_of_packed(batch_sizes, x.size(1)).to(x.device))
-    return PackedSequence(data, batch_sizes, order, None)
+    places = (first * padded.size(1) + second).to(padded.device)
+    return padded.flatten(0, 1).index_select(0, places)
 
 
-def _check_lengths(x: Tensor, lengths: Tensor) -> None:
-    if lengths.dim() != 1 or lengths.device.type != "cpu":
-        raise RuntimeError(
-            f"'lengths' argument should be a 1D CPU int64 tensor, but got {lengths.dim()}D {lengths.device.type} "
-            f"{'Long'} tensor"
+def spread(rows: Tensor, first: Tensor, second: Tensor, size: tuple[int, int], value: Any) -> Tensor:
+    """padded[first[n], second[n]] = rows[n], each cell at most once, and value in the cells not named.
+
+    Shape:   rows: [rows, *]   first, second: [rows]   returns: [*size, *]
+    """
+    padded = rows.new_full((*size, *rows.shape[1:]), value)
+    padded[first.to(rows.device), second.to(rows.device)] = rows
+    return padded
+
+
+# ---- checks ----------------------------------------------------------------------------------------------
+
+
+def _is_traced() -> bool:
+    """While a graph is recorded torch's own function is: one operation, whatever the lengths will be."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    )
+
+
+def _require_kind(operation: str, name: str, position: int, value: Any, kind: Any, kind_name: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"{operation}(): argument '{name}' (position {position}) must be {kind_name}, "
+            f"not {type(value).__name__}"
         )
-    if x.numel() == 0:
-        raise RuntimeError("Cannot pack empty tensors.")
-    if lengths.size(0) != x.size(1):
+
+
+def _require_lengths(lengths: Tensor) -> None:
+    if lengths.dim() != 1 or lengths.device.type != "cpu" or lengths.dtype != torch.int64:
         raise RuntimeError(
-            f"Expected `len(lengths)` to be equal to batch_size, but got {lengths.size(0)} (batch_size={x.size(1)})"
+            "'lengths' argument should be a 1D CPU int64 tensor, but got "
+            f"{lengths.dim()}D {lengths.device} {type_name(lengths)} tensor"
+        )
+
+
+def _check_lengths(input: Tensor, lengths: Tensor, batch: int) -> None:
+    """The lengths must be positive, one a sequence, the longest first."""
+    if input.numel() == 0:
+        raise RuntimeError("Cannot pack empty tensors.")
+    if lengths.size(0) != batch:
+        raise RuntimeError(
+            f"Expected `len(lengths)` to be equal to batch_size, but got {lengths.size(0)} (batch_size={batch})"
         )
     if lengths[-1] <= 0:
         raise RuntimeError(
@@ -88,94 +97,197 @@ def _check_lengths(x: Tensor, lengths: Tensor) -> None:
     if (lengths[1:] > lengths[:-1]).any():
         raise RuntimeError(
             "`lengths` array must be sorted in decreasing order when `enforce_sorted` is True. You can pass "
-            "`enforce_sorted=False` to pack_padded_sequence and/or pack_sequence to sidestep this requirement if you "
-            "do not need ONNX exportability."
+            "`enforce_sorted=False` to pack_padded_sequence and/or pack_sequence to sidestep this requirement "
+            "if you do not need ONNX exportability."
         )
-    if lengths[0] > x.size(0):
-        raise RuntimeError(f"Expected lengths of at most {x.size(0)}, the times in input, but got {lengths[0]}")
+
+
+# ---- packing ---------------------------------------------------------------------------------------------
+
+
+def pack_padded_sequence(
+    input: Tensor, lengths: Tensor | list[int], batch_first: bool = False, enforce_sorted: bool = True
+) -> PackedSequence:
+    """Leave out the padding: all first elements, then all second ones of the sequences that have one, ...
+
+    data = input[t, b] for each time t and each sequence b with lengths[b] > t, the longest sequence first
+
+    Args:    lengths: of each sequence, on the CPU; batch_first: input is [batch, time, *]
+             enforce_sorted: the longest comes first already; else they are sorted here, and
+             pad_packed_sequence puts them back
+    Shape:   input: [time, batch, *]   lengths: [batch]   returns: data [sum(lengths), *] and its batch_sizes
+    Raises:  RuntimeError for an empty input, lengths that are not positive, not sorted, not one a sequence
+    Source:  aten/native/PackedSequence.cpp; torch too cuts an input that ends before its lengths do
+    """
+    if _is_traced():
+        return torch_rnn.pack_padded_sequence(input, lengths, batch_first, enforce_sorted)
+    if isinstance(lengths, Tensor):
+        lengths = lengths.to(torch.int64)
+    else:
+        lengths = torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
+    order = None
+    if not enforce_sorted:
+        lengths, order = torch.sort(lengths, descending=True)
+        order = order.to(input.device)
+        input = input.index_select(0 if batch_first else 1, order)
+    _require_kind("_pack_padded_sequence", "input", 1, input, Tensor, "Tensor")
+    _require_kind("_pack_padded_sequence", "batch_first", 3, batch_first, bool, "bool")
+    _require_lengths(lengths)
+    batch, time = (input.size(0), input.size(1)) if batch_first else (input.size(1), input.size(0))
+    _check_lengths(input, lengths, batch)
+
+    # [longest, batch]: whether sequence b is still running at time t
+    running = torch.arange(int(lengths[0])).unsqueeze(1) < lengths
+    times, sequences = running[:time].nonzero().unbind(1)
+    data = collect(input, sequences, times) if batch_first else collect(input, times, sequences)
+    return PackedSequence(data, running.sum(1), order, None)
 
 
 def pad_packed_sequence(
-    sequence: PackedSequence, batch_first: bool = False, padding_value: float = 0.0, total_length: int | None = None
+    sequence: PackedSequence,
+    batch_first: bool = False,
+    padding_value: float = 0.0,
+    total_length: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Put the padding back: the inverse of pack_padded_sequence.
+    """The sequences side by side again, in the order they were packed from, and their lengths.
 
-    Args:    total_length: pad to this many times instead of those of the longest sequence
-    Shape:   returns: [time, batch, *] (batch_first: [batch, time, *]), and the lengths [batch]
-    Raises:  ValueError when total_length is less than the longest sequence
+    out[t, b] = the element of sequence b at time t, or padding_value when t >= lengths[b]
+
+    Args:    batch_first: return [batch, time, *]; total_length: of the result, default the longest sequence's
+    Shape:   sequence.data: [sum(lengths), *]   returns: [time, batch, *] and lengths [batch]
+    Raises:  ValueError when total_length is less than the longest sequence;
+             RuntimeError when data does not hold sum(batch_sizes) rows, or batch_sizes is empty or grows
     Source:  aten/native/PackedSequence.cpp
     """
-    if torch.compiler.is_compiling():
-        return _torchs_pad_packed(sequence, batch_first, padding_value, total_length)
-    data, batch_sizes = sequence.data, sequence.batch_sizes
-    times = longest = batch_sizes.size(0)
-    if total_length is not None:
-        if total_length < longest:
-            raise ValueError(
-                "Expected total_length to be at least the length of the longest sequence in input, but got "
-                f"total_length={total_length} and max sequence length being {longest}"
-            )
-        times = total_length
+    if _is_traced():
+        return torch_rnn.pad_packed_sequence(sequence, batch_first, padding_value, total_length)
+    data, batch_sizes, unsorted_indices = sequence.data, sequence.batch_sizes, sequence.unsorted_indices
+    time = batch_sizes.size(0)
+    if total_length is not None and total_length < time:
+        raise ValueError(
+            "Expected total_length to be at least the length of the longest sequence in input, but got "
+            f"total_length={total_length} and max sequence length being {time}"
+        )
+    _require_kind("_pad_packed_sequence", "batch_first", 3, batch_first, bool, "bool")
+    _require_kind("_pad_packed_sequence", "padding_value", 4, padding_value, (Number, Tensor), "Number")
+    _check_batch_sizes(data, batch_sizes)
+
     batch = int(batch_sizes[0])
-    padded = data.new_full((times * batch, *data.shape[1:]), padding_value)
-    padded = padded.index_copy(0, rows_of_packed(batch_sizes, batch).to(data.device), data)
-    padded = padded.view(times, batch, *data.shape[1:])
-    padded = padded.transpose(0, 1).contiguous() if batch_first else padded
-    lengths = (torch.arange(batch).unsqueeze(1) < batch_sizes).sum(1)
-    order = sequence.unsorted_indices
-    if order is not None:
-        return padded.index_select(0 if batch_first else 1, order), lengths[order.cpu()]
-    return padded, lengths
+    # [time, batch]: whether sequence b is still running at time t
+    running = torch.arange(batch) < batch_sizes.unsqueeze(1)
+    times, sequences = running.nonzero().unbind(1)
+    size = (time if total_length is None else total_length, batch)
+    out = spread(data[: len(times)], times, sequences, size, padding_value)
+    out = out.transpose(0, 1) if batch_first else out
+    lengths = running.sum(0)
+    if unsorted_indices is None:
+        return out, lengths
+    return out.index_select(0 if batch_first else 1, unsorted_indices), lengths[unsorted_indices.cpu()]
+
+
+def _check_batch_sizes(data: Tensor, batch_sizes: Tensor) -> None:
+    _require_lengths(batch_sizes)
+    if batch_sizes.numel() == 0:
+        raise RuntimeError("batch_sizes can not be empty")
+    if (batch_sizes[1:] > batch_sizes[:-1]).any():
+        raise RuntimeError(
+            f"batch_sizes must not grow from one time to the next, but got {batch_sizes.tolist()}"
+        )
+    rows = int(batch_sizes.sum())
+    if data.size(0) < rows:
+        raise RuntimeError(
+            f"data must hold sum(batch_sizes) = {rows} rows, but has {data.size(0)}: were the lengths that it "
+            "was packed with larger than its input?"
+        )
+
+
+# ---- lists of sequences ----------------------------------------------------------------------------------
 
 
 def pad_sequence(
-    sequences: Tensor | list[Tensor], batch_first: bool = False, padding_value: float = 0.0, padding_side: str = "right"
+    sequences: Tensor | list[Tensor],
+    batch_first: bool = False,
+    padding_value: float = 0.0,
+    padding_side: str = "right",
 ) -> Tensor:
-    """Stack sequences of different lengths, each filled up to the longest.
+    """Sequences side by side, each filled up to the length of the longest.
 
-    Args:    padding_side: "right" (the end) or "left"
-    Shape:   sequences: [L, *] each   returns: [max(L), batch, *], batch_first: [batch, max(L), *]
-    Raises:  RuntimeError for what is no iterable of tensors, for none, or for trailing sizes that differ
+    out[t, b] = sequences[b][t], or padding_value beyond its end (padding_side "left": before its beginning)
+
+    Args:    batch_first: return [batch, time, *]
+    Shape:   sequences: [length, *] each   returns: [time, batch, *]
+    dtype:   that of the first sequence, as are the device and the sizes after the length
+    Raises:  RuntimeError for no sequences, another padding_side, or sizes that do not fit the first
     Source:  aten/native/PackedSequence.cpp
     """
+    if _is_traced():
+        return torch_rnn.pad_sequence(sequences, batch_first, padding_value, padding_side)
     if not isinstance(sequences, Iterable):
         raise RuntimeError(
             f"pad_sequence: Expected iterable for input sequences, but got arg of type: {type(sequences)}"
         )
-    rows = list(sequences)
-    if not rows:
+    sequences = tuple(sequences)
+    _check_pad_arguments(sequences, batch_first, padding_value, padding_side)
+
+    lengths = torch.tensor([sequence.size(0) for sequence in sequences]).unsqueeze(1)
+    batch, time = len(sequences), int(lengths.max())
+    # [batch, time]: whether the cell holds an element, one row of cat(sequences) after the other
+    holds = torch.arange(time) < lengths if padding_side == "right" else torch.arange(time) >= time - lengths
+    owners, times = holds.nonzero().unbind(1)
+    rows = torch.cat([_like_first(sequence, sequences[0]) for sequence in sequences])
+    if batch_first:
+        return spread(rows, owners, times, (batch, time), padding_value)
+    return spread(rows, times, owners, (time, batch), padding_value)
+
+
+def _like_first(sequence: Tensor, first: Tensor) -> Tensor:
+    """Give a sequence the dtype, device and trailing sizes of the first one, as copying into the result does."""
+    size = (sequence.size(0), *first.shape[1:])
+    if sequence.shape == size and sequence.dtype == first.dtype and sequence.device == first.device:
+        return sequence
+    return sequence.new_empty(size, dtype=first.dtype, device=first.device).copy_(sequence)
+
+
+def _check_pad_arguments(sequences: Sequence[Any], batch_first: Any, value: Any, side: Any) -> None:
+    for number, sequence in enumerate(sequences):
+        if not isinstance(sequence, Tensor):
+            raise TypeError(
+                f"expected Tensor as element {number} in argument 0, but got {type(sequence).__name__}"
+            )
+    _require_kind("pad_sequence", "batch_first", 2, batch_first, bool, "bool")
+    _require_kind("pad_sequence", "padding_value", 3, value, (Real, Tensor), "float")
+    _require_kind("pad_sequence", "padding_side", 4, side, str, "str")
+    if not sequences:
         raise RuntimeError("received an empty list of sequences")
-    if padding_side not in ("left", "right"):
-        raise RuntimeError(f"Expected padding_side to be one of left or right, but got {padding_side}.")
-    longest = max(row.size(0) for row in rows)
-    padded = []
-    for row in rows:
-        for dim, (a, b) in enumerate(zip(rows[0].shape[1:], row.shape[1:]), start=1):
-            if a != b:
-                raise RuntimeError(
-                    f"The size of tensor a ({a}) must match the size of tensor b ({b}) at non-singleton dimension {dim}"
-                )
-        row = row.to(rows[0].dtype)
-        fill = row.new_full((longest - row.size(0), *rows[0].shape[1:]), padding_value)
-        padded.append(torch.cat([row, fill] if padding_side == "right" else [fill, row]))
-    return torch.stack(padded, 0 if batch_first else 1)
+    if side not in ("left", "right"):
+        raise RuntimeError(f"Expected padding_side to be one of left or right, but got {side}.")
+    if sequences[0].dim() == 0:
+        raise RuntimeError("pad_sequence: the first sequence must have a dimension of time, but is a number")
 
 
 def pack_sequence(sequences: list[Tensor], enforce_sorted: bool = True) -> PackedSequence:
-    """Pack a list of sequences: pad_sequence, then pack_padded_sequence.
+    """pack_padded_sequence(pad_sequence(sequences), lengths)
 
-    Shape:   sequences: [L, *] each   returns: data [sum(L), *] with batch_sizes
+    Shape:   sequences: [length, *] each, the longest first or enforce_sorted=False
+    Raises:  RuntimeError for no sequences, empty ones, or ones that are not sorted
     """
-    lengths = torch.as_tensor([row.size(0) for row in sequences])
+    if _is_traced():
+        return torch_rnn.pack_sequence(sequences, enforce_sorted)
+    lengths = torch.as_tensor([sequence.size(0) for sequence in sequences])
     return pack_padded_sequence(pad_sequence(sequences), lengths, enforce_sorted=enforce_sorted)
 
 
 def unpack_sequence(packed_sequences: PackedSequence) -> list[Tensor]:
-    """The list that pack_sequence was given."""
+    """The list of sequences that pack_sequence was given.
+
+    Shape:   returns: [length, *] each
+    """
+    if _is_traced():
+        return torch_rnn.unpack_sequence(packed_sequences)
     padded, lengths = pad_packed_sequence(packed_sequences, batch_first=True)
     return unpad_sequence(padded, lengths, batch_first=True)
 
 
 def __getattr__(name: str) -> Any:
     """What torch's file has beside its public names."""
-    return getattr(torch.nn.utils.rnn, name)
+    return getattr(torch_rnn, name)

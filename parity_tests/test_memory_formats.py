@@ -1,0 +1,108 @@
+"""Channels-last inputs: every result has torch's strides; and torch.use_deterministic_algorithms.
+
+Each row is run with its 4- and 5-dimensional tensors laid out channels-last, in torch and in pynn.
+"""
+
+import warnings
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+import pynn
+from parity_tests.cases import Row, Sample, defined_rows, seed
+
+ROWS = defined_rows()
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def tensors_of(value):
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def channels_last(sample: Sample) -> Sample:
+    def laid_out(value):
+        if not isinstance(value, torch.Tensor) or value.dim() not in FORMATS:
+            return value
+        moved = value.detach().clone(memory_format=FORMATS[value.dim()])
+        return moved.requires_grad_(value.requires_grad)
+
+    args, kwargs = tree_map(laid_out, (sample.args, sample.kwargs))
+    return Sample(args, kwargs, sample.constructor, sample.training)
+
+
+def layout(tensor: torch.Tensor):
+    """The sizes, and the strides of those dimensions where a step is taken at all."""
+    if tensor.numel() == 0:
+        return tuple(tensor.shape)
+    return [(n, stride) if n > 1 else n for n, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+
+
+def layouts(row: Row, nn, sample: Sample, with_gradients: bool):
+    sample = channels_last(sample.cast(torch.float32))
+    subject = row.build(nn, sample)
+    seed(0)
+    with warnings.catch_warnings(), torch.set_grad_enabled(with_gradients):
+        warnings.simplefilter("ignore")
+        return [layout(result) for result in tensors_of(subject(*sample.args, **sample.kwargs))]
+
+
+def is_of_images(sample: Sample) -> bool:
+    return any(t.dim() in FORMATS for t in tensors_of((sample.args, sample.kwargs)))
+
+
+def has_format_of_its_own(row: Row, sample: Sample) -> bool:
+    """Where torch's strides are an accident.
+
+    conv_transpose3d: oneDNN keeps the format or not by its choice of kernel (not for one volume, nor for some
+    dilations); pynn always keeps it. Losses of more than 5 dimensions, where only the target has a format.
+    """
+    return row.symbol in ("conv_transpose3d", "ConvTranspose3d", "LazyConvTranspose3d") or any(
+        t.dim() > 5 for t in tensors_of(sample.args)
+    )
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+def test_results_have_torchs_strides(row):
+    for sample in filter(is_of_images, row.draw(6)):
+        if has_format_of_its_own(row, sample):
+            continue
+        for with_gradients in (False, True):
+            try:
+                expected = layouts(row, torch.nn, sample, with_gradients)
+            except RuntimeError:
+                continue  # nll_loss and an unbatched max_pool3d refuse the format in torch
+            assert layouts(row, pynn, sample, with_gradients) == expected
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+def test_deterministic_algorithms_are_refused_only_where_torch_refuses(row):
+    """pynn may have a deterministic algorithm where torch has none (max_unpool: the last of equal indices)."""
+    for sample in row.draw(3):
+        refused = []
+        for nn in (torch.nn, pynn):
+            fresh = sample.cast(torch.float32)
+            subject = row.build(nn, fresh)
+            torch.use_deterministic_algorithms(True)
+            try:
+                run_with_gradients(subject, fresh)
+            except RuntimeError as error:
+                refused.append("use_deterministic_algorithms" in str(error))
+                continue
+            finally:
+                torch.use_deterministic_algorithms(False)
+            refused.append(False)
+        assert refused[0] or not refused[1]
+
+
+def run_with_gradients(subject, sample: Sample) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seed(0)
+        results = tensors_of(subject(*sample.args, **sample.kwargs))
+    leaves = sample.differentiable()
+    if isinstance(subject, torch.nn.Module):
+        leaves += [p for p in subject.parameters() if p.requires_grad]
+    wanted = [r for r in results if r.requires_grad and r.is_floating_point()]
+    if leaves and wanted:
+        torch.autograd.grad(sum(r.sum() for r in wanted), leaves, allow_unused=True)
