@@ -10,6 +10,8 @@ from torch.utils._pytree import tree_leaves
 import pynn
 from parity_tests.cases import Row, Sample, defined_rows, seed
 
+pytestmark = pytest.mark.slow  # `make check` leaves the whole file to `make test`
+
 ROWS = [row for row in defined_rows() if not row.is_module and row.reference is None]
 
 

@@ -15,6 +15,8 @@ import pynn
 from parity_tests.cases import Row, Sample, defined_rows, seed
 from parity_tests.tolerances import compare
 
+pytestmark = pytest.mark.slow  # `make check` leaves the whole file to `make test`
+
 ROWS = [
     row
     for row in defined_rows()

@@ -19,6 +19,8 @@ import torch.nn.utils.stateless
 
 import pynn
 
+pytestmark = pytest.mark.slow  # `make check` leaves the whole file to `make test`
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     PATHS = sorted(entry.name for entry in pkgutil.walk_packages(torch.nn.__path__, "torch.nn."))

@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 import pynn
 from parity_tests.cases import Row, Sample, defined_rows, seed
 
+pytestmark = pytest.mark.slow  # `make check` leaves the whole file to `make test`
+
 ROWS = defined_rows()
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 

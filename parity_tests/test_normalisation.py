@@ -20,6 +20,8 @@ import pynn
 from pynn.modules._batch_norm import batch_norm
 from pynn.modules._sync_batch_norm import sync_batch_norm
 
+pytestmark = pytest.mark.slow  # `make check` leaves the whole file to `make test`
+
 BOTH = pytest.mark.parametrize("nn", [torch.nn, pynn], ids=["torch", "pynn"])
 
 

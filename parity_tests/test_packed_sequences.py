@@ -18,6 +18,8 @@ from parity_tests.elementary import is_elementary
 from parity_tests.test_purity import Recorder
 from pynn.utils import rnn as ours
 
+pytestmark = pytest.mark.slow  # `make check` leaves the whole file to `make test`
+
 BOTH = (theirs, ours)
 DTYPES = (
     torch.float32,
