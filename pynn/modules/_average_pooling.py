@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pynn.definitions import defines, widen
-from pynn.memory_format import in_format_of
+from pynn.memory_format import image_in_format_of
 from pynn.modules._max_pooling import adaptive_bounds, along, longest_window
 from pynn.modules._pooling_checks import per_dim
 from pynn.windows import crop, output_size, overlap_add, pad_both_sides, sliding_windows
@@ -96,8 +96,8 @@ def average(
     assert total is not None
     divisor = divisors(x, counts, numbers, include_pad, override)
     if x.is_floating_point():
-        return in_format_of(x, (total / divisor).to(x.dtype))
-    return in_format_of(x, torch.div(total, divisor, rounding_mode="trunc"))
+        return image_in_format_of(x, (total / divisor).to(x.dtype), dims)
+    return image_in_format_of(x, torch.div(total, divisor, rounding_mode="trunc"), dims)
 
 
 def average_backward(
@@ -120,7 +120,7 @@ def average_backward(
     total = overlap_add(lambda _: share, sizes, width, step, [1] * dims)
     for i, over in enumerate(overhang):
         total = total.narrow(first + i, 0, sizes[i] - over)
-    return in_format_of(x, crop(total, pad).to(x.dtype))
+    return image_in_format_of(x, crop(total, pad).to(x.dtype), dims)
 
 
 def _average(dims: int) -> Callable[..., Tensor]:
@@ -181,7 +181,7 @@ def adaptive_average(x: Tensor, counts: Sequence[Any]) -> Tensor:
     out = widen(x)
     for i, count in enumerate(counts):
         out = mean_along(out, x.dim() - len(counts) + i, count)
-    return in_format_of(x, out.to(x.dtype))
+    return image_in_format_of(x, out.to(x.dtype), len(counts))
 
 
 def adaptive_average_backward(grad: Tensor, x: Tensor, dims: int) -> Tensor:
@@ -189,7 +189,7 @@ def adaptive_average_backward(grad: Tensor, x: Tensor, dims: int) -> Tensor:
     out = widen(grad)
     for dim in range(x.dim() - dims, x.dim()):
         out = spread_along(out, dim, x.size(dim))
-    return in_format_of(x, out.to(x.dtype))
+    return image_in_format_of(x, out.to(x.dtype), dims)
 
 
 def _adaptive(dims: int) -> Callable[..., Tensor]:

@@ -47,7 +47,7 @@ def _avg_pool(
     name = f"avg_pool{dims}d"
     stride = [] if stride is None else stride
     checks.require_numbers(name, dims, kernel_size=kernel_size, stride=stride, padding=padding)
-    if divisor_override == 0:
+    if divisor_override == 0 and (dims == 2 or input.dim() in (dims + 1, dims + 2)):
         raise RuntimeError("divisor must be not zero")
     if dims == 2 and input.dim() < 3:
         raise IndexError(f"Dimension out of range (expected to be in range of [-{input.dim()}, 1], but got -3)")

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from pynn.definitions import Function, defines
-from pynn.memory_format import in_format_of
+from pynn.memory_format import image_in_format_of, in_format, in_format_of
 from pynn.modules._pooling_checks import per_dim
 from pynn.windows import output_size, sliding_windows
 
@@ -42,8 +43,8 @@ class Boxes:
 
 
 def largest_of(pieces: list[Tensor]) -> Tensor:
-    """The elementwise maximum; NaN wins."""
-    out = pieces[0]
+    """The elementwise maximum; NaN wins. Never a view of the input."""
+    out = pieces[0] if len(pieces) > 1 else pieces[0].clone()
     for piece in pieces[1:]:
         out = torch.maximum(out, piece)
     return out
@@ -239,8 +240,10 @@ class Largest(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, ctx.dims, _, *rest = inputs
+        x, ctx.dims, choose, *rest = inputs
         ctx.sizes, ctx.count = x.shape[x.dim() - ctx.dims :], len(rest)
+        contiguous = choose in (ADAPTIVE_MAX_POOL[3], *FRACTIONAL_MAX_POOL.values())
+        ctx.layout = torch.contiguous_format if contiguous else suggest_memory_format(x)
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
         ctx.save_for_forward(output[1])
@@ -248,7 +251,7 @@ class Largest(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
         (index,) = ctx.saved_tensors
-        return put_back(grad, index, ctx.sizes), *[None] * (2 + ctx.count)
+        return in_format(ctx.layout, put_back(grad, index, ctx.sizes)), *[None] * (2 + ctx.count)
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: Any) -> tuple:
@@ -305,7 +308,7 @@ def _adaptive(dims: int) -> Callable[..., tuple[Tensor, Tensor]]:
         else:
             boxes = adaptive_boxes(self, output_size)
         values, index = largest_and_index(boxes)
-        return in_format_of(self, values), in_format_of(self, index)
+        return image_in_format_of(self, values, dims), image_in_format_of(self, index, dims)
 
     return adaptive_max_pool
 
@@ -313,7 +316,8 @@ def _adaptive(dims: int) -> Callable[..., tuple[Tensor, Tensor]]:
 def _adaptive_backward(dims: int) -> Callable[..., Tensor]:
     def adaptive_max_pool_backward(grad_output: Tensor, self: Tensor, indices: Tensor) -> Tensor:
         """Each gradient goes to the element that was the largest."""
-        return in_format_of(self, put_back(grad_output, indices, self.shape[self.dim() - dims :]))
+        grad = put_back(grad_output, indices, self.shape[self.dim() - dims :])
+        return image_in_format_of(self, grad, dims)
 
     return adaptive_max_pool_backward
 
@@ -347,8 +351,10 @@ def _unpool(dims: int) -> Callable[..., Tensor]:
         """0, but out[indices[o]] = x[o]; the last of equal indices counts."""
         lead = self.shape[: self.dim() - dims]
         flat = self.new_zeros(*lead, product(output_size))
+        if any(size == 0 for size in output_size):
+            return flat.view(*lead, *output_size)
         flat = flat.scatter(-1, indices.flatten(indices.dim() - dims), self.flatten(self.dim() - dims))
-        return in_format_of(self, flat.view(*lead, *output_size))
+        return image_in_format_of(self, flat.view(*lead, *output_size), dims)
 
     return max_unpool
 

@@ -73,7 +73,8 @@ def _max_pool(
     stride = [] if stride is None else stride
     if dims == 1 and only_values:
         checks.check_max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode)
-    checks.require_numbers(name, dims, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
+    named = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    checks.check_1d(name, input, **named) if dims == 1 else checks.require_numbers(name, dims, **named)
     width = per_dim(kernel_size, dims)
     numbers = (width, per_dim(stride, dims) or width, per_dim(padding, dims), per_dim(dilation, dims))
     checks.check_window(name, input, list(zip(*numbers)), ceil_mode)

@@ -22,59 +22,76 @@ def per_dim(value: Any, dims: int) -> list[Any]:
 
 def require_numbers(function: str, dims: int, **named: Any) -> None:
     """Raises: RuntimeError for a list of another length than 1 or dims."""
+    either = "" if function == "avg_pool3d" else "either "
     for name, value in named.items():
         allowed = (0, 1, dims) if name == "stride" else (1, dims)
         if isinstance(value, (tuple, list)) and len(value) not in allowed:
-            omitted = "either be omitted, a single int," if name == "stride" else "either be a single int,"
-            omitted = "be a single int," if (function, name) == ("avg_pool3d", "kernel_size") else omitted
-            raise RuntimeError(f"{function}: {name} must {omitted} or a tuple of {WORDS[dims]} ints")
+            rule = "be omitted, a single int," if name == "stride" else "be a single int,"
+            rule = "be either a single int," if name == "dilation" else either + rule
+            raise RuntimeError(f"{function}: {name} must {rule} or a tuple of {WORDS[dims]} ints")
 
 
-def check_window(
-    function: str,
-    x: Tensor,
-    numbers: Sequence[tuple],
-    ceil_mode: bool,
-) -> None:
-    """numbers: (kernel_size, stride, padding, dilation) of each dimension; the checks of pool2d_shape_check."""
+def check_window(function: str, x: Tensor, numbers: Sequence[tuple], ceil_mode: bool) -> None:
+    """numbers: (kernel_size, stride, padding, dilation) of each dimension.
+
+    The checks of pool2d_shape_check and pool3d_shape_check, in their order; a sequence is an image of height 1.
+    """
+    spatial = len(numbers)
+    if function != "avg_pool2d" and x.dim() not in (spatial + 1, spatial + 2):
+        raise RuntimeError(f"non-empty {spatial + 1}D or {spatial + 2}D (batch mode) tensor expected for input")
+    sizes = list(x.shape[-spatial:])
+    if spatial == 1:
+        numbers, sizes = [(1, 1, 0, 1), *numbers], [1, *sizes]
+    check_padding(numbers)
     dims = len(numbers)
+    require_positive("kernel size", "k", [width for width, _, _, _ in numbers])
+    require_positive("stride", "d", [step for _, step, _, _ in numbers])
+    require_positive("dilation", "dilation", [spread for _, _, _, spread in numbers])
+    check_sizes(function, x, spatial)
     axes = AXES[dims]
-    if any(step <= 0 for _, step, _, _ in numbers):
-        raise RuntimeError("stride should not be zero")
-    if any(width <= 0 for width, _, _, _ in numbers):
-        text = " ".join(f"k{axis}: {width}" for axis, (width, _, _, _) in zip(axes, numbers))
-        raise RuntimeError(f"kernel size should be greater than zero, but got {text}")
-    if any(spread <= 0 for _, _, _, spread in numbers):
-        text = " ".join(f"dilation{axis}: {spread}" for axis, (_, _, _, spread) in zip(axes, numbers))
-        raise RuntimeError(f"dilation should be greater than zero, but got {text}")
-    for width, _, pad, spread in numbers:
-        if pad < 0:
-            raise RuntimeError(f"pad must be non-negative, but got pad: {pad}")
-        if pad > (spread * (width - 1) + 1) // 2:
-            raise RuntimeError(
-                f"pad should be at most half of effective kernel size, but got pad={pad}, kernel_size={width} and "
-                f"dilation={spread}"
-            )
-    check_sizes(function, x, dims)
-    sizes = x.shape[-dims:]
-    if function == "avg_pool3d" and any(s + 2 * p < w for s, (w, _, p, _) in zip(sizes, numbers)):
+    if function == "avg_pool3d" and any(size < width for size, (width, _, _, _) in zip(sizes, numbers)):
         image = " ".join(f"{axis}: {size}" for axis, size in zip(axes, sizes))
         kernel = " ".join(f"k{axis}: {width}" for axis, (width, _, _, _) in zip(axes, numbers))
         raise RuntimeError(f"input image ({image}) smaller than kernel size ({kernel})")
+    if any(pad > width // 2 for width, _, pad, _ in numbers):
+        of = {axis: (width, pad) for axis, (width, _, pad, _) in zip(axes, numbers)}
+        order, sign = (("W", "H"), " = ") if dims == 2 else (("T", "W", "H"), ": ")
+        texts = [[f"{name}{axis}{sign}{of[axis][i]}" for axis in order] for i, name in enumerate(("k", "pad"))]
+        text = ", ".join(texts[1] + texts[0]) if dims == 2 else " ".join(texts[0] + texts[1])
+        raise RuntimeError(f"pad should be smaller than or equal to half of kernel size, but got {text}")
     counts = [output_size(size, *each, ceil_mode) for size, each in zip(sizes, numbers)]
     if any(count < 1 for count in counts):
-        given, found = ("x".join(map(str, [x.size(-dims - 1), *each])) for each in (sizes, counts))
+        given, found = ("x".join(map(str, [x.size(-spatial - 1), *each])) for each in (sizes, counts))
         raise RuntimeError(
             f"Given input size: ({given}). Calculated output size: ({found}). Output size is too small"
         )
 
 
+def check_padding(numbers: Sequence[tuple]) -> None:
+    """The checks of pooling_output_shape."""
+    for width, step, pad, spread in numbers:
+        if step == 0:
+            raise RuntimeError("stride should not be zero")
+        if pad < 0:
+            raise RuntimeError(f"pad must be non-negative, but got pad: {pad}")
+        reach = (width - 1) * spread + 1
+        if pad > (reach // 2 if reach >= 0 else -(-reach // 2)):  # C++ divides towards 0
+            raise RuntimeError(
+                f"pad should be at most half of effective kernel size, but got pad={pad}, kernel_size={width} and "
+                f"dilation={spread}"
+            )
+
+
+def require_positive(what: str, prefix: str, values: Sequence[Any]) -> None:
+    if any(value <= 0 for value in values):
+        text = " ".join(f"{prefix}{axis}: {value}" for axis, value in zip(AXES[len(values)], values))
+        raise RuntimeError(f"{what} should be greater than zero, but got {text}")
+
+
 def check_sizes(function: str, x: Tensor, dims: int) -> None:
     """A batch of size 0 is allowed, nothing else that is empty."""
-    if x.dim() not in (dims + 1, dims + 2):
-        raise RuntimeError(f"non-empty {dims + 1}D or {dims + 2}D (batch mode) tensor expected for input")
     rest = list(x.shape[x.dim() - dims - 1 :])
-    if all(size > 0 for size in rest):
+    if x.dim() in (dims + 1, dims + 2) and all(size > 0 for size in rest):
         return
     if dims < 3:
         raise RuntimeError(
@@ -96,9 +113,11 @@ def check_max_pool1d(x: Tensor, width: Any, step: Any, pad: Any, spread: Any, ce
         )
     for name, value in (("kernel_size", width), ("stride", step), ("padding", pad), ("dilation", spread)):
         if isinstance(value, (tuple, list)) and len(value) != 1 and not (name == "stride" and not value):
+            none = "None, " if name == "stride" else ""
+            comma = "," if name in ("stride", "padding") else ""
             raise RuntimeError(
-                f"max_pool1d() {name} must be an int, list of ints or tuple of ints of size 1 but got size "
-                f"{len(value)}"
+                f"max_pool1d() {name} must be {none}an int, list of ints{comma} or tuple of ints of size 1 but got "
+                f"size {len(value)}"
             )
     (width,), (pad,), (spread,) = per_dim(width, 1), per_dim(pad, 1), per_dim(spread, 1)
     (step,) = per_dim(step, 1) or [width]
@@ -107,7 +126,7 @@ def check_max_pool1d(x: Tensor, width: Any, step: Any, pad: Any, spread: Any, ce
             raise RuntimeError(f"max_pool1d() {name} must be greater than zero, but got {value}")
     if pad < 0:
         raise RuntimeError(f"max_pool1d() padding must be non-negative, but got {pad}")
-    if pad > (spread * (width - 1) + 1) // 2:
+    if pad > width // 2:
         raise RuntimeError(
             f"max_pool1d() padding should be at most half of kernel size, but got padding={pad} and "
             f"kernel_size={width}"
@@ -163,9 +182,9 @@ def check_fractional(
     x: Tensor, width: Sequence[Any], counts: Sequence[Any], samples: Tensor, dims: int
 ) -> None:
     function = f"fractional_max_pool{dims}d{'_out' * (dims == 3)}()"
-    names = ("height", "width") if dims == 2 else ("time", "height", "width")
-    for name, size, kernel, count in zip(names, x.shape[-dims:], width, counts):
-        if count + kernel - 1 > size:
+    numbers = list(zip(("time", "height", "width")[-dims:], x.shape[-dims:], width, counts))
+    for name, size, kernel, count in numbers if dims == 2 else [numbers[0], numbers[2], numbers[1]]:
+        if count + kernel - 1 + (dims == 3) > size:  # in volumes C++ wants one element more than the boxes need
             raise RuntimeError(f"{function}: pool {name} {kernel} too large relative to input {name} {size}")
     batch = x.size(0) if x.dim() == dims + 2 else 1
     if samples.dtype != x.dtype and not x.is_meta:
@@ -203,13 +222,15 @@ def check_unpool(x: Tensor, indices: Tensor, counts: Sequence[Any], dims: int, r
             )
     if not x.is_floating_point():
         raise NotImplementedError(f"\"max_unpool{dims}d\" not implemented for '{type_name(x)}'")
-    if not readable or x.numel() == 0:
+    volume = torch.Size(counts).numel()
+    if not readable or x.numel() == 0 or volume == 0:
         return
-    wrong = indices[(indices < 0) | (indices >= torch.Size(counts).numel())]
+    in_memory = indices.movedim(1, -1) if dims == 2 and not x.is_contiguous() and x.dim() == 4 else indices
+    wrong = in_memory[(in_memory < 0) | (in_memory >= volume)]
     if wrong.numel():
-        volume = "x".join(map(str, counts))
+        sizes = "x".join(map(str, counts))
         raise RuntimeError(
-            f"Found an invalid max index: {int(wrong[0])} (output volumes are of size {volume})"
+            f"Found an invalid max index: {int(wrong[-1])} (output volumes are of size {sizes})"
         )
 
 
