@@ -158,7 +158,7 @@ def _check_groups(a: Tensor, b: Tensor, offs: Tensor | None) -> None:
         if offs.dtype != torch.int32:
             raise RuntimeError("Offsets have to be int32")
         groups.append(offs.size(0))
-    if len(set(groups)) > 1:
+    if any(g != groups[0] for g in groups[1:]):
         raise RuntimeError("matrix batch sizes have to match")
 
 
