@@ -45,8 +45,13 @@ def defines(*overloads: OpOverload) -> Callable:
     return enter
 
 
+def is_traced() -> bool:
+    """Whether torch.compile, torch.export or torch.jit.trace records what is called."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
+
+
 def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | None = None) -> Callable:
-    """Under a tracer (torch.compile, torch.export) call torch's own function, else the definition.
+    """Under a tracer (torch.compile, torch.export, torch.jit.trace) call torch's own function, else the definition.
 
     has_kernel(*args) says for which arguments torch's function can run at all; for others the definition is traced.
 
@@ -58,7 +63,7 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
     def decorate(definition: Callable) -> Callable:
         @functools.wraps(definition)
         def function(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() and (has_kernel is None or has_kernel(*args)):
+            if is_traced() and (has_kernel is None or has_kernel(*args)):
                 return torch_function(*args, **kwargs)
             if torch._C._is_any_autocast_enabled():
                 return under_autocast(definition, args, kwargs)
@@ -218,8 +223,8 @@ def can_read_values(x: Tensor) -> bool:
     """
     if x.is_meta or type(x) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
         return False
-    is_traced = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-    return not is_traced and not torch._C._are_functorch_transforms_active()
+    has_proxies = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    return not has_proxies and not torch._C._are_functorch_transforms_active()
 
 
 def require_floating_point(name: str, input: Tensor) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pynn.definitions import can_read_values
+from pynn.definitions import can_read_values, is_traced
 
 from .module import Module
 
@@ -73,7 +73,7 @@ def gives_zeros_for_padding(
 
 def is_left_aligned(key_padding_mask: Tensor) -> bool:
     """Whether no sequence goes on after its padding begins; False where the mask cannot be looked into."""
-    if torch.compiler.is_compiling() or not can_read_values(key_padding_mask):
+    if is_traced() or not can_read_values(key_padding_mask):
         return False
     hidden = key_padding_mask != 0
     return not bool((hidden[:, :-1] & ~hidden[:, 1:]).any())

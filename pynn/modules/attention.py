@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from pynn.definitions import defines, traced_as, widen
+from pynn.definitions import defines, is_traced, traced_as, widen
 
 from ._softmax import SoftmaxFunction
 from .dropout import dropout
@@ -120,7 +120,7 @@ class AttentionWeights(SoftmaxFunction):
 
 def differentiable_weights(scores: Tensor) -> Tensor:
     """attention_weights with its own gradient; as written while a tracer follows, which knows no Function."""
-    if torch.compiler.is_compiling():
+    if is_traced():
         return attention_weights(scores)
     return AttentionWeights.apply(scores, -1)
 

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.modules import rnn as torch_rnn
 from torch.nn.utils.rnn import PackedSequence
 
-from pynn.definitions import type_name, widen
+from pynn.definitions import is_traced, type_name, widen
 from pynn.modules._recurrence import STEPS, State, Weights, affine, run_layers
 
 __all__ = [
@@ -129,7 +128,7 @@ class RNN(_Recurrent, torch_rnn.RNN):
     """
 
     def forward(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
-        if torch.compiler.is_compiling():
+        if is_traced():
             return super().forward(input, hx)
         out, (h,) = self._run(input, None if hx is None else (hx,))
         return out, h
@@ -152,7 +151,7 @@ class LSTM(_Recurrent, torch_rnn.LSTM):
     def forward(
         self, input: Any, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Any, tuple[Tensor, Tensor]]:
-        if torch.compiler.is_compiling():
+        if is_traced():
             return super().forward(input, hx)
         out, (h, c) = self._run(input, hx)
         return out, (h, c)
@@ -173,7 +172,7 @@ class GRU(_Recurrent, torch_rnn.GRU):
     """
 
     def forward(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
-        if torch.compiler.is_compiling():
+        if is_traced():
             return super().forward(input, hx)
         out, (h,) = self._run(input, None if hx is None else (hx,))
         return out, h
@@ -233,7 +232,7 @@ class RNNCell(_Cell, torch_rnn.RNNCell):
     """
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        if torch.compiler.is_compiling():
+        if is_traced():
             return super().forward(input, hx)
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
@@ -250,7 +249,7 @@ class LSTMCell(_Cell, torch_rnn.LSTMCell):
     """
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        if torch.compiler.is_compiling():
+        if is_traced():
             return super().forward(input, hx)
         h, c = self._step("LSTM", input, hx, 2)
         return h, c
@@ -265,6 +264,6 @@ class GRUCell(_Cell, torch_rnn.GRUCell):
     """
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        if torch.compiler.is_compiling():
+        if is_traced():
             return super().forward(input, hx)
         return self._step("GRU", input, None if hx is None else (hx,), 1)[0]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pynn.definitions import defines
+from pynn.definitions import defines, is_traced
 
 from ._rectifiers import relu_forward
 from ._smooth_activations import gelu_forward
@@ -89,7 +89,7 @@ def is_causal_mask(mask: Tensor | None, is_causal: bool | None, length: int | No
     Under a tracer, or with no data, a mask is not looked into: with the mask itself in place the result is
     the same.
     """
-    if is_causal is not None or mask is None or mask.is_meta or torch.compiler.is_compiling():
+    if is_causal is not None or mask is None or mask.is_meta or is_traced():
         return is_causal is True
     length = mask.size(-2) if length is None else length
     if mask.size() != (length, length):

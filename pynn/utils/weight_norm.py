@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter, UninitializedParameter
 from typing_extensions import deprecated
 
-from pynn.definitions import defines, widen
+from pynn.definitions import defines, is_traced, widen
 
 __all__ = ["WeightNorm", "remove_weight_norm", "weight_norm"]
 
@@ -65,7 +65,7 @@ def normalised_weight(v: Tensor, g: Tensor, dim: int) -> Tensor:
     dtype:   computes in float32 for 16-bit inputs
     Source:  Salimans and Kingma, Weight normalization, 2016; aten/native/WeightNorm.cpp
     """
-    if torch.compiler.is_compiling():
+    if is_traced():
         return torch._weight_norm(v, g, dim)
     values = widen(v)
     return (values * (widen(g) / norm_except_dim(values, dim))).to(v.dtype)
