@@ -25,6 +25,9 @@ from pynn.convert import convert
 from pynn.coverage import coverage
 from pynn.install import install, uninstall
 from pynn.source import source
+from pynn.tracers import teach_tracers
+
+teach_tracers()
 
 __version__ = "0.1.0"
 

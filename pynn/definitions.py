@@ -23,6 +23,7 @@ from torch.autograd import forward_ad
 
 from pynn.autocast import under_autocast
 from pynn.blocks import in_blocks
+from pynn.overrides import call_override, has_override, scripts_as
 
 DEFINITIONS: dict[OpOverload, Callable[..., Any]] = {}
 
@@ -51,9 +52,11 @@ def is_traced() -> bool:
 
 
 def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | None = None) -> Callable:
-    """Under a tracer (torch.compile, torch.export, torch.jit.trace) call torch's own function, else the definition.
+    """Under a tracer (torch.compile, torch.export, torch.jit) call torch's own function, else the definition.
 
     has_kernel(*args) says for which arguments torch's function can run at all; for others the definition is traced.
+
+    A tensor subclass with __torch_function__ and torch.fx are told torch's function too: see pynn.overrides.
 
     The graph then holds the ATen operation that Inductor, ONNX export and this project's own compiler know.
     The decorated function keeps its name, signature and documentation; `__wrapped__` is the definition and
@@ -63,13 +66,17 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
     def decorate(definition: Callable) -> Callable:
         @functools.wraps(definition)
         def function(*args: Any, **kwargs: Any) -> Any:
-            if is_traced() and (has_kernel is None or has_kernel(*args)):
-                return torch_function(*args, **kwargs)
+            if is_traced():
+                if has_kernel is None or has_kernel(*args):
+                    return torch_function(*args, **kwargs)
+            elif has_override(args, kwargs):
+                return call_override(function, torch_function, args, kwargs)
             if torch._C._is_any_autocast_enabled():
                 return under_autocast(definition, args, kwargs)
             return definition(*args, **kwargs)
 
         function.torch_function = torch_function  # type: ignore[attr-defined]
+        scripts_as(function, torch_function)
         PUBLIC[definition.__name__] = function
         return function
 

@@ -4,14 +4,20 @@ with pynn.install():
     model = third_party.build()         # its torch.nn.Linear(...) is now pynn's
 """
 
+import copyreg
+import importlib
 import sys
 import threading
 import types
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 import torch
 
-from pynn.counterparts import class_pairs, function_pairs
+from pynn.counterparts import KINDS, class_pairs, object_pairs, pairs_of
+from pynn.sharing import written_submodules
 
 _lock = threading.Lock()
 _depth = 0
@@ -29,22 +35,25 @@ class Installation:
 
 
 def install() -> Installation:
-    """Let torch.nn.<Layer>, torch.nn.modules.<family>.<Layer> and torch.nn.functional.<function> be pynn's.
+    """Let every public name of torch.nn and its submodules that has a pynn definition be pynn's.
 
     Returns: a context manager that uninstalls; without `with`, call uninstall(). Calls nest.
-    Scope:   every name of torch.nn, torch.nn.modules and its families and torch.nn.functional that holds an
-             object with a pynn definition. Names imported elsewhere before (`from torch.nn import Linear`)
-             keep what they hold, and so do layers already built: see convert(). While installed, such a
-             layer is no instance of torch.nn.Linear (which is pynn's, its subclass), nor can it be pickled
+    Scope:   names of torch.nn, torch.nn.functional, torch.nn.modules and its families, torch.nn.utils,
+             torch.nn.attention, ..., also of those imported later. Names imported elsewhere before
+             (`from torch.nn import Linear`) keep what they hold, and so do layers already built: see convert().
+             While installed, such a layer is no instance of torch.nn.Linear (which is pynn's, its subclass)
     Thread:  the names change for all threads of the process at once
     """
     global _depth
     with _lock:
         if _depth == 0:
-            _originals.extend(_replaceable_names())
-            replacements = class_pairs() | function_pairs()
+            replacements = object_pairs()
+            _originals.extend(_replaceable_names(replacements))
             for module, name, original in _originals:
                 setattr(module, name, replacements[original])
+            for original in class_pairs():
+                copyreg.pickle(original, _reduce)  # type: ignore[arg-type]
+            sys.meta_path.insert(0, _LATER)
         _depth += 1
     return Installation()
 
@@ -60,18 +69,64 @@ def uninstall() -> None:
             for module, name, original in _originals:
                 setattr(module, name, original)
             _originals.clear()
+            for original in class_pairs():
+                copyreg.dispatch_table.pop(original, None)
+            sys.meta_path.remove(_LATER)
 
 
-def _replaceable_names() -> list[tuple[types.ModuleType, str, Any]]:
-    """(module, name, what it holds) for every public name under torch.nn that has a pynn counterpart."""
-    public = {getattr(torch.nn, name) for name in torch.nn.modules.__all__}
-    originals = {cls for cls in class_pairs() if cls in public} | function_pairs().keys()
-    modules = [torch.nn, torch.nn.functional, torch.nn.modules]
-    modules += [module for name, module in sys.modules.items() if name.startswith("torch.nn.modules.")]
-    kinds = type | types.FunctionType | types.BuiltinFunctionType
+def _replaceable_names(replacements: dict[Any, Any]) -> list[tuple[types.ModuleType, str, Any]]:
+    """(module, name, what it holds) for every name under torch.nn that holds something to replace."""
+    modules = [torch.nn]
+    modules += [module for name, module in sorted(sys.modules.items()) if name.startswith("torch.nn.")]
     return [
         (module, name, value)
-        for module in modules
+        for module in dict.fromkeys(modules)
         for name, value in vars(module).items()
-        if isinstance(value, kinds) and value in originals
+        if isinstance(value, KINDS) and value in replacements
     ]
+
+
+class _Later(MetaPathFinder, Loader):
+    """Replaces the names of a submodule of torch.nn that is first imported while pynn is installed."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.rpartition(".")
+        own_package = f"pynn{package.removeprefix('torch.nn')}"
+        is_own = getattr(sys.modules.get(own_package), "__name__", None) == own_package
+        if not package.startswith("torch.nn") or not is_own:
+            return None
+        if name not in written_submodules(own_package):
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None:
+            spec.loader_state = spec.loader
+            spec.loader = self
+        return spec
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        spec = module.__spec__
+        assert spec is not None
+        spec.loader = module.__loader__ = spec.loader_state
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+        own = importlib.import_module(f"pynn{module.__name__.removeprefix('torch.nn')}")
+        replacements = pairs_of(module, own)
+        for name, value in list(vars(module).items()):
+            if isinstance(value, KINDS) and value in replacements:
+                _originals.append((module, name, value))
+                setattr(module, name, replacements[value])
+
+
+_LATER = _Later()
+
+
+def _reduce(layer: torch.nn.Module) -> tuple[Callable, tuple[str, str], Any]:
+    """Pickle a layer of torch's own class, whose name pynn's class has meanwhile."""
+    cls = type(layer)
+    return _built_before, (cls.__module__, cls.__qualname__), layer.__reduce_ex__(2)[2]
+
+
+def _built_before(module: str, name: str) -> torch.nn.Module:
+    (cls,) = (cls for cls in class_pairs() if (cls.__module__, cls.__qualname__) == (module, name))
+    return cls.__new__(cls)

@@ -101,21 +101,30 @@ def check_numbers(
         raise RuntimeError("non-positive dilation is not supported")
     if groups <= 0:
         raise RuntimeError("non-positive groups is not supported")
-    wrong = [w >= max(s, d) for w, s, d in zip(output_padding, stride, dilation)]
-    if transposed and any(wrong):
+
+def check_transposed(
+    sizes: list[Any], kernel_size: list[Any], stride: list[Any], padding: list[Any], output_padding: list[Any],
+    dilation: list[Any],
+) -> None:  # fmt: skip
+    """The checks of slow_conv_transpose2d_shape_check, in its order; a sequence is an image of height 1."""
+    named = {"output_padding": output_padding, "stride": stride, "dilation": dilation}
+    axes = ("depth", "height", "width")[-max(2, len(stride)) :]
+    texts = {
+        name: [f"{name}_{axis}: {value}" for axis, value in zip(axes, two_dims(name, values))]
+        for name, values in named.items()
+    }
+    if any(spread == 0 for spread in dilation):
+        raise RuntimeError("dilation should be greater than zero, but got " + ", ".join(texts["dilation"]))
+    if any(extra >= max(step, spread) for extra, step, spread in zip(output_padding, stride, dilation)):
+        listed = " ".join(text for each in texts.values() for text in each)
+        raise RuntimeError(f"output padding must be smaller than either stride or dilation, but got {listed}")
+    numbers = zip(sizes, kernel_size, stride, padding, output_padding, dilation)
+    counts = [(n - 1) * s - 2 * p + d * (k - 1) + extra + 1 for n, k, s, p, extra, d in numbers]
+    if any(count < 1 for count in counts):
+        given, found = (" x ".join(map(str, two_dims("size", each))) for each in (sizes, counts))
         raise RuntimeError(
-            "output padding must be smaller than either stride or dilation, but got "
-            + " ".join(
-                f"{name}_{axis}: {value}"
-                for name, values in (
-                    ("output_padding", output_padding),
-                    ("stride", stride),
-                    ("dilation", dilation),
-                )
-                for axis, value in zip(
-                    ("depth", "height", "width")[-max(2, len(values)) :], two_dims(name, values)
-                )
-            )
+            f"Given input size per channel: ({given}). Calculated output size per channel: ({found}). Output size is "
+            "too small"
         )
 
 

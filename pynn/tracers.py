@@ -1,0 +1,61 @@
+"""torch.jit.script and torch.fx treat pynn's layers as the torch.nn layers that they stand for.
+
+Both decide by where a class comes from: TorchScript compiles the text of its methods, and torch.fx keeps a layer
+whole if its module's name begins with torch.nn. Neither asks anyone, so `import pynn` wraps one function of each.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch.fx
+import torch.jit._recursive
+from torch.nn import Module, Sequential
+
+from pynn.convert import convert
+from pynn.counterparts import class_pairs
+
+
+def teach_tracers() -> None:
+    """Wrap the two functions; a second call changes nothing."""
+    _wrap(torch.jit._recursive, "create_script_module", _scripted_as_torchs)
+    _wrap(torch.fx.Tracer, "is_leaf_module", _keeping_layers)
+
+
+def _wrap(owner: Any, name: str, wrapper: Callable) -> None:
+    original = getattr(owner, name)
+    if not getattr(original, "_wrapped_by_pynn", False):
+        wrapped = wrapper(original)
+        wrapped._wrapped_by_pynn = True
+        setattr(owner, name, wrapped)
+
+
+def _scripted_as_torchs(create_script_module: Callable) -> Callable:
+    """The compiler reads the classes of torch.nn; afterwards each layer has its own class again."""
+
+    @functools.wraps(create_script_module)
+    def create(nn_module: Module, *args: Any, **kwargs: Any) -> Any:
+        layers = set(class_pairs().values())
+        converted = [
+            (module, type(module), dict(vars(module)))
+            for module in nn_module.modules()
+            if type(module) in layers or "_pynn_original" in vars(type(module))
+        ]
+        try:
+            convert(nn_module, inverse=True)
+            return create_script_module(nn_module, *args, **kwargs)
+        finally:
+            for module, cls, attributes in converted:
+                module.__class__ = cls
+                vars(module).update(attributes)
+
+    return create
+
+
+def _keeping_layers(is_leaf_module: Callable) -> Callable:
+    @functools.wraps(is_leaf_module)
+    def is_leaf(self: torch.fx.Tracer, m: Module, module_qualified_name: str) -> bool:
+        is_layer = type(m).__module__.startswith("pynn.") and not isinstance(m, Sequential)
+        return is_layer or is_leaf_module(self, m, module_qualified_name)
+
+    return is_leaf
