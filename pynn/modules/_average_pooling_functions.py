@@ -49,8 +49,9 @@ def _avg_pool(
     checks.require_numbers(name, dims, kernel_size=kernel_size, stride=stride, padding=padding)
     if divisor_override == 0 and (dims == 2 or input.dim() in (dims + 1, dims + 2)):
         raise RuntimeError("divisor must be not zero")
-    if dims == 2 and input.dim() < 3:
-        raise IndexError(f"Dimension out of range (expected to be in range of [-{input.dim()}, 1], but got -3)")
+    rank = max(input.dim(), 1)
+    if dims == 2 and rank < 3:
+        raise IndexError(f"Dimension out of range (expected to be in range of [{-rank}, {rank - 1}], but got -3)")
     width = per_dim(kernel_size, dims)
     numbers = (width, per_dim(stride, dims) or width, per_dim(padding, dims))
     checks.check_window(name, input, [(*each, 1) for each in zip(*numbers)], ceil_mode)

@@ -245,7 +245,7 @@ def _fractional_max_pool(
     if output_size is None and output_ratio is None:
         raise ValueError(f"{name} requires specifying either an output_size or an output_ratio")
     if output_size is None:
-        if len(output_ratio) > dims:
+        if dims == 2 and len(output_ratio) > dims:
             raise ValueError(f"{name} requires output_ratio to either be a single Int or tuple of Ints.")
         ratios = per_dim(output_ratio, dims)
         output_size = [int(input.size(i - dims) * ratio) for i, ratio in enumerate(ratios)]
@@ -254,7 +254,8 @@ def _fractional_max_pool(
         samples = torch.rand(batch, channels, dims, dtype=input.dtype, device=input.device)
     for word, value in (("kernel_size", kernel_size), ("output_size", output_size)):
         if isinstance(value, (tuple, list)) and len(value) not in (1, dims):
-            raise RuntimeError(f"{name}: {word} must either be a single Int or tuple of Ints")
+            ints = "three Ints" if dims == 3 else "Ints"
+            raise RuntimeError(f"{name}: {word} must either be a single Int or tuple of {ints}")
     width, counts = per_dim(kernel_size, dims), per_dim(output_size, dims)
     checks.check_fractional(input, width, counts, samples, dims)
     return largest.Largest.apply(input, dims, largest.FRACTIONAL_MAX_POOL[dims], width, counts, samples)
@@ -317,7 +318,7 @@ def _max_unpool(dims: int, input: Tensor, indices: Tensor, kernel_size: Numbers,
 
 def _unpooled_size(input: Tensor, width: list, step: list, padding: list, output_size: Any) -> list[Any]:
     dims = len(width)
-    default = [(input.size(i - dims) - 1) * step[i] + width[i] - 2 * padding[i] for i in range(dims)]
+    default = [(input.shape[i - dims] - 1) * step[i] + width[i] - 2 * padding[i] for i in range(dims)]
     if output_size is None:
         sizes = default
     else:

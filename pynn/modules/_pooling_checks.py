@@ -96,12 +96,12 @@ def check_sizes(function: str, x: Tensor, dims: int) -> None:
     if dims < 3:
         raise RuntimeError(
             "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got:"
-            f"{list(x.shape)}"
+            f"{[*x.shape[:-1], 1, x.size(-1)] if dims == 1 else list(x.shape)}"
         )
     template = {"max_pool3d": "max_pool3d_with_indices_out_cpu_template()"}.get(function, f"{function}()")
     raise RuntimeError(
         f"{template}: Expected input's non-batch dimensions to have positive length, but input has a shape of "
-        f"{list(x.shape)} and non-batch dimension {rest.index(0)} has length zero!"
+        f"{list(x.shape)} and non-batch dimension 0 has length zero!"  # ATen prints the length, not which one
     )
 
 
@@ -166,10 +166,12 @@ def check_adaptive(function: str, x: Tensor, counts: Sequence[Any], dims: int, c
             sizes = [*x.shape[:-dims], *counts]
             bad = next(count for count in counts if count < 0)
             raise RuntimeError(f"Trying to create tensor with negative dimension {bad}: {list(sizes)}")
-        text = ", ".join(map(str, counts))
+        text = ", ".join(map(str, counts[:2])) + "".join(f",{count}" for count in counts[2:])
         raise RuntimeError(
             f"{function}: elements of output_size must be greater than or equal to 0 but received {{{text}}}"
         )
+    if "avg" in function and all(count == 1 for count in counts):
+        return  # C++ takes the mean, NaN of nothing
     for dim in range(x.dim() - dims - channels_too, x.dim()):
         if x.size(dim) == 0:
             raise RuntimeError(
@@ -186,6 +188,10 @@ def check_fractional(
     for name, size, kernel, count in numbers if dims == 2 else [numbers[0], numbers[2], numbers[1]]:
         if count + kernel - 1 + (dims == 3) > size:  # in volumes C++ wants one element more than the boxes need
             raise RuntimeError(f"{function}: pool {name} {kernel} too large relative to input {name} {size}")
+    if any(count < 0 for count in counts):
+        bad = next(count for count in counts if count < 0)
+        sizes = [*x.shape[:-dims], *counts]
+        raise RuntimeError(f"Trying to create tensor with negative dimension {bad}: {sizes}")
     batch = x.size(0) if x.dim() == dims + 2 else 1
     if samples.dtype != x.dtype and not x.is_meta:
         raise RuntimeError("Expect _random_samples to have the same dtype as input")
