@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from pynn.definitions import Function, defines, widen
+from pynn.definitions import NARROW_DTYPES, Function, defines, widen
 from pynn.memory_format import in_format_of
 from pynn.modules._convolution_checks import expanded
 from pynn.windows import crop, overlap_add, pad_both_sides, sliding_windows
@@ -240,8 +240,15 @@ def convolution_forward(
         out = convolve(x, kernel, geometry)
     if bias is not None:
         out = out + widen(bias).view(-1, *[1] * (input.dim() - 2))
+    return in_their_format(out.to(input.dtype), input, weight)
+
+
+def in_their_format(out: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+    """Lay a result or a gradient out channels-last where input or weight is, and ATen has such a kernel."""
+    if input.dim() == 5 and input.dtype not in (torch.float32, *NARROW_DTYPES):
+        return out.contiguous()  # oneDNN has none, ATen's own are plain
     is_plain = suggest_memory_format(input) == torch.contiguous_format
-    return in_format_of(weight if is_plain else input, out.to(input.dtype))
+    return in_format_of(weight if is_plain else input, out)
 
 
 @defines(aten.convolution_backward.default)
@@ -267,10 +274,11 @@ def convolution_backward(
             grad_input = convolve(grad, kernel, geometry, input.shape[2:])
         else:
             grad_input = spread(grad, kernel, list(input.shape[2:]), geometry)
-        grad_input = grad_input.to(input.dtype)
+        grad_input = in_their_format(grad_input.to(input.dtype), input, weight)
     if output_mask[1]:
         x, y = (grad, x) if transposed else (x, grad)
         grad_weight = correlate(x, y, weight.shape[2:], geometry).to(weight.dtype)
+        grad_weight = in_their_format(grad_weight, input, weight)
     if output_mask[2]:
         grad_bias = grad.sum([0, *range(2, grad.dim())]).to(grad_output.dtype)
     return grad_input, grad_weight, grad_bias
