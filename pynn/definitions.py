@@ -124,6 +124,8 @@ class Function(torch.autograd.Function):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if "forward" in vars(cls):
+            cls.forward = staticmethod(_with_results_of_its_own(cls.forward))
         if "jvp" in vars(cls):
             cls.jvp = staticmethod(_differentiable_forward(cls.jvp))
 
@@ -132,6 +134,35 @@ class Function(torch.autograd.Function):
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)
         return super(torch.autograd.Function, cls).apply(*args)
+
+
+def _with_results_of_its_own(forward: Callable) -> Callable:
+    """A forward whose results may be written in place (conv2d, then ReLU(inplace=True)), as those of C++ may.
+
+    torch refuses that for views. A view of a tensor made in `forward` is all that is left of it, and need not be
+    known as one; a view of an input is copied.
+    """
+
+    @functools.wraps(forward)
+    def computed(*inputs: Any) -> Any:
+        outputs = forward(*inputs)
+        if torch._C._are_functorch_transforms_active():
+            return outputs
+        if isinstance(outputs, tuple):
+            return tuple(_owned(x, inputs) for x in outputs)
+        return _owned(outputs, inputs)
+
+    return computed
+
+
+def _owned(output: Any, inputs: tuple) -> Any:
+    if not isinstance(output, Tensor) or not output._is_view() or any(output is x for x in inputs):
+        return output
+    base = output._base
+    for x in inputs:
+        if isinstance(x, Tensor) and (base is x or (x._is_view() and base is x._base)):
+            return output.clone()
+    return torch.ops.aten._unsafe_view(output, output.shape)
 
 
 def _differentiable_forward(jvp: Callable) -> Callable:

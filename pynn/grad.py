@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pynn.modules._convolution import convolution_backward
-from pynn.modules._convolution_checks import expanded
+from pynn.modules._convolution_checks import check_shapes, expanded
+from pynn.windows import output_size
 
 
 def _gradient(
@@ -20,10 +22,19 @@ def _gradient(
     dilation: Any,
     groups: int,
 ) -> Tensor:
+    """Raises: RuntimeError when the sizes are of no convolution, or its output has another size than grad"""
     numbers = {"stride": stride, "padding": padding, "dilation": dilation}
     geometry = [expanded(name, value, dims) for name, value in numbers.items()]
-    mask = [which == 0, which == 1, False]
-    found = convolution_backward(grad, input, weight, None, *geometry, False, [0] * dims, groups, mask)[which]
+    no_extra, mask = [0] * dims, [which == 0, which == 1, False]
+    if torch.compiler.is_compiling():
+        operation = torch.ops.aten.convolution_backward.default
+        return operation(grad, input, weight, None, *geometry, False, no_extra, groups, mask)[which]
+    check_shapes(input, weight, None, *geometry, False, no_extra, groups)
+    sizes = zip(input.shape[2:], weight.shape[2:], *geometry)
+    wanted = [input.size(0), weight.size(0), *(output_size(*each) for each in sizes)]
+    if list(grad.shape) != wanted:
+        raise RuntimeError(f"Expected grad_output of size {wanted}, but got {list(grad.shape)}")
+    found = convolution_backward(grad, input, weight, None, *geometry, False, no_extra, groups, mask)[which]
     assert found is not None
     return found
 

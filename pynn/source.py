@@ -66,7 +66,7 @@ def _called_by(value: Any) -> Iterator[Any]:
         [value] if inspect.isfunction(value) else [f for f in vars(value).values() if inspect.isfunction(f)]
     )
     functions += [f.__func__ for f in vars(value).values() if isinstance(f, staticmethod)]
-    for function in functions:
+    for function in map(inspect.unwrap, functions):
         closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(value) else {}
         for name in _names(function.__code__):
             called = closure.get(name, function.__globals__.get(name))

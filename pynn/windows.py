@@ -58,13 +58,20 @@ def overlap_add(
         elements = term(offsets)
         if out is None:
             out = elements.new_zeros(*elements.shape[: elements.dim() - len(size)], *size)
-        place = tuple(
-            slice(k * spread, k * spread + (count - 1) * step + 1, step)
-            for k, spread, step, count in zip(offsets, dilation, stride, elements.shape[-len(size) :])
-        )
+        place = place_of(offsets, elements.shape[-len(size) :], stride, dilation)
         out[(..., *place)].add_(elements)
     assert out is not None, "a window has at least one element"
     return out
+
+
+def place_of(
+    offsets: Sequence[int], counts: Sequence[Any], stride: Sequence[Any], dilation: Sequence[Any]
+) -> tuple[slice, ...]:
+    """Where the elements at `offsets` inside the windows lie, `counts` windows along each dimension."""
+    return tuple(
+        slice(k * spread, k * spread + (count - 1) * step + 1, step)
+        for k, spread, step, count in zip(offsets, dilation, stride, counts)
+    )
 
 
 def crop(x: Tensor, padding: Sequence[Any]) -> Tensor:

@@ -8,6 +8,7 @@ and in weight (`correlate`). Each of the three is one matrix product a group ove
 with one channel a group (depthwise), a sum over the offsets k of shifted slices.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from pynn.definitions import Function, defines, widen
+from pynn.definitions import NARROW_DTYPES, Function, defines, widen
 from pynn.memory_format import in_format_of
 from pynn.modules._convolution_checks import expanded
-from pynn.windows import crop, overlap_add, pad_both_sides, sliding_windows
+from pynn.windows import crop, overlap_add, pad_both_sides, place_of, sliding_windows
 
 aten = torch.ops.aten
 
@@ -86,12 +87,7 @@ def spread(y: Tensor, weight: Tensor, size: Sequence[Any], geometry: Geometry) -
     def part(y: Tensor) -> Tensor:
         batch, _, *out_size = y.shape
         if channels == 1 and groups > 1:
-            # [batch, groups, features / groups, O...] and [groups, features / groups, 1..., K...]
-            grouped = y.reshape(batch, groups, weight.size(0) // groups, *out_size)
-            kernel = weight.view(groups, -1, *[1] * len(out_size), *kernel_size)
-            total = overlap_add(
-                lambda k: (grouped * kernel[(..., *k)]).sum(2), padded, kernel_size, *steps(geometry)
-            )
+            total = spread_depthwise(y, weight, padded, geometry)
         else:
             # [groups, channels / groups * K, batch * O]
             columns = torch.matmul(by_group(weight, groups).transpose(1, 2), by_rows(y, groups))
@@ -144,9 +140,28 @@ def convolve_depthwise(windows: Tensor, weight: Tensor) -> Tensor:
     out = None
     for k, window in enumerate(offsets_of(windows, weight.shape[2:])):
         term, factor = window.unsqueeze(2), kernel[..., k]
-        out = term * factor if out is None else torch.addcmul(out, term, factor)
+        out = term * factor if out is None else out.addcmul_(term, factor)
     assert out is not None
     return out.flatten(1, 2)
+
+
+def spread_depthwise(y: Tensor, weight: Tensor, size: Sequence[Any], geometry: Geometry) -> Tensor:
+    """The adjoint in x: out[n, c, o * stride + k * dilation] += weight[(c, m), k] * y[n, (c, m), o].
+
+    overlap_add of products, but each is added as it is computed. The size includes the padding.
+    """
+    groups, spatial = geometry.groups, weight.dim() - 2
+    # [batch, channels, multiplier, O...] and [channels, multiplier, 1..., K...]
+    grouped = y.unflatten(1, (groups, weight.size(0) // groups))
+    kernel = weight.view(groups, weight.size(0) // groups, *[1] * spatial, *weight.shape[2:])
+    products = list(zip(grouped.unbind(2), kernel.unbind(1), strict=True))
+    # batched under vmap where either factor is
+    out = (y.new_zeros(()) + weight.new_zeros(())).new_zeros(y.size(0), groups, *size)
+    for offsets in itertools.product(*map(range, weight.shape[2:])):
+        place = out[(..., *place_of(offsets, y.shape[2:], *steps(geometry)))]
+        for term, factor in products:
+            place.addcmul_(term, factor[(..., *offsets)])
+    return out
 
 
 def correlate_depthwise(windows: Tensor, y: Tensor, kernel_size: Sequence[Any], groups: int) -> Tensor:
@@ -240,8 +255,15 @@ def convolution_forward(
         out = convolve(x, kernel, geometry)
     if bias is not None:
         out = out + widen(bias).view(-1, *[1] * (input.dim() - 2))
+    return in_their_format(out.to(input.dtype), input, weight)
+
+
+def in_their_format(out: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+    """Lay a result or a gradient out channels-last where input or weight is, and ATen has such a kernel."""
+    if input.dim() == 5 and input.dtype not in (torch.float32, *NARROW_DTYPES):
+        return out.contiguous()  # oneDNN has none, ATen's own are plain
     is_plain = suggest_memory_format(input) == torch.contiguous_format
-    return in_format_of(weight if is_plain else input, out.to(input.dtype))
+    return in_format_of(weight if is_plain else input, out)
 
 
 @defines(aten.convolution_backward.default)
@@ -267,10 +289,11 @@ def convolution_backward(
             grad_input = convolve(grad, kernel, geometry, input.shape[2:])
         else:
             grad_input = spread(grad, kernel, list(input.shape[2:]), geometry)
-        grad_input = grad_input.to(input.dtype)
+        grad_input = in_their_format(grad_input.to(input.dtype), input, weight)
     if output_mask[1]:
         x, y = (grad, x) if transposed else (x, grad)
         grad_weight = correlate(x, y, weight.shape[2:], geometry).to(weight.dtype)
+        grad_weight = in_their_format(grad_weight, input, weight)
     if output_mask[2]:
         grad_bias = grad.sum([0, *range(2, grad.dim())]).to(grad_output.dtype)
     return grad_input, grad_weight, grad_bias

@@ -2,12 +2,20 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from pynn.definitions import type_name
 
 CPP_NAMES = {
     "torch.float32": "float", "torch.float64": "double", "torch.bfloat16": "c10::BFloat16",
     "torch.float16": "c10::Half", "torch.complex64": "c10::complex<float>",
     "torch.complex128": "c10::complex<double>",
+}  # fmt: skip
+# what torch.Tensor.type() calls these, ATen's messages call otherwise
+UNCOMMON_NAMES = {
+    torch.bfloat16: "CPUBFloat16Type", torch.complex64: "CPUComplexFloatType",
+    torch.complex128: "CPUComplexDoubleType",
 }  # fmt: skip
 
 
@@ -34,11 +42,23 @@ def check_batched(function: str, input: Tensor, dims: int) -> None:
         )
 
 
-def check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    for name, other in (("weight", weight), ("bias", bias)):
-        if other is not None and other.dtype != input.dtype:
-            names = [CPP_NAMES.get(str(x.dtype), str(x.dtype)) for x in (input, other)]
-            raise RuntimeError(f"Input type ({names[0]}) and {name} type ({names[1]}) should be the same")
+def check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None, dims: int, transposed: bool) -> None:
+    """One dtype for all, and one that ATen has a kernel for: no bool, transposed no integers but int64."""
+    kernel = f"slow_conv_transpose{max(dims, 2)}d_out_cpu" if transposed else f"slow_conv{max(dims, 2)}d_cpu"
+    is_narrow = transposed and input.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32)
+    if input.dtype == torch.bool or is_narrow:
+        raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
+    if weight.dtype != input.dtype:
+        if input.dtype in (torch.float32, torch.bfloat16, torch.complex64, torch.complex128):
+            names = [UNCOMMON_NAMES.get(x.dtype, f"torch.{type_name(x)}Tensor") for x in (input, weight)]
+            message = f"Input type ({names[0]}) and weight type ({names[1]}) should be the same"
+            if not input.is_complex():
+                message += " or input should be a MKLDNN tensor and weight is a dense tensor"
+            raise RuntimeError(message)
+        raise RuntimeError(f"expected scalar type {type_name(input)} but found {type_name(weight)}")
+    if bias is not None and bias.dtype != input.dtype:
+        names = [CPP_NAMES.get(str(x.dtype), str(x.dtype)) for x in (input, bias)]
+        raise RuntimeError(f"Input type ({names[0]}) and bias type ({names[1]}) should be the same")
 
 
 def check_shapes(
@@ -73,12 +93,12 @@ def check_shapes(
             f"of size [{sizes}] instead"
         )
     check_channels(input, sizes, bias, transposed, groups)
+    if not transposed:
+        check_kernel_fits(input, sizes[2:], padding, dilation)
     if any(size == 0 for size in input.shape[2:]):
         raise RuntimeError(
             f"Only zero batch or zero channel inputs are supported, but got input shape: {list(input.shape)}"
         )
-    if not transposed:
-        check_kernel_fits(input, sizes[2:], padding, dilation)
 
 
 def check_numbers(

@@ -59,13 +59,16 @@ def _convolution(
     is_batched = input.dim() == dims + 2
     x = input if is_batched else input.unsqueeze(0)
     spatial = max(weight.dim() - 2, 1)
+    if not isinstance(padding, str):
+        # a number stands for one a dimension of the function, though the weight may have more or fewer
+        stride, dilation = expanded("stride", stride, dims), expanded("dilation", dilation, dims)
     stride, dilation = expanded("stride", stride, spatial), expanded("dilation", dilation, spatial)
     if isinstance(padding, str):
         x, padding = _padded_as_named(x, weight, stride, padding, dilation)
     geometry = stride, expanded("padding", padding, spatial), dilation, transposed
     geometry = *geometry, expanded("output_padding", output_padding, spatial), groups
     check_shapes(x, weight, bias, *geometry)
-    check_dtypes(x, weight, bias)
+    check_dtypes(x, weight, bias, dims, transposed)
     out = Convolution.apply(x, weight, bias, *geometry)
     return out if is_batched else out.squeeze(0)
 

@@ -224,7 +224,8 @@ def _check_columns(
 
 
 def _check_dtype(kernel: str, input: Tensor) -> None:
-    if not (input.is_floating_point() or input.is_complex() or input.dtype == torch.bool):
+    others = torch.bool, torch.complex64, torch.complex128
+    if not (input.is_floating_point() or input.dtype in others):
         raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
 
 

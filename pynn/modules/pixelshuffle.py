@@ -29,6 +29,8 @@ def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
             "pixel_shuffle expects its input's 'channel' dimension to be divisible by the square of "
             f"upscale_factor, but input.size(-3)={channels} is not divisible by {r * r}"
         )
+    if r == 1:
+        return in_format_of(input, input.clone())  # a copy, as for any other factor
     blocks = input.reshape(*batch, channels // (r * r), r, r, height, width)
     # [*, channels, height, r, width, r]
     pixels = blocks.movedim((-2, -4, -1, -3), (-4, -3, -2, -1))
@@ -51,6 +53,8 @@ def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
                 f"pixel_unshuffle expects {name} to be divisible by downscale_factor, "
                 f"but input.size({dim})={size} is not divisible by {r}"
             )
+    if r == 1:
+        return in_format_of(input, input.clone())  # a copy, as for any other factor
     blocks = input.reshape(*batch, channels, height // r, r, width // r, r)
     # [*, channels, r, r, height, width]
     pixels = blocks.movedim((-3, -1, -4, -2), (-4, -3, -2, -1))
