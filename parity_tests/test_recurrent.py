@@ -225,3 +225,26 @@ def test_packing_is_differentiable():
 
     assert torch.autograd.gradcheck(round_trip, (x,), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(round_trip, (x,))
+
+
+# ---- what stands around a layer --------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+def test_dynamo_captures_no_more_than_of_torchs_layer(name: str):
+    """Bug: Dynamo breaks at torch's forward, and then unrolled pynn's loop over time into a graph."""
+    x, operations = torch.randn(5, 3, 4), []
+    for nn in (torch.nn, pynn):
+        torch._dynamo.reset()
+        explained = torch._dynamo.explain(torch.nn.Sequential(getattr(nn, name)(4, 6, 2)))(x)
+        operations.append(sum(len(graph.graph.nodes) for graph in explained.graphs))
+    torch._dynamo.reset()
+    assert operations[1] <= operations[0]
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+def test_replica_for_data_parallel(name: str):
+    """Bug: a replica has its weights in _flat_weights alone, and pynn looked for the parameters."""
+    layer, x = getattr(pynn, name)(4, 6, 2, bidirectional=True), torch.randn(5, 3, 4)
+    assert torch.equal(layer._replicate_for_data_parallel()(x)[0], layer(x)[0])

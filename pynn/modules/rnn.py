@@ -1,5 +1,8 @@
 """Recurrent layers and cells: a loop over time, one matrix product of the state a step."""
 
+import functools
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -23,9 +26,29 @@ __all__ = [
 apply_permutation = torch_rnn.apply_permutation
 
 
+def outside_of_dynamo(method: Callable) -> Callable:
+    """Keep Dynamo from unrolling the loop over time.
+
+    It breaks the graph at torch.nn's recurrent layers, runs the frame around the break as it is (there
+    is_compiling() is False), and would then compile what that frame calls.
+    """
+    disabled: list[Callable] = []
+
+    @functools.wraps(method)
+    def run(*args: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:  # nothing compiles, and importing it takes seconds
+            return method(*args)
+        if not disabled:
+            disabled.append(torch.compiler.disable(method))
+        return disabled[0](*args)
+
+    return run
+
+
 class _Recurrent:
     """What the layers share. Parameters, checks and state_dict are torch's own Python (RNNBase)."""
 
+    @outside_of_dynamo
     def _run(self, input: Any, hx: Any) -> tuple[Any, State]:
         """Unpack, add the batch dimension, run the layers, and undo that.
 
@@ -98,11 +121,14 @@ class _Recurrent:
         return tuple(hx) if is_batched else tuple(part.unsqueeze(1) for part in hx)
 
     def _weights(self) -> list[Weights]:
+        """Of each layer and direction. A replica for DataParallel has them in _flat_weights alone."""
+        self._update_flat_weights()
+        each = len(self._flat_weights) // (self.num_layers * (1 + self.bidirectional))
         return [
             Weights(
                 parts[0], parts[1], *(parts[2:4] if self.bias else (None, None)), *parts[2 + 2 * self.bias :]
             )
-            for parts in self.all_weights
+            for parts in zip(*[iter(self._flat_weights)] * each, strict=True)
         ]
 
 
