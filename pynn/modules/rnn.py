@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.modules import rnn as torch_rnn
 from torch.nn.utils.rnn import PackedSequence
@@ -30,7 +31,7 @@ def outside_of_dynamo(method: Callable) -> Callable:
     """Keep Dynamo from unrolling the loop over time.
 
     It breaks the graph at torch.nn's recurrent layers, runs the frame around the break as it is (there
-    is_compiling() is False), and would then compile what that frame calls.
+    is_traced() is False), and would then compile what that frame calls.
     """
     disabled: list[Callable] = []
 
