@@ -19,14 +19,19 @@ UNCOMMON_NAMES = {
 }  # fmt: skip
 
 
-def expanded(name: str, value: Any, dims: int) -> list[Any]:
-    """One number a spatial dimension, from one number for all or one each."""
+def expanded(name: str, value: Any, dims: int, same: bool = False) -> list[Any]:
+    """One number a spatial dimension, from one number for all or one each.
+
+    same: whether padding is "same", where ATen has other words
+    """
     if not isinstance(value, (tuple, list)):
         return [value] * dims
     values = list(value)
     if len(values) == 1:
         return values * dims
     if len(values) != dims:
+        if same:
+            raise RuntimeError(f"{name} cannot broadcast to {dims} dimensions")
         raise RuntimeError(
             f"expected {name} to be a single integer value or a list of {dims} values to match the convolution "
             f"dimensions, but got {name}={values}"
@@ -75,7 +80,7 @@ def check_shapes(
     """Raises: RuntimeError for numbers that make no window, and for sizes that do not fit each other."""
     if weight.dim() < 3:
         raise RuntimeError("weight should have at least three dimensions")
-    check_numbers(stride, padding, dilation, transposed, output_padding, groups)
+    check_numbers(stride, padding, dilation, output_padding, groups)
     sizes = list(weight.shape)
     if weight.dim() != input.dim():
         raise RuntimeError(
@@ -99,13 +104,19 @@ def check_shapes(
         raise RuntimeError(
             f"Only zero batch or zero channel inputs are supported, but got input shape: {list(input.shape)}"
         )
+    if input.size(0) == 0:
+        return  # C++ looks no further for an empty batch
+    if transposed:
+        check_transposed(list(input.shape[2:]), sizes[2:], stride, padding, output_padding, dilation)
+    elif any(spread == 0 for spread in dilation):
+        shown = two_dims("dilation", dilation)
+        raise RuntimeError(f"dilation should be greater than zero, but got {shown}")
 
 
 def check_numbers(
     stride: list[Any],
     padding: list[Any],
     dilation: list[Any],
-    transposed: bool,
     output_padding: list[Any],
     groups: int,
 ) -> None:
@@ -117,10 +128,9 @@ def check_numbers(
         raise RuntimeError("non-positive stride is not supported")
     if any(spread < 0 for spread in dilation):
         raise RuntimeError("dilation should be greater than zero")
-    if any(spread == 0 for spread in dilation):
-        raise RuntimeError("non-positive dilation is not supported")
     if groups <= 0:
         raise RuntimeError("non-positive groups is not supported")
+
 
 def check_transposed(
     sizes: list[Any], kernel_size: list[Any], stride: list[Any], padding: list[Any], output_padding: list[Any],

@@ -38,7 +38,9 @@ def check_window(function: str, x: Tensor, numbers: Sequence[tuple], ceil_mode: 
     """
     spatial = len(numbers)
     if function != "avg_pool2d" and x.dim() not in (spatial + 1, spatial + 2):
-        raise RuntimeError(f"non-empty {spatial + 1}D or {spatial + 2}D (batch mode) tensor expected for input")
+        raise RuntimeError(
+            f"non-empty {spatial + 1}D or {spatial + 2}D (batch mode) tensor expected for input"
+        )
     sizes = list(x.shape[-spatial:])
     if spatial == 1:
         numbers, sizes = [(1, 1, 0, 1), *numbers], [1, *sizes]
@@ -56,7 +58,9 @@ def check_window(function: str, x: Tensor, numbers: Sequence[tuple], ceil_mode: 
     if any(pad > width // 2 for width, _, pad, _ in numbers):
         of = {axis: (width, pad) for axis, (width, _, pad, _) in zip(axes, numbers)}
         order, sign = (("W", "H"), " = ") if dims == 2 else (("T", "W", "H"), ": ")
-        texts = [[f"{name}{axis}{sign}{of[axis][i]}" for axis in order] for i, name in enumerate(("k", "pad"))]
+        texts = [
+            [f"{name}{axis}{sign}{of[axis][i]}" for axis in order] for i, name in enumerate(("k", "pad"))
+        ]
         text = ", ".join(texts[1] + texts[0]) if dims == 2 else " ".join(texts[0] + texts[1])
         raise RuntimeError(f"pad should be smaller than or equal to half of kernel size, but got {text}")
     counts = [output_size(size, *each, ceil_mode) for size, each in zip(sizes, numbers)]
@@ -186,7 +190,9 @@ def check_fractional(
     function = f"fractional_max_pool{dims}d{'_out' * (dims == 3)}()"
     numbers = list(zip(("time", "height", "width")[-dims:], x.shape[-dims:], width, counts))
     for name, size, kernel, count in numbers if dims == 2 else [numbers[0], numbers[2], numbers[1]]:
-        if count + kernel - 1 + (dims == 3) > size:  # in volumes C++ wants one element more than the boxes need
+        if (
+            count + kernel - 1 + (dims == 3) > size
+        ):  # in volumes C++ wants one element more than the boxes need
             raise RuntimeError(f"{function}: pool {name} {kernel} too large relative to input {name} {size}")
     if any(count < 0 for count in counts):
         bad = next(count for count in counts if count < 0)

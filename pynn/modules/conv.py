@@ -62,7 +62,10 @@ def _convolution(
     if not isinstance(padding, str):
         # a number stands for one a dimension of the function, though the weight may have more or fewer
         stride, dilation = expanded("stride", stride, dims), expanded("dilation", dilation, dims)
-    stride, dilation = expanded("stride", stride, spatial), expanded("dilation", dilation, spatial)
+    same = isinstance(padding, str) and padding == "same"
+    stride, dilation = (
+        expanded(name, value, spatial, same) for name, value in (("stride", stride), ("dilation", dilation))
+    )
     if isinstance(padding, str):
         x, padding = _padded_as_named(x, weight, stride, padding, dilation)
     geometry = stride, expanded("padding", padding, spatial), dilation, transposed

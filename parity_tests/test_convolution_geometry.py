@@ -1,0 +1,123 @@
+"""Convolutions at sizes, strides and paddings that Hypothesis draws, against the C++ operations.
+
+Where C++ refuses the numbers, so does pynn, in the same words.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import pynn
+
+# as close as two orders of the same float64 additions of at most some hundred numbers below 1 come
+BOUNDS = {"rtol": 1e-12, "atol": 1e-12}
+PROFILE = settings(max_examples=200, deadline=None, derandomize=True)
+
+
+def values(*shape: int) -> Tensor:
+    """A few irregular numbers below 1, the same for the same shape."""
+    return torch.linspace(0.5, 900.0, torch.Size(shape).numel(), dtype=torch.float64).sin().view(shape)
+
+
+@st.composite
+def numbers(draw: Callable, dims: int, low: int, high: int) -> Any:
+    """One number for all dimensions or one for each."""
+    number = st.integers(low, high)
+    return draw(st.one_of(number, st.lists(number, min_size=dims, max_size=dims)))
+
+
+@st.composite
+def calls(draw: Callable, transposed: bool) -> tuple[str, list[Tensor | None], dict[str, Any]]:
+    """(function, input, weight and bias, keyword arguments)"""
+    dims = draw(st.sampled_from([1, 2, 3]))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    inside, outside = (groups * draw(st.integers(1, 2)) for _ in range(2))
+    sizes = draw(st.lists(st.integers(1, 7), min_size=dims, max_size=dims))
+    kernel = draw(st.lists(st.integers(1, 3), min_size=dims, max_size=dims))
+    x = values(*draw(st.sampled_from([(2,), (), (1,)])), inside, *sizes)
+    if x.dim() == 4 and dims == 2 and draw(st.booleans()):
+        x = x.contiguous(memory_format=torch.channels_last)
+    features = (inside, outside // groups) if transposed else (outside, inside // groups)
+    weight = values(*features, *kernel)
+    bias = values(outside) if draw(st.booleans()) else None
+    kwargs = {"stride": draw(numbers(dims, 1, 3)), "dilation": draw(numbers(dims, 1, 3)), "groups": groups}
+    kwargs["padding"] = draw(numbers(dims, 0, 3))
+    if transposed:
+        kwargs["output_padding"] = draw(numbers(dims, 0, 2))
+    elif draw(st.integers(0, 3)) == 0:
+        kwargs["padding"] = draw(st.sampled_from(["same", "valid"]))
+    return f"conv{'_transpose' * transposed}{dims}d", [x, weight, bias], kwargs
+
+
+def attempt(function: Callable, *args: Any, **kwargs: Any) -> Tensor | Exception:
+    try:
+        return function(*args, **kwargs)
+    except (RuntimeError, ValueError, TypeError) as error:
+        return error
+
+
+def assert_same(name: str, tensors: list[Tensor | None], kwargs: dict[str, Any]) -> None:
+    """Both refuse in the same words, or agree on values, strides and every gradient."""
+    leaves = [None if t is None else t.requires_grad_() for t in tensors]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # padding="same" of an even kernel
+        theirs = attempt(getattr(F, name), *leaves, **kwargs)
+        ours = attempt(getattr(pynn.functional, name), *leaves, **kwargs)
+    if isinstance(theirs, Exception) or isinstance(ours, Exception):
+        assert (type(ours), str(ours)) == (type(theirs), str(theirs))
+        return
+    torch.testing.assert_close(ours, theirs, **BOUNDS)
+    assert strides(ours) == strides(theirs)
+    given = [leaf for leaf in leaves if leaf is not None]
+    cotangent = values(*theirs.shape)
+    wanted, found = (torch.autograd.grad(out, given, cotangent) for out in (theirs, ours))
+    for each, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(each, other, **BOUNDS)
+
+
+def strides(x: Tensor) -> list[int]:
+    """Those that matter."""
+    return [step for size, step in zip(x.shape, x.stride()) if size > 1] if x.numel() else []
+
+
+@pytest.mark.slow
+@PROFILE
+@given(calls(transposed=False))
+def test_convolutions(call: tuple) -> None:
+    assert_same(*call)
+
+
+@pytest.mark.slow
+@PROFILE
+@given(calls(transposed=True))
+def test_transposed_convolutions(call: tuple) -> None:
+    assert_same(*call)
+
+
+@pytest.mark.slow
+@PROFILE
+@given(st.data())
+def test_numbers_that_fit_nothing(data: st.DataObject) -> None:
+    name, (x, weight, bias), kwargs = data.draw(calls(transposed=data.draw(st.booleans())))
+    dims = int(name[-2])
+    wrong = data.draw(st.sampled_from([*kwargs, "input", "weight", "bias"]))
+    if wrong in ("input", "weight"):
+        least = dims + 1 if wrong == "input" else dims + 2
+        shape = data.draw(st.lists(st.integers(1, 4), min_size=least, max_size=dims + 2))
+        x, weight = (values(*shape), weight) if wrong == "input" else (x, values(*shape))
+    elif wrong == "bias":
+        bias = values(data.draw(st.integers(1, 8)))
+    elif wrong == "groups":
+        kwargs["groups"] = data.draw(st.integers(-1, 4))
+        if kwargs["padding"] == "same":
+            kwargs["stride"] = 1  # of two mistakes C++ names another one first
+    else:
+        kwargs[wrong] = data.draw(numbers(data.draw(st.integers(1, 4)), -2, 3))
+    assert_same(name, [x, weight, bias], kwargs)
