@@ -119,6 +119,14 @@ def test_what_torch_refuses(row: Row):
         exported(row, torch.nn, row.draw(1)[0])
 
 
+def skip_what_torch_cannot_trace(module: torch.nn.Module) -> None:
+    """Max-unpooling with sizes, say, whose checks torch hands tensors while tracing."""
+    try:
+        torch.jit.trace(module, module.example, check_trace=False, strict=False)
+    except TypeError as error:
+        pytest.skip(f"torch cannot trace it either: {error}")
+
+
 @pytest.mark.slow
 @by_name([row for row in EXPORTABLE if row.name not in OWN_WORDS])
 def test_jit_trace_records_torchs_operations(row: Row):
@@ -128,6 +136,8 @@ def test_jit_trace_records_torchs_operations(row: Row):
     for nn in (torch.nn, pynn):
         cast = sample.cast(torch.float32)
         module = OfTensors(row.build(nn, cast), cast)
+        if nn is torch.nn:
+            skip_what_torch_cannot_trace(module)
         traced = torch.jit.trace(module, module.example, check_trace=False, strict=False)
         graphs.append([node.kind() for node in traced.inlined_graph.nodes() if "aten" in node.kind()])
     assert graphs[0] == graphs[1]

@@ -22,6 +22,7 @@ from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
 from pynn.autocast import under_autocast
+from pynn.batched_gradients import with_batched_gradients
 from pynn.blocks import in_blocks
 from pynn.overrides import call_override, has_override, scripts_as
 
@@ -126,6 +127,8 @@ class Function(torch.autograd.Function):
         super().__init_subclass__()
         if "forward" in vars(cls):
             cls.forward = staticmethod(_with_results_of_its_own(cls.forward))
+        if "backward" in vars(cls):
+            cls.backward = staticmethod(with_batched_gradients(cls.backward))
         if "jvp" in vars(cls):
             cls.jvp = staticmethod(_differentiable_forward(cls.jvp))
 

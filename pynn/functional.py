@@ -11,6 +11,7 @@ import torch.nn.functional as _torch_functional
 
 # importing these fills DEFINITIONS and PUBLIC
 from pynn import arithmetic as _arithmetic  # noqa: F401
+from pynn import grad as grad  # torch.nn.functional has it as well
 from pynn import modules as _modules  # noqa: F401
 from pynn.definitions import PUBLIC as _PUBLIC
 

@@ -1,0 +1,217 @@
+"""pynn in the hands of code that knows torch.nn only: subclasses of tensors and layers, tracers, pickles."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.testing._internal.common_modules import module_db
+
+import pynn
+from pynn.counterparts import class_pairs, object_pairs, twin_modules
+
+LAYERS = [info for info in module_db if info.module_cls in class_pairs()]
+
+
+def network(nn):
+    torch.manual_seed(0)
+    layers = [nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.MaxPool1d(2), nn.Linear(2, 4), nn.GELU(), nn.LayerNorm(4)]
+    return torch.nn.Sequential(*layers).eval()
+
+
+class Recorder(torch.Tensor):
+    """Notes which functions it is told of."""
+
+    told: list = []
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        cls.told.append(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+# ---- __torch_function__ ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gelu", "softmax", "relu", "layer_norm"])
+def test_a_tensor_subclass_is_told_torchs_function(name):
+    Recorder.told.clear()
+    x = torch.randn(3, 4)
+    arguments = {"softmax": (-1,), "layer_norm": ((4,),)}.get(name, ())
+    result = getattr(pynn.functional, name)(x.as_subclass(Recorder), *arguments)
+    assert type(result) is Recorder and getattr(F, name) in Recorder.told
+    torch.testing.assert_close(result.as_subclass(torch.Tensor), getattr(F, name)(x, *arguments))
+
+
+def test_an_object_without_data_can_answer():
+    class Duck:
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            return function, kwargs
+
+    assert pynn.functional.gelu(Duck(), approximate="tanh") == (F.gelu, {"approximate": "tanh"})
+    assert pynn.functional.gelu(input=Duck())[0] is F.gelu
+    with pynn.install():
+        assert F.gelu(Duck())[0] is F.gelu  # compared by name where the name is used
+
+
+def test_a_mode_sees_the_call_once():
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            told.append(function)
+            return function(*args, **(kwargs or {}))
+
+    told = []
+    x = torch.randn(3)
+    with Mode():
+        pynn.functional.softmax(x, dim=0)
+    assert told[0] is F.softmax and told.count(F.softmax) == 1
+
+
+# ---- tracers -----------------------------------------------------------------------------------------------
+
+
+def test_fx_keeps_layers_whole_and_calls_torchs_functions():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = network(pynn)
+
+        def forward(self, x):
+            return pynn.functional.softmax(pynn.functional.relu(self.layers(x)), dim=-1)
+
+    graph = torch.fx.symbolic_trace(Model())
+    calls = [node for node in graph.graph.nodes if node.op.startswith("call")]
+    assert [node.op for node in calls] == ["call_module"] * 6 + ["call_function"] * 2
+    assert [node.target for node in calls[6:]] == [F.relu, F.softmax]
+    x = torch.randn(2, 2, 5)
+    torch.testing.assert_close(graph(x), F.softmax(F.relu(network(torch.nn)(x)), dim=-1))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_holds_torchs_operations_and_can_be_saved(tmp_path):
+    x = torch.randn(2, 2, 5)
+    traced = torch.jit.trace(network(pynn), x)
+    assert "aten::layer_norm" in str(traced.inlined_graph)
+    traced.save(str(tmp_path / "model.pt"))
+    torch.testing.assert_close(torch.jit.load(str(tmp_path / "model.pt"))(x), network(torch.nn)(x))
+
+
+def first_sample(info):
+    samples = info.module_inputs_func(
+        info, device="cpu", dtype=torch.float32, requires_grad=False, training=False
+    )
+    return samples[0].constructor_input
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("info", LAYERS, ids=lambda info: info.module_cls.__name__)
+def test_torchscript_compiles_what_it_compiles_of_torch(info):
+    sample = first_sample(info)
+    original = info.module_cls(*sample.args, **sample.kwargs)
+    try:
+        expected = torch.jit.script(original)
+    except Exception:
+        pytest.skip("TorchScript refuses torch's layer")
+    own = class_pairs()[info.module_cls](*sample.args, **sample.kwargs)
+    scripted = torch.jit.script(own)
+    assert type(own) is class_pairs()[info.module_cls]  # as before
+    assert scripted._c._method_names() == expected._c._method_names()
+    if "forward" in expected._c._method_names():  # not of RNNs: they have one for packed and one for padded input
+        assert scripted.code == expected.code
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_compiles_functions():
+    def plain(x: torch.Tensor):
+        return pynn.functional.softmax(pynn.functional.gelu(x), dim=-1)
+
+    def pooled(x: torch.Tensor):
+        return pynn.functional.max_pool2d(x, 2)
+
+    x = torch.randn(1, 4, 4)
+    torch.testing.assert_close(torch.jit.script(plain)(x), F.softmax(F.gelu(x), dim=-1))
+    torch.testing.assert_close(torch.jit.script(pooled)(x), F.max_pool2d(x, 2))
+
+
+@pytest.mark.parametrize("name", ["Conv2d", "ConvTranspose2d", "AvgPool2d", "LayerNorm", "GELU"])
+def test_gradients_in_batches(name):
+    """torch.autograd.grad(is_grads_batched=True) knows few operations: the convolutions failed."""
+    arguments = {"Conv2d": (2, 4, 3), "ConvTranspose2d": (2, 4, 3), "AvgPool2d": (2,), "LayerNorm": (4,)}.get(name, ())
+    layer = getattr(pynn, name)(*arguments).double()
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    result = layer(x)
+    grads = torch.randn(5, *result.shape, dtype=torch.float64)
+    inputs = [x, *layer.parameters()]
+    found = torch.autograd.grad(result, inputs, grads, is_grads_batched=True, retain_graph=True)
+    expected = [torch.autograd.grad(result, inputs, grad, retain_graph=True) for grad in grads]
+    for one, several in zip(found, zip(*expected, strict=True), strict=True):
+        torch.testing.assert_close(one, torch.stack(several))
+
+
+# ---- install -----------------------------------------------------------------------------------------------
+
+
+def test_every_submodule_is_covered():
+    pairs = object_pairs()
+    packed, normed = torch.nn.utils.rnn.pack_sequence, torch.nn.utils.weight_norm
+    assert pairs[packed] is pynn.utils.rnn.pack_sequence
+    with pynn.install():
+        assert torch.nn.utils.rnn.pack_sequence is pynn.utils.rnn.pack_sequence
+        assert torch.nn.utils.weight_norm is pynn.utils.weight_norm
+        held = [v for module, _ in twin_modules() for v in vars(module).values()]
+        assert not [value for value in held if any(value is original for original in pairs)]
+    assert torch.nn.utils.rnn.pack_sequence is packed and torch.nn.utils.weight_norm is normed
+
+
+def test_submodules_imported_later_are_covered():
+    program = """
+import sys, pynn
+name = "torch.nn.attention.varlen"
+assert name not in sys.modules
+with pynn.install():
+    from torch.nn.attention.varlen import varlen_attn
+    assert varlen_attn.__module__ == "pynn.attention.varlen"
+assert sys.modules[name].varlen_attn.__module__ == name
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("built_with", [torch.nn, pynn])
+def test_layers_are_pickled_while_installed(built_with):
+    model = network(built_with)
+    with pynn.install():
+        again = pickle.loads(pickle.dumps(model))
+    assert [type(layer) for layer in again] == [type(layer) for layer in model]
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    assert [type(layer) for layer in pickle.loads(pickle.dumps(model))] == [type(layer) for layer in model]
+
+
+def test_a_subclass_written_while_installed():
+    with pynn.install():
+
+        class Scaled(torch.nn.Linear):
+            def __init__(self, size):
+                torch.nn.Linear.__init__(self, size, size)
+
+            def forward(self, input):
+                return 2 * super().forward(input)
+
+        layer = Scaled(3)
+        assert isinstance(layer, torch.nn.Linear)
+    x = torch.randn(2, 3)
+    assert isinstance(layer, torch.nn.Linear) and isinstance(layer, pynn.Linear)
+    torch.testing.assert_close(layer(x), 2 * F.linear(x, layer.weight, layer.bias))
+
+
+def test_a_warning_names_the_callers_line():
+    with pytest.warns(UserWarning, match="Implicit dimension choice for softmax") as expected:
+        F.softmax(torch.randn(3))
+    with pytest.warns(UserWarning, match="Implicit dimension choice for softmax") as found:
+        pynn.functional.softmax(torch.randn(3))
+    assert [(w.category, str(w.message), w.filename) for w in found] == [
+        (w.category, str(w.message), w.filename) for w in expected
+    ]
