@@ -18,7 +18,14 @@ LAYERS = [info for info in module_db if info.module_cls in class_pairs()]
 
 def network(nn):
     torch.manual_seed(0)
-    layers = [nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.MaxPool1d(2), nn.Linear(2, 4), nn.GELU(), nn.LayerNorm(4)]
+    layers = [
+        nn.Conv1d(2, 3, 2),
+        nn.BatchNorm1d(3),
+        nn.MaxPool1d(2),
+        nn.Linear(2, 4),
+        nn.GELU(),
+        nn.LayerNorm(4),
+    ]
     return torch.nn.Sequential(*layers).eval()
 
 
@@ -120,7 +127,9 @@ def test_torchscript_compiles_what_it_compiles_of_torch(info):
     scripted = torch.jit.script(own)
     assert type(own) is class_pairs()[info.module_cls]  # as before
     assert scripted._c._method_names() == expected._c._method_names()
-    if "forward" in expected._c._method_names():  # not of RNNs: they have one for packed and one for padded input
+    if (
+        "forward" in expected._c._method_names()
+    ):  # not of RNNs: they have one for packed and one for padded input
         assert scripted.code == expected.code
 
 
@@ -140,7 +149,9 @@ def test_torchscript_compiles_functions():
 @pytest.mark.parametrize("name", ["Conv2d", "ConvTranspose2d", "AvgPool2d", "LayerNorm", "GELU"])
 def test_gradients_in_batches(name):
     """torch.autograd.grad(is_grads_batched=True) knows few operations: the convolutions failed."""
-    arguments = {"Conv2d": (2, 4, 3), "ConvTranspose2d": (2, 4, 3), "AvgPool2d": (2,), "LayerNorm": (4,)}.get(name, ())
+    arguments = {"Conv2d": (2, 4, 3), "ConvTranspose2d": (2, 4, 3), "AvgPool2d": (2,), "LayerNorm": (4,)}.get(
+        name, ()
+    )
     layer = getattr(pynn, name)(*arguments).double()
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     result = layer(x)

@@ -22,7 +22,7 @@ SLICE = 4 * BLOCK
 def in_blocks(definition: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The same function of tensors of one shape, evaluated piece by piece where the tensors are large.
 
-        definition(x1, ..., xn, *constants) -> y        pointwise; all tensors of one shape
+    definition(x1, ..., xn, *constants) -> y        pointwise; all tensors of one shape
     """
 
     @functools.wraps(definition)

@@ -66,9 +66,7 @@ def coverage(*, show: bool = True) -> list[Entry]:
     for namespace in QUANTISED_NAMESPACES:
         for name, value in _public(importlib.import_module(f"torch.nn.{namespace}")):
             location = _location(value)
-            entries.append(
-                Entry(f"nn.{namespace}.{name}", namespace, QUANTISED, location, QUANTISED_REASON)
-            )
+            entries.append(Entry(f"nn.{namespace}.{name}", namespace, QUANTISED, location, QUANTISED_REASON))
     if show:
         _print_table(entries)
     return entries

@@ -1,5 +1,6 @@
 """Losses of classes and probabilities: the definitions with ATen's signatures, then the public functions."""
 
+import math
 import warnings
 
 import torch
@@ -306,7 +307,7 @@ def _soft_target_loss(
         terms = terms * _along(weight, dim, terms.dim())
     losses = -terms.sum(dim)
     if reduction == MEAN:
-        return losses.sum() / (log_probabilities.numel() / classes)
+        return losses.sum() / losses.numel() if classes else losses.sum() * math.nan  # 0 / 0
     return reduced(losses, reduction)
 
 

@@ -81,7 +81,7 @@ def _max_pool(
     fast_1d = dims == 1 and only_values and not (input.requires_grad and torch.is_grad_enabled())
     if input.dtype == torch.bool or input.is_complex() or (fast_1d and not input.is_floating_point()):
         kernel = "max_pool1d_impl" if fast_1d else f"max_pool{max(dims, 2)}d"
-        raise NotImplementedError(f'"{kernel}" not implemented for \'{type_name(input)}\'')
+        raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
     if only_values and needs_no_index(input):
         boxes = largest.sliding_boxes(input, *numbers, ceil_mode)
         return in_format_of(input, largest.largest_of(boxes.pieces)), None
@@ -174,7 +174,7 @@ def _adaptive_max_pool(dims: int, input: Tensor, output_size: Any) -> tuple[Tens
     checks.check_adaptive(f"adaptive_max_pool{max(dims, 2)}d", x, counts, max(dims, 2), True)
     if not input.is_floating_point():
         kernel = "adaptive_max_pool3d_cpu" if dims == 3 else "adaptive_max_pool2d"
-        raise NotImplementedError(f'"{kernel}" not implemented for \'{type_name(input)}\'')
+        raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
     values, index = largest.Largest.apply(x, max(dims, 2), largest.ADAPTIVE_MAX_POOL[max(dims, 2)], counts)
     return (values.squeeze(-2), index.squeeze(-2)) if dims == 1 else (values, index)
 
@@ -239,7 +239,12 @@ adaptive_max_pool3d = values_or_both(_adaptive_max_pool3d, 2, F.adaptive_max_poo
 
 
 def _fractional_max_pool(
-    dims: int, input: Tensor, kernel_size: Numbers, output_size: Any, output_ratio: Any, samples: Tensor | None
+    dims: int,
+    input: Tensor,
+    kernel_size: Numbers,
+    output_size: Any,
+    output_ratio: Any,
+    samples: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     name = f"fractional_max_pool{dims}d"
     if output_size is None and output_ratio is None:
@@ -253,7 +258,7 @@ def _fractional_max_pool(
     if samples is None:
         samples = torch.rand(batch, channels, dims, dtype=input.dtype, device=input.device)
     for word, value in (("kernel_size", kernel_size), ("output_size", output_size)):
-        if isinstance(value, (tuple, list)) and len(value) not in (1, dims):
+        if isinstance(value, (tuple, list)) and len(value) != dims:
             ints = "three Ints" if dims == 3 else "Ints"
             raise RuntimeError(f"{name}: {word} must either be a single Int or tuple of {ints}")
     width, counts = per_dim(kernel_size, dims), per_dim(output_size, dims)
@@ -304,7 +309,9 @@ fractional_max_pool2d = values_or_both(_fractional_max_pool2d, 4, F.fractional_m
 fractional_max_pool3d = values_or_both(_fractional_max_pool3d, 4, F.fractional_max_pool3d)
 
 
-def _max_unpool(dims: int, input: Tensor, indices: Tensor, kernel_size: Numbers, stride: Any, padding: Any, size: Any):
+def _max_unpool(
+    dims: int, input: Tensor, indices: Tensor, kernel_size: Numbers, stride: Any, padding: Any, size: Any
+):
     width = per_dim(kernel_size, dims)
     step = width if stride is None else per_dim(stride, dims)
     counts = _unpooled_size(input, width, step, per_dim(padding, dims), size)

@@ -188,6 +188,12 @@ def check_fractional(
     x: Tensor, width: Sequence[Any], counts: Sequence[Any], samples: Tensor, dims: int
 ) -> None:
     function = f"fractional_max_pool{dims}d{'_out' * (dims == 3)}()"
+    for dim in range(1, x.dim()):
+        if x.size(dim) == 0:
+            raise RuntimeError(
+                f"{function}: Expected input to have non-zero size for non-batch dimensions, but got{list(x.shape)} "
+                f"with dimension {dim} being empty."
+            )
     numbers = list(zip(("time", "height", "width")[-dims:], x.shape[-dims:], width, counts))
     for name, size, kernel, count in numbers if dims == 2 else [numbers[0], numbers[2], numbers[1]]:
         if (
@@ -216,6 +222,9 @@ def check_unpool(x: Tensor, indices: Tensor, counts: Sequence[Any], dims: int, r
     if indices.dtype != torch.int64:
         got = f" but got: {type_name(indices)}" if dims == 2 else ""
         raise RuntimeError(f"elements in indices should be type int64{got}")
+    if len(counts) != dims:
+        names = "two elements (height, width)" if dims == 2 else "three elements (depth, height, width)"
+        raise RuntimeError(f"There should be exactly {names} in output_size, but got {len(counts)} elements.")
     if x.dim() not in (dims + 1, dims + 2):
         raise RuntimeError(
             f"Input to {function} should be a {dims + 1}d or {dims + 2}d Tensor, but got a tensor with {x.dim()} "

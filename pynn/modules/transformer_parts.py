@@ -44,9 +44,9 @@ def activation_function(activation: str | Callable[[Tensor], Tensor]) -> Callabl
     """ "relu" and "gelu", by name or as torch's functions, become pynn's; anything else stays as it is."""
     if isinstance(activation, str) and activation not in ("relu", "gelu"):
         raise RuntimeError(f"activation should be relu/gelu, not {activation}")
-    if activation in ("relu", torch.nn.functional.relu):
+    if activation in ("relu", relu.torch_function):
         return relu
-    if activation in ("gelu", torch.nn.functional.gelu):
+    if activation in ("gelu", gelu.torch_function):
         return gelu
     return activation
 
