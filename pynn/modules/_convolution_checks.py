@@ -97,6 +97,8 @@ def check_shapes(
             f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, but got weight "
             f"of size [{sizes}] instead"
         )
+    if 0 in sizes[2:]:
+        raise RuntimeError(f"expected a kernel of at least one element, but got weight of size {sizes}")
     check_channels(input, sizes, bias, transposed, groups)
     if not transposed:
         check_kernel_fits(input, sizes[2:], padding, dilation)

@@ -305,3 +305,23 @@ def affine_grid_generator_backward(grad: Tensor, size: list[int], align_corners:
     base = affine_grid_generator(identity, [1, *size[1:]], align_corners).view(-1, dims)
     base = torch.cat([base, ones.expand(base.size(0)).unsqueeze(1)], 1)
     return torch.matmul(widen(grad).reshape(size[0], -1, dims).transpose(1, 2), base).to(grad.dtype)
+
+
+class AffineGrid(Function):
+    """affine_grid_generator with its adjoint; linear in theta, so that nothing is kept."""
+
+    @staticmethod
+    def forward(theta: Tensor, size: list[int], align_corners: bool) -> Tensor:
+        return affine_grid_generator(theta, size, align_corners)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, ctx.size, ctx.align_corners = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return affine_grid_generator_backward(grad, ctx.size, ctx.align_corners), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dtheta: Tensor, *_: Any) -> Tensor:
+        return affine_grid_generator(dtheta, ctx.size, ctx.align_corners)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pynn.definitions import traced_as, type_name
-from pynn.modules._grid_sampling import GridSample, affine_grid_generator
+from pynn.modules._grid_sampling import AffineGrid, GridSample
 
 __all__ = [
     "affine_grid",
@@ -125,4 +125,4 @@ def affine_grid(theta: Tensor, size: list[int], align_corners: bool | None = Non
             f"Expected size for first two dimensions of batch2 tensor to be: [{size[0]}, {dims + 1}] but got: "
             f"[{theta.size(0)}, {dims + 1}]."
         )
-    return affine_grid_generator(theta, list(size), align_corners)
+    return AffineGrid.apply(theta, list(size), align_corners)
