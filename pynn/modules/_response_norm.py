@@ -6,22 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pynn.definitions import Function, traced_as, type_name, widen
+from pynn.definitions import Function, is_traced, traced_as, type_name, widen
+
+
+def window_sum(x: Tensor, before: int, after: int) -> Tensor:
+    """out[:, c] = sum of x[:, c - before ... c + after], zeros beyond the ends."""
+    padded = torch.constant_pad_nd(x, [*[0, 0] * (x.dim() - 2), before, after])
+    # [batch, channels, *, window] -> [batch, channels, *]
+    return padded.unfold(1, before + 1 + after, 1).sum(-1)
 
 
 class _ChannelWindowSum(Function):
-    """out[:, c] = sum of x[:, c - before ... c + after], zeros beyond the ends. Linear: its own derivative.
+    """window_sum, which is linear: its own derivative.
 
     The transposed sum, over all windows that hold a channel, is the same with before and after exchanged.
     """
 
     @staticmethod
     def forward(x: Tensor, before: int, after: int) -> Tensor:
-        ends = [0, 0] * (x.dim() - 2)
-        padded = torch.constant_pad_nd(x, [*ends, before, after])
-        return padded.unfold(1, before + 1 + after, 1).sum(
-            -1
-        )  # [batch, channels, *, window] -> [batch, channels, *]
+        return window_sum(x, before, after)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -86,7 +89,7 @@ def cross_map_lrn2d(input: Tensor, size: int, alpha: float, beta: float, k: floa
     half, channels = (size - 1) // 2, input.size(1)
     values = widen(input.contiguous())
     squares = values * values
-    total = _ChannelWindowSum.apply(squares, half, half)
+    total = (window_sum if is_traced() else _ChannelWindowSum.apply)(squares, half, half)
     keeps_first = (torch.arange(channels, device=input.device) > half).to(squares.dtype)
     total = total + keeps_first.reshape(1, channels, 1, 1) * squares[:, :1]
     return (values * (total * (alpha / size) + k).pow(-beta)).to(input.dtype)
