@@ -126,8 +126,8 @@ def pairs_in(matrix: Tensor) -> Tensor:
 
 
 def row_blocks(x: Tensor) -> int:
-    """How many rows at a time to hold against all rows, so that their differences stay in the cache."""
-    return max(2 * BLOCK // x.numel(), 1)
+    """How many rows at a time to hold against the others: few enough for their differences to stay in the cache."""
+    return max(8 * BLOCK // x.numel(), 1)
 
 
 def pair_gradient(difference: Tensor, distance: Tensor, p: float) -> Tensor:
@@ -143,9 +143,12 @@ def pdist_forward(x: Tensor, p: float = 2) -> Tensor:
     """||x[i] - x[j]||_p for i < j: [pairs]."""
     if x.size(0) <= 1 or x.size(1) == 0:
         return x.new_zeros(x.size(0) * max(x.size(0) - 1, 0) // 2)
-    # [block, 1, cols] - [rows, cols] -> [block, rows]
-    blocks = x.split(row_blocks(x))
-    return pairs_in(torch.cat([norm_of(rows.unsqueeze(1) - x, p, [2]).squeeze(2) for rows in blocks]))
+    lines, step = [], row_blocks(x)
+    for begin in range(0, x.size(0), step):
+        # [block, 1, cols] - [rows from the block on, cols] -> [block, rows from the block on]
+        distances = norm_of(x[begin : begin + step].unsqueeze(1) - x[begin:], p, [2]).squeeze(2)
+        lines.append(torch.constant_pad_nd(distances, [begin, 0]))
+    return pairs_in(torch.cat(lines))
 
 
 @defines(aten._pdist_backward.default)
@@ -153,13 +156,17 @@ def pdist_backward(grad: Tensor, x: Tensor, p: float, pdist: Tensor) -> Tensor:
     """d x[i] = sum over j of grad[i, j] * pair_gradient(x[i] - x[j])."""
     if x.size(0) <= 1 or x.size(1) == 0:
         return torch.zeros_like(x)
-    blocks = (t.split(row_blocks(x)) for t in (x, matrix_of(grad, x.size(0)), matrix_of(pdist, x.size(0))))
-    gradients = []
-    for rows, grad_rows, distances in zip(*blocks, strict=True):
-        # [block, rows, cols]
-        slope = pair_gradient(rows.unsqueeze(1) - x, distances, p)
-        gradients.append((slope * grad_rows.unsqueeze(2)).sum(1))
-    return torch.cat(gradients)
+    gradients, distances = matrix_of(grad, x.size(0)), matrix_of(pdist, x.size(0))
+    total, step = torch.zeros_like(x), row_blocks(x)
+    for begin in range(0, x.size(0), step):
+        block = (slice(begin, begin + step), slice(begin, None))
+        # [block, rows from the block on, cols]
+        slope = pair_gradient(x[block[0]].unsqueeze(1) - x[begin:], distances[block], p)
+        slope = slope * gradients[block].unsqueeze(2)
+        # the pairs with later blocks count there as well, the other way round
+        later = slope[:, step:].sum(0)
+        total = total + torch.cat([x.new_zeros(begin, x.size(1)), slope.sum(1), -later])
+    return total
 
 
 # ---- public functions ------------------------------------------------------------------------------------
