@@ -200,18 +200,20 @@ class _WithoutTangents:
         return getattr(self._ctx, name)
 
 
-def differentiable(definition: Callable, *backwards: Callable) -> Callable:
+def differentiable(definition: Callable, *backwards: Callable, is_short: bool = False) -> Callable:
     """Give a pointwise definition its gradient formulas, one per leading tensor argument.
 
         definition(x1, ..., xn, *constants) -> y               all of one shape
         backwards[i](grad, x1, ..., xn, *constants) -> d y / d xi * grad
+
+    is_short: of so few operations that running block by block saves nothing (see `pynn.blocks`)
 
     Autograd then keeps the inputs only (as C++ does) and takes the value at a kink that C++ takes. The
     formulas are made of differentiable operations, so double backward works; the Jacobian of a pointwise
     function is diagonal, so they serve forward-mode AD as well.
     """
     count = len(backwards)
-    evaluate, formulas = in_blocks(definition), [in_blocks(formula) for formula in backwards]
+    evaluate, *formulas = (definition, *backwards) if is_short else map(in_blocks, (definition, *backwards))
 
     class Pointwise(Function):
         @staticmethod

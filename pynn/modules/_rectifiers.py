@@ -193,12 +193,12 @@ def rrelu_with_noise_backward(
 
 # ---- public functions ------------------------------------------------------------------------------------
 
-_relu = differentiable(relu_forward, lambda grad, x: threshold_backward(grad, x, 0))
+_relu = differentiable(relu_forward, lambda grad, x: threshold_backward(grad, x, 0), is_short=True)
 _threshold = differentiable(
-    threshold_forward, lambda grad, x, threshold, value: threshold_backward(grad, x, threshold)
+    threshold_forward, lambda grad, x, threshold, value: threshold_backward(grad, x, threshold), is_short=True
 )
-_leaky_relu = differentiable(leaky_relu_forward, leaky_relu_backward)
-_hardtanh = differentiable(hardtanh_forward, hardtanh_backward)
+_leaky_relu = differentiable(leaky_relu_forward, leaky_relu_backward, is_short=True)
+_hardtanh = differentiable(hardtanh_forward, hardtanh_backward, is_short=True)
 _hardsigmoid = differentiable(hardsigmoid_forward, hardsigmoid_backward)
 _hardswish = differentiable(hardswish_forward, hardswish_backward)
 _hardshrink = differentiable(hardshrink_forward, shrink_backward)
