@@ -2,7 +2,7 @@
 #
 #   make demo     train a small GPT three ways: torch eager, torch under Inductor, pynn compiled
 #   make test     the whole suite (under 20 minutes on 2 cores)
-#   make check    lint, types and the fast tests (about a minute once the kernels are cached)
+#   make check    lint, types and the fast tests (about two minutes once the kernels are cached)
 #   make bench    every benchmark, then the table in README.md: about 40 minutes, less with QUICK=1
 #   make clean    remove what these commands wrote, .venv included
 #

@@ -87,3 +87,8 @@ def pad_both_sides(x: Tensor, padding: Sequence[Any], value: float = 0) -> Tenso
     if not any(padding):
         return x
     return torch.constant_pad_nd(x, [width for width in reversed(padding) for _ in range(2)], value)
+
+
+def along(values: Tensor, dim: int, dims: int) -> Tensor:
+    """[O] -> [1..., O, 1...], in place dim of dims."""
+    return values.view(*[-1 if i == dim else 1 for i in range(dims)])

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pynn.definitions import defines, widen
 from pynn.memory_format import image_in_format_of
-from pynn.modules._max_pooling import adaptive_bounds, along, longest_window
+from pynn.modules._max_pooling import adaptive_bounds, longest_window
 from pynn.modules._pooling_checks import per_dim
-from pynn.windows import crop, output_size, overlap_add, pad_both_sides, sliding_windows
+from pynn.windows import along, crop, output_size, overlap_add, pad_both_sides, sliding_windows
 
 aten = torch.ops.aten
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pynn.definitions import Function, defines, widen
 from pynn.memory_format import in_format_of
+from pynn.windows import along
 
 aten = torch.ops.aten
 
@@ -163,10 +164,6 @@ def taps_of(
     if mode.endswith(" antialias"):
         return antialias_taps(mode.removesuffix(" antialias"), size, count, scale, align_corners, dtype, device)
     return {"linear": linear_taps, "cubic": cubic_taps}[mode](size, count, scale, align_corners, dtype, device)
-
-
-def along(weights: Tensor, dim: int, dims: int) -> Tensor:
-    return weights.view(*[-1 if i == dim else 1 for i in range(dims)])
 
 
 def gather_along(x: Tensor, dim: int, taps: Taps) -> Tensor:

@@ -17,7 +17,7 @@ from torch._prims_common import suggest_memory_format
 from pynn.definitions import Function, defines
 from pynn.memory_format import image_in_format_of, in_format, in_format_of
 from pynn.modules._pooling_checks import per_dim
-from pynn.windows import output_size, sliding_windows
+from pynn.windows import along, output_size, sliding_windows
 
 aten = torch.ops.aten
 
@@ -82,11 +82,6 @@ def largest_and_index(boxes: Boxes) -> tuple[Tensor, Tensor]:
         index = coordinate if index is None else index * size + coordinate
     assert index is not None
     return values, index
-
-
-def along(values: Tensor, dim: int, dims: int) -> Tensor:
-    """[O] -> [1..., O, 1...], in place dim of dims."""
-    return values.view(*[-1 if i == dim else 1 for i in range(dims)])
 
 
 def lowest(x: Tensor) -> float | int:

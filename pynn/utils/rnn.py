@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils import rnn as torch_rnn
 from torch.nn.utils.rnn import PackedSequence, invert_permutation, unpad_sequence
 
-from pynn.definitions import type_name
+from pynn.definitions import is_traced, type_name
 
 __all__ = [
     "PackedSequence",
@@ -59,11 +59,7 @@ def spread(rows: Tensor, first: Tensor, second: Tensor, size: tuple[int, int], v
 
 def _is_traced() -> bool:
     """While a graph is recorded torch's own function is: one operation, whatever the lengths will be."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-    )
+    return is_traced() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def _require_kind(operation: str, name: str, position: int, value: Any, kind: Any, kind_name: str) -> None:
