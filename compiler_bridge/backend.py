@@ -88,7 +88,11 @@ def compile(
            freeze: treat parameters as constants in inference; not implemented yet, raises
            dynamic, torch_compile_arguments: as in torch.compile (fullgraph, ...)
     """
-    chosen: dict[str, Any] = {"strict": strict, "eager_random": eager_random or settings.EAGER_RANDOM, "freeze": freeze}
+    chosen: dict[str, Any] = {
+        "strict": strict,
+        "eager_random": eager_random or settings.EAGER_RANDOM,
+        "freeze": freeze,
+    }
     torch_compile: Any = torch.compile
     compiled = torch_compile(
         model, backend=pynn_backend, options=chosen, dynamic=dynamic, **torch_compile_arguments

@@ -34,7 +34,14 @@ from compiler_bridge.cpu import machine_code
 from compiler_bridge.errors import CacheWarning, CompileError
 from compiler_bridge.progress import report_progress
 
-_LANGUAGE_FILES = ("language*.py", "simd*.py", "mathlib*.py", "philox*.py", "machine_code.py", "code_library.py")
+_LANGUAGE_FILES = (
+    "language*.py",
+    "simd*.py",
+    "mathlib*.py",
+    "philox*.py",
+    "machine_code.py",
+    "code_library.py",
+)
 
 _lock = threading.RLock()
 _addresses: dict[str, int] = {}  # key of a kernel -> address, for this process
@@ -275,9 +282,7 @@ def _module_text(source: str) -> ModuleText:
 def missing_kernels(source: str, names: Sequence[str]) -> list[str]:
     """Those of the named kernels that would have to be compiled; one name for each distinct kernel."""
     by_key = {key: name for name, key in kernel_keys(source, names).items()}
-    return [
-        name for key, name in by_key.items() if key not in _addresses and not _object_path(key).exists()
-    ]
+    return [name for key, name in by_key.items() if key not in _addresses and not _object_path(key).exists()]
 
 
 def load_kernels(source: str, names: Sequence[str], title: str = "graph") -> dict[str, int]:
@@ -324,9 +329,7 @@ def load_functions(
     return {name: addresses[key] for name, key in keys.items()}
 
 
-def _resolve(
-    keys: Iterable[str], functions: Callable[[], dict[str, Any]], title: str
-) -> dict[str, int]:
+def _resolve(keys: Iterable[str], functions: Callable[[], dict[str, Any]], title: str) -> dict[str, int]:
     """key -> address. `functions()` gives key -> Python function; called only if one must be compiled."""
     with _lock:
         wanted = list(dict.fromkeys(keys))
@@ -369,7 +372,9 @@ def _read_object(key: str) -> bytes | None:
     checksum, payload = content[:32], content[32:]
     if hashlib.sha256(payload).digest() != checksum:
         path = _object_path(key)
-        _warn_once(f"cache file {path} is damaged; it and others like it are compiled again", f"{path.parent}")
+        _warn_once(
+            f"cache file {path} is damaged; it and others like it are compiled again", f"{path.parent}"
+        )
         return None
     return payload
 

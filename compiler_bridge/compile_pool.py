@@ -56,8 +56,7 @@ class Worker:
 
     def __init__(self) -> None:
         start = (
-            f"import sys; sys.path[:] = {sys.path!r}; "
-            "from compiler_bridge.compile_pool import serve; serve()"
+            f"import sys; sys.path[:] = {sys.path!r}; from compiler_bridge.compile_pool import serve; serve()"
         )
         environment = {**os.environ, "PYNN_CACHE_DIR": str(settings.CACHE_DIR), "PYNN_DEBUG": "0"}
         self.process = subprocess.Popen(

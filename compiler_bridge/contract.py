@@ -20,6 +20,8 @@ from compiler_bridge.ir import (
     Contract,
     Expr,
     Graph,
+    Index,
+    IndexValue,
     Load,
     Map,
     Node,
@@ -28,7 +30,9 @@ from compiler_bridge.ir import (
     size_equal,
     size_product,
     strided_index,
+    substitute,
 )
+from compiler_bridge.lower.lowering import apply, constant
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,132 @@ def matrix_form(node: Contract) -> MatrixForm | None:
     return None if form is None or any(form.made) else form
 
 
+@dataclass(frozen=True)
+class IndirectForm(MatrixForm):
+    """A product whose A is read where it lies though no stride leads from row to row: each segment of the sum is
+    a run of contiguous elements, and a function says where it begins (the windows of a channels-last
+    convolution). m counts `m.axes`, slowest first; m.c is 0 where rows of C are not evenly apart."""
+
+    segments: tuple[Axis, ...] = ()
+    run: Axis | None = None
+
+    def places_a(self) -> Expr:
+        """Where a row's segment begins: the element of A's buffer, -1 in the padding."""
+        assert self.run is not None
+        return places(self.lhs, self.run)
+
+
+@dataclass(frozen=True)
+class IndirectPanels(MatrixForm):
+    """A product whose B is copied into panels from where it lies, run by run: a column is an element of the run of
+    a segment, and a function says where the segment begins for each k (the gradient of a channels-last
+    convolution's weight)."""
+
+    segments: tuple[Axis, ...] = ()
+    run: Axis | None = None
+
+    def places_b(self) -> Expr:
+        """Where a segment begins for one k: the element of B's buffer, -1 in the padding."""
+        assert self.run is not None
+        return places(self.rhs, self.run)
+
+
+def places(operand: Expr, run: Axis) -> Expr:
+    load = substitute(operand, {run.name: Index()})
+    assert isinstance(load, Load)
+    place = IndexValue("int64", load.index)
+    return place if load.mask is None else apply("where", load.mask, place, constant(-1, "int64"))
+
+
+SHORTEST_RUN = 8
+"""Elements of a segment from which on looking its place up costs little beside its products."""
+
+
 def packed_form(node: Contract) -> MatrixForm | None:
+    """The matrix product a Contract is when functions make, or find, what is no plain strided array, or None."""
+    form = strided_form(node)
+    if form is not None and not any(form.made):
+        return form
+    return indirect_form(node) or indirect_panels(node) or form
+
+
+def indirect_form(node: Contract) -> IndirectForm | None:
+    """The product with A's rows found by a function, if A's elements lie side by side along an axis of the sum."""
+    lhs, rhs = node.lhs, node.rhs
+    run = contiguous_axis(lhs, node.reduce_axes)
+    if run is None or (isinstance(run.extent, int) and run.extent < SHORTEST_RUN):
+        return None
+    left, right = expr_axes(lhs), expr_axes(rhs)
+    segments = tuple(axis for axis in node.reduce_axes if axis is not run)
+    kept = {side: [a for a in node.axes if (a.name in left, a.name in right) == side] for side in SIDES}
+    if kept[False, False] or not all(axis.name in right for axis in node.reduce_axes):
+        return None
+
+    def dimension(axis: Axis) -> Dimension:
+        return Dimension(
+            axis.extent, 1, stride_along(rhs, axis.name), node.store.coefficient(axis.name), (axis,)
+        )
+
+    plain = is_plain(rhs)
+    inner = in_order([dimension(a) for a in (*segments, run)], "b") if plain else None
+    if inner is None:
+        plain = False
+        inner = Dimension(size_product(a.extent for a in node.reduce_axes), 1, 1, 0, (*segments, run))
+    columns, batch = (
+        merge_dimensions([dimension(a) for a in kept[side]], "bc" if plain else "c")
+        for side in ((False, True), (True, True))
+    )
+    if len(columns) > 1 or len(batch) > 1:
+        return None
+    rows = kept[True, False]
+    m = in_order([dimension(a) for a in rows], "c")
+    m = m or Dimension(size_product(a.extent for a in rows), 1, 0, 0, tuple(rows))
+    made = (True, not plain)
+    return IndirectForm((ONE, first(batch)), m, first(columns), inner, lhs, rhs, made, segments, run)
+
+
+def indirect_panels(node: Contract) -> IndirectPanels | None:
+    """The product with B's columns found by a function, if B's elements lie side by side along an axis of C."""
+    left = expr_axes(node.lhs)
+    run = contiguous_axis(node.rhs, tuple(axis for axis in node.axes if axis.name not in left))
+    if run is None or not is_plain(node.lhs) or (isinstance(run.extent, int) and run.extent < SHORTEST_RUN):
+        return None
+    form = strided_form(replace(node, rhs=replace(node.rhs, mask=node.rhs.mask or TRUE)))  # pyright: ignore
+    if form is None or form.n.c != 1 or form.n.axes[-1:] != (run,) or not size_equal(form.batch[0].extent, 1):
+        return None
+    return IndirectPanels(form.batch, form.m, form.n, form.k, node.lhs, node.rhs, (False, True),
+                          form.n.axes[:-1], run)  # fmt: skip
+
+
+TRUE = Constant("bool", True)
+SIDES = ((True, False), (False, True), (True, True), (False, False))
+
+
+def contiguous_axis(operand: Expr, axes: tuple[Axis, ...]) -> Axis | None:
+    """The axis along which a load's elements lie side by side, all of them there or none."""
+    if not isinstance(operand, Load):
+        return None
+    moving = expr_axes(operand.mask) if operand.mask is not None else set[str]()
+    moving = moving.union(*(expr_axes(value.expr) for value, _ in operand.index.values()))
+    for axis in axes:
+        if operand.index.coefficient(axis.name) == 1 and axis.name not in moving:
+            return axis
+    return None
+
+
+def in_order(dimensions: list[Dimension], arrays: str) -> Dimension | None:
+    """The dimensions, slowest first, as one, if every one of the arrays steps through them so."""
+    if not dimensions:
+        return ONE
+    merged = dimensions[0]
+    for d in dimensions[1:]:
+        if not all(size_equal(getattr(merged, array), getattr(d, array) * d.extent) for array in arrays):
+            return None
+        merged = Dimension(merged.extent * d.extent, d.a, d.b, d.c, merged.axes + d.axes)
+    return merged
+
+
+def strided_form(node: Contract) -> MatrixForm | None:
     """The matrix product a Contract is when a function makes what is no plain strided array, or None."""
     made = (not is_plain(node.lhs), not is_plain(node.rhs))
     arrays = "".join(name for name, is_made in zip("ab", made) if not is_made) + "c"
@@ -141,12 +270,14 @@ def make_contracts_plain(graph: Graph) -> Graph:
     buffers, nodes = dict(graph.buffers), list[Node]()
     for node in graph.nodes:
         if isinstance(node, Contract):
+            if isinstance(packed_form(node), IndirectForm):
+                node = widen_source(node, buffers, nodes)
             node = unify_dtypes(node, buffers, nodes)
         if isinstance(node, Contract) and matrix_form(node) is None:
             # strides stand in the way only of the plain operand: the other is made in any order
             for side in sorted(("lhs", "rhs"), key=lambda side: not is_plain(getattr(node, side))):
                 if packed_form(node) is None and overlaps(node, side, buffers):
-                    node = replace(node, **{side: replace(getattr(node, side), mask=Constant("bool", True))})
+                    node = replace(node, **{side: replace(getattr(node, side), mask=TRUE)})
                 elif packed_form(node) is None:
                     node = materialize(node, side, buffers, nodes)
             node = with_contiguous_columns(node)
@@ -175,6 +306,22 @@ def unify_dtypes(node: Contract, buffers: dict[str, Buffer], nodes: list[Node]) 
         if isinstance(operand, Load) and buffers[operand.buffer].dtype != operand.dtype:
             node = materialize(node, side, buffers, nodes)
     return node
+
+
+def widen_source(node: Contract, buffers: dict[str, Buffer], nodes: list[Node]) -> Contract:
+    """A read where it lies must be of the dtype of the sums: a copy of its 16-bit buffer, not of its windows."""
+    lhs = node.lhs
+    assert isinstance(lhs, Load)
+    source = buffers[lhs.buffer]
+    if source.dtype == lhs.dtype:
+        return node
+    name = f"{node.output}_wide"
+    buffers[name] = replace(source, name=name, dtype=lhs.dtype, kind="temporary")
+    axes = tuple(Axis(f"i{k}", extent) for k, extent in enumerate(source.shape) if extent != 1)
+    strides = [stride for stride, extent in zip(source.strides, source.shape) if extent != 1]
+    index = strided_index(axes, strides)
+    nodes.append(Map(name, node.origin, axes, index, Load(lhs.dtype, source.name, index)))
+    return replace(node, lhs=replace(lhs, buffer=name))
 
 
 def materialize(node: Contract, side: str, buffers: dict[str, Buffer], nodes: list[Node]) -> Contract:

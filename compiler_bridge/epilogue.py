@@ -129,10 +129,14 @@ def places_within(dimension: Dimension, axes: list[Axis], store: Index) -> list[
 
 def require_contiguous(member: Map, column: Axis) -> None:
     """Vectors run along the columns: every access must step by 1 or stand still there."""
-    loads = [part for expr in node_exprs(member) for part in walk(expr) if isinstance(part, (Load, IndexValue))]
+    loads = [
+        part for expr in node_exprs(member) for part in walk(expr) if isinstance(part, (Load, IndexValue))
+    ]
     indices = [member.store, *(load.index for load in loads if isinstance(load, Load))]
     if any(index.coefficient(column.name) not in (0, 1) for index in indices):
         raise Mismatch("it goes along the product's columns in steps")
-    data = [part for load in node_loads(member) for value, _ in load.index.values() for part in walk(value.expr)]
+    data = [
+        part for load in node_loads(member) for value, _ in load.index.values() for part in walk(value.expr)
+    ]
     if any(isinstance(part, (Load, IndexValue)) and column.name in part.index.axes() for part in data):
         raise Mismatch("it gathers along the product's columns")

@@ -194,7 +194,9 @@ def choose_one_hot(node: Reduce, value: Expr) -> tuple[Reduce, Expr]:
     above = Apply("bool", "ge", (position, Constant("int64", 0)))
     below = Apply("bool", "lt", (position, Constant("int64", axis.extent)))
     inside = Apply("bool", "bitwise_and", (above, below))
-    value = Apply(value.dtype, "where", (inside, chosen, Constant(value.dtype, 0.0 if "float" in value.dtype else 0)))
+    value = Apply(
+        value.dtype, "where", (inside, chosen, Constant(value.dtype, 0.0 if "float" in value.dtype else 0))
+    )
     return replace(node, reduce_axes=tuple(a for a in node.reduce_axes if a is not axis)), value
 
 

@@ -392,9 +392,7 @@ def _concrete_output(output: Any, values: Values) -> ConcreteView | InputReferen
     return evaluate(output, values)
 
 
-def _allocate_outputs(
-    program: Program, numel: Mapping[str, int], outputs: Sequence[Any]
-) -> list[Allocation]:
+def _allocate_outputs(program: Program, numel: Mapping[str, int], outputs: Sequence[Any]) -> list[Allocation]:
     """One fresh tensor per output buffer: with the shape of the output that covers it, else flat."""
     allocations: list[Allocation] = []
     for buffer in program.buffers:

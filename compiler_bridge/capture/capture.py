@@ -1,11 +1,11 @@
 """Dynamo graph -> AOTAutograd -> `compile_graph` for each of forward, backward and inference.
 
-    torch.compile hands over      gm, example_inputs
-    rewrite_attention             scaled_dot_product_attention -> pynn::attention
-    aot_autograd                  functional graphs of elementary operations (`decompositions.py`),
-                                  forward and backward cut by `partition.py`
-    compile_graph                 each graph -> kernels (`pipeline.py`)
-    LeanCall                      how the graphs are called, where AOTAutograd's own way isn't needed (`lean.py`)
+torch.compile hands over      gm, example_inputs
+rewrite_attention             scaled_dot_product_attention -> pynn::attention
+aot_autograd                  functional graphs of elementary operations (`decompositions.py`),
+                              forward and backward cut by `partition.py`
+compile_graph                 each graph -> kernels (`pipeline.py`)
+LeanCall                      how the graphs are called, where AOTAutograd's own way isn't needed (`lean.py`)
 """
 
 from __future__ import annotations

@@ -79,9 +79,7 @@ CHUNKS, BATCH_TASKS, HEAD_TASKS, MASK_SEQ, MASK_KV_SEQ = slots(
 )
 SCRATCH, SCRATCH_BYTES, PARTIAL_DK, PARTIAL_DV = slots("scratch", "scratch_bytes", "partial_dk", "partial_dv")
 GRAD_COLUMNS, SCORES, DSCORES, DQUERY = slots("grad_columns", "scores", "dscores", "block_out")
-SUMS_OF_EXP, DELTA, PACKED_QUERIES, PACKED_GRADS = slots(
-    "total", "delta", "packed_queries", "packed_grads"
-)
+SUMS_OF_EXP, DELTA, PACKED_QUERIES, PACKED_GRADS = slots("total", "delta", "packed_queries", "packed_grads")
 
 
 @outlined_helper

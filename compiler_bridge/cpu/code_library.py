@@ -69,4 +69,3 @@ def intermediate_only(context: Any) -> Generator[None, None, None]:
         patch.object(context.codegen(), "set_env", lambda name, environment: None),  # it writes to an address
     ):
         yield
-

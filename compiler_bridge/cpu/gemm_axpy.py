@@ -1,6 +1,6 @@
 """C = A B for few rows of A, where B has contiguous columns: B is read once, where it lies.
 
-    C[m, :] += A[m, k] * B[k, :]
+C[m, :] += A[m, k] * B[k, :]
 """
 
 # pyright: basic, reportCallIssue=false

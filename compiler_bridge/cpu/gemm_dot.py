@@ -1,6 +1,6 @@
 """C = A B for few rows of A, where B has contiguous k (a Linear's weight): B is read once, where it lies.
 
-    C[m, n] = sum over lanes of A[m, :] * B[:, n]
+C[m, n] = sum over lanes of A[m, :] * B[:, n]
 """
 
 # pyright: basic, reportCallIssue=false

@@ -32,9 +32,6 @@ from compiler_bridge.cpu.language import (
     store,
 )
 
-FEWER_ROWS = 4
-"""Rows of the smaller tile."""
-
 
 def zero_of(dtype: str) -> Any:
     """0 as a typed scalar of the sums."""
@@ -116,7 +113,9 @@ def register_tile(dtype: str, rows: int) -> Any:
     b_k is 0 where B is packed; line_step is 0 where nothing is to be asked for.
     """
     compute, line = compute_dtype(dtype), line_elements(dtype)
-    packed, fetching, packing = (micro_kernel(compute, rows, kind, line) for kind in (PACKED, FETCHING, PACKING))
+    packed, fetching, packing = (
+        micro_kernel(compute, rows, kind, line) for kind in (PACKED, FETCHING, PACKING)
+    )
 
     @outlined_helper
     def multiply_packed(k_count, a, panel, c, c_row, accumulate):  # type: ignore[no-untyped-def]

@@ -21,9 +21,11 @@ from typing import Any
 from compiler_bridge.cpu import gemm_table as slot
 from compiler_bridge.cpu.gemm_batch import finish_region, matrix_of
 from compiler_bridge.cpu.gemm_callback import call_pack, function_table
-from compiler_bridge.cpu.gemm_micro import FEWER_ROWS, register_tile, write_tile
+from compiler_bridge.cpu.gemm_micro import register_tile, write_tile, zero_of
 from compiler_bridge.cpu.gemm_pack import pack_contiguous_rows, pack_panel
 from compiler_bridge.cpu.gemm_plan import (
+    ENTRY,
+    FEWER_ROWS,
     MAX_DIRECT_COLUMNS,
     REGION_BYTES,
     ROWS,
@@ -36,10 +38,13 @@ from compiler_bridge.cpu.language import (
     address_of,
     i64,
     kernel,
+    load,
     offset_pointer,
     outlined_helper,
     pointer,
     pointer_at,
+    splat,
+    store,
 )
 
 PACK_K_STEP = 128
@@ -47,15 +52,56 @@ PACK_K_STEP = 128
 
 
 @cache
+def pack_panel_of_runs(dtype: str) -> Any:
+    """pack(tab, batch, column, columns, panel, k_begin, k_count, thread): B where columns are segments of RUN
+    contiguous elements, each found by the caller's function (the windows of a convolution)."""
+    width, zero = panel_columns(dtype), zero_of(dtype)
+
+    @outlined_helper
+    def copy_part(b, places, count, first, part, panel):  # type: ignore[no-untyped-def]
+        for k in range(count):
+            place = load(places, k)
+            if place < 0:
+                store(panel, k * width, splat(zero, width), part)
+            elif part == width:
+                store(panel, k * width, load(b, place + first, width))
+            else:
+                store(panel, k * width, load(b, place + first, width, part), part)
+
+    @outlined_helper
+    def pack(tab, batch, column, columns, panel, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
+        run, b = tab[slot.RUN], pointer(tab, slot.B, dtype)
+        scratch = tab[slot.SCRATCH] + thread * tab[slot.SCRATCH_BYTES]
+        places = pointer_at(scratch, "int64")  # where the register tile's scratch is, which is not in use now
+        lane = i64(0)
+        while lane < columns:
+            segment = (column + lane) // run
+            first = column + lane - segment * run
+            part = min(run - first, columns - lane)
+            for k in range(i64(0), k_count, ENTRY):
+                count = min(ENTRY, k_count - k)
+                call_pack(
+                    tab[slot.PLACES_B], function_table(tab, slot.PLACES_B_TABLE), address_of(places),
+                    batch * tab[slot.K] + k_begin + k, count, segment, i64(1), thread,
+                )  # fmt: skip
+                copy_part(b, places, count, first, part, offset_pointer(panel, k * width + lane))
+            lane += part
+
+    return pack
+
+
+@cache
 def pack_panel_of_b(dtype: str) -> Any:
     """pack(tab, batch, column, panel, k_begin, k_count, thread): from memory or by the caller's function."""
     width = panel_columns(dtype)
-    matrix, pack_strided = matrix_of("B", dtype), pack_panel(dtype)
+    matrix, pack_strided, pack_runs = matrix_of("B", dtype), pack_panel(dtype), pack_panel_of_runs(dtype)
 
     @outlined_helper
     def pack(tab, batch, column, panel, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
         count = min(width, tab[slot.N] - column)
-        if tab[slot.PACK_B] != 0:
+        if tab[slot.PLACES_B] != 0:
+            pack_runs(tab, batch, column, count, panel, k_begin, k_count, thread)
+        elif tab[slot.PACK_B] != 0:
             call_pack(
                 tab[slot.PACK_B], function_table(tab, slot.PACK_B_TABLE), address_of(panel),
                 batch * tab[slot.N] + column, count, k_begin, k_count, thread,
@@ -221,7 +267,13 @@ def panel_of_b(dtype: str) -> Any:
             return offset_pointer(pointer(tab, slot.WORKSPACE, compute), start), i64(0)
         scratch = tab[slot.SCRATCH] + thread * tab[slot.SCRATCH_BYTES]
         panel = pointer_at(scratch + tab[slot.SCRATCH_B], compute)
-        if tab[slot.PACK_B] == 0 and tab[slot.B_COLUMN] == 1 and tab[slot.B_K] != 0 and columns == width:
+        if (
+            tab[slot.PACK_B] == 0
+            and tab[slot.PLACES_B] == 0
+            and tab[slot.B_COLUMN] == 1
+            and tab[slot.B_K] != 0
+            and columns == width
+        ):
             return panel, tab[slot.B_K]
         pack(tab, batch, column, panel, k_begin, k_count, thread)
         return panel, i64(0)
@@ -237,7 +289,7 @@ def steps_ahead(dtype: str) -> Any:
     @outlined_helper
     def steps(tab):  # type: ignore[no-untyped-def]
         b_k, b_column = tab[slot.B_K], tab[slot.B_COLUMN]
-        if tab[slot.B_IS_PACKED] != 0 or tab[slot.PACK_B] != 0:
+        if tab[slot.B_IS_PACKED] != 0 or tab[slot.PACK_B] != 0 or tab[slot.PLACES_B] != 0:
             return i64(0), i64(0), i64(0)
         return b_k, b_column if b_k == 1 else b_k, line * b_column
 
@@ -266,7 +318,9 @@ def multiply_tile(dtype: str) -> Any:
         for k_begin in range(i64(0), max(k_total, 1), tab[slot.K_BLOCK]):
             k_count = min(tab[slot.K_BLOCK], k_total - k_begin)
             accumulate = i64(1) if k_begin > 0 else tab[slot.ACCUMULATE]
-            block = find_block(tab, batch, row_begin, row_end, all_columns, a_scratch, k_begin, k_count, thread)
+            block = find_block(
+                tab, batch, row_begin, row_end, all_columns, a_scratch, k_begin, k_count, thread
+            )
             finished = column_begin
             for column in range(column_begin, column_end, width):
                 columns = min(width, column_end - column)

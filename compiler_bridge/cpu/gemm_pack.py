@@ -15,8 +15,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from compiler_bridge.cpu.gemm_micro import FEWER_ROWS
-from compiler_bridge.cpu.gemm_plan import ROWS, panel_columns
+from compiler_bridge.cpu.gemm_plan import FEWER_ROWS, ROWS, panel_columns
 from compiler_bridge.cpu.language import i64, load, offset_pointer, outlined_helper, store, transpose8
 
 K_STEP = 4

@@ -17,10 +17,16 @@ from compiler_bridge.cpu.gemm_table import SLOTS
 from compiler_bridge.cpu.host import NATIVE_LANES, cache_bytes
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-KERNELS = ("pack_b", "multiply", "dot", "axpy")
+KERNELS = ("pack_b", "multiply", "pack_indirect", "indirect", "dot", "axpy")
 
 ROWS = 6
 """Rows of a packed panel of A, padded where there are fewer."""
+
+ENTRY = 8
+"""int64 that say where the rows of a tile begin: one vector, of which ROWS are used (`gemm_indirect`)."""
+
+FEWER_ROWS = 4
+"""Rows of the smaller register tile."""
 
 TILE_BYTES = 1024
 """Scratch for one register tile, before everything else a thread keeps there: whole cache lines."""
@@ -33,6 +39,16 @@ MAX_BLOCK_ROWS = 144
 
 MAX_SHARED_K_BYTES = 768 * 4
 """K summed in registers at a time, in bytes of A, where B is packed for all: more gains nothing."""
+
+MAX_ROWS_OF_LOCAL_B = 800
+"""Up to as many rows, a panel of B that `indirect` needs is packed by each thread just before its use, and does not
+go to memory."""
+
+MAX_ROWS_OF_FOUND_B = 240
+"""Rows of A packed at a time where each panel of B is packed once for each block of rows."""
+
+MAX_PLACES_BYTES = 128 * 1024
+"""Places of the tiles of a block of rows: a part of L2."""
 
 REGION_BYTES = 256 * 1024
 """The part of C that an epilogue gets at a time (or one panel of columns): still in L2, beside packed A."""
@@ -121,6 +137,7 @@ def plan_gemm(
     has_pack_b: bool = False,
     accumulate: bool = False,
     b_prepacked: bool = False,
+    run: int = 0,
 ) -> GemmPlan:
     """Plan C (+)= A B for a batch of matrices.
 
@@ -129,6 +146,7 @@ def plan_gemm(
              a_strides, b_strides, c_strides: elements, (batch, row, column) or (outer, inner, row, column)
              has_pack_a, has_pack_b: that operand comes from a function in slots PACK_A / PACK_B
              accumulate: C += A B instead of C = A B
+             run: not 0 where columns of B are segments of so many elements found by a function (PLACES_B)
              b_prepacked: WORKSPACE already holds B as an earlier `pack_b` with the same sizes left it
     Raises:  ValueError for an unknown dtype or a wrong number of strides
     """
@@ -137,7 +155,7 @@ def plan_gemm(
     outer, inner = (1, batch) if isinstance(batch, int) else batch
     a, b, c = (_four_strides(strides) for strides in (a_strides, b_strides, c_strides))
     problem = _Problem(m, n, k, outer, inner, dtype, a, b, c, max(1, threads), has_pack_a, has_pack_b,
-                       accumulate, b_prepacked)  # fmt: skip
+                       accumulate, b_prepacked, run)  # fmt: skip
     if m * n * outer * inner == 0:
         return GemmPlan(dtype, (), problem.table(False), 0, 0, problem.threads)
     if problem.is_better_swapped():
@@ -169,6 +187,7 @@ class _Problem:
     has_pack_b: bool
     accumulate: bool
     b_prepacked: bool
+    run: int = 0
 
     @property
     def batch(self) -> int:
@@ -206,10 +225,10 @@ class _Problem:
         """The slots that describe the product itself."""
         names = (
             "M N K BATCH_OUTER BATCH_INNER A_OUTER A_INNER A_ROW A_K B_OUTER B_INNER B_K B_COLUMN "
-            "C_OUTER C_INNER C_ROW C_COLUMN ACCUMULATE SWAPPED"
+            "C_OUTER C_INNER C_ROW C_COLUMN ACCUMULATE SWAPPED RUN"
         ).split()
         values = (self.m, self.n, self.k, self.outer, self.inner, *self.a, *self.b, *self.c,
-                  int(self.accumulate), int(swapped))  # fmt: skip
+                  int(self.accumulate), int(swapped), self.run)  # fmt: skip
         return dict(zip(names, values))
 
 
@@ -259,11 +278,12 @@ def _plan_packed(problem: _Problem, swapped: bool) -> GemmPlan:
     itemsize = 8 if problem.dtype == "float64" else 4
     width = panel_columns(problem.dtype)
     panels = _divide_up(problem.n, width)
-    row_blocks, column_blocks = _blocks(problem, panels)
+    found = problem.run > 0  # all of B packed would be a copy of a convolution's windows
+    row_blocks, column_blocks = _blocks(problem, panels, MAX_ROWS_OF_FOUND_B if found else MAX_BLOCK_ROWS)
     shared_b = problem.b[0] == 0 and problem.b[1] == 0 and not problem.has_pack_b
-    local = row_blocks == 1 and not problem.b_prepacked and (problem.batch == 1 or not shared_b)
+    local = found or (row_blocks == 1 and not problem.b_prepacked and (problem.batch == 1 or not shared_b))
     b_batches = 1 if shared_b else problem.batch
-    k_blocks = max(1, _divide_up(problem.k, _max_k_block(width, itemsize, local)))
+    k_blocks = max(1, _divide_up(problem.k, _max_k_block(width, itemsize, local and not found)))
     k_block = max(1, min(problem.k, _round_up(_divide_up(problem.k, k_blocks), 8)))
     block_rows = _divide_up(problem.m, row_blocks)
     # room for two rows more: rows are cut unevenly by at most two
@@ -282,6 +302,54 @@ def _plan_packed(problem: _Problem, swapped: bool) -> GemmPlan:
     return GemmPlan(problem.dtype, entries, table, workspace, scratch, problem.threads)
 
 
+def plan_indirect(
+    m: int,
+    n: int,
+    segments: int,
+    run: int,
+    batch: int,
+    dtype: str,
+    b_strides: Sequence[int],
+    c_column: int,
+    threads: int,
+    *,
+    has_pack_b: bool = False,
+) -> GemmPlan:
+    """Plan a product whose K is `segments` runs of `run` elements of A, found by a function (`gemm_indirect`).
+
+    Args:    b_strides: outer, inner, k, column; k counts segment * run + element
+    """
+    b: Any = tuple(b_strides)
+    problem = _Problem(m, n, segments * run, 1, batch, dtype, (0, 0, 0, 0), b, (0, 0, 0, c_column),
+                       max(1, threads), True, has_pack_b, False, False)  # fmt: skip
+    if m * n * batch == 0:
+        return GemmPlan(dtype, (), problem.table(False), 0, 0, problem.threads)
+    itemsize, width = 8 if dtype == "float64" else 4, panel_columns(dtype)
+    panels = _divide_up(n, width)
+    tile_bytes = (segments + 1) * ENTRY * 8
+    most_rows = max(ROWS, MAX_PLACES_BYTES // tile_bytes * ROWS)
+    panel_bytes = width * problem.k * itemsize
+    local = m <= min(most_rows, MAX_ROWS_OF_LOCAL_B) and panel_bytes <= cache_bytes(2) * 5 // 8
+    row_blocks, column_blocks = _blocks(problem, panels, m if local else min(most_rows, MAX_BLOCK_ROWS))
+    local = local and row_blocks == 1
+    shared_b = b[0] == 0 and b[1] == 0 and not has_pack_b
+    b_batches = 1 if shared_b else batch
+    scratch_b = TILE_BYTES + LINE + _round_up(run * itemsize, LINE)
+    tiles = _divide_up(_divide_up(m, row_blocks) + 2, FEWER_ROWS)
+    scratch_panel = scratch_b + tiles * tile_bytes
+    scratch = scratch_panel + (panel_bytes if local else 0)
+    table = problem.table(False) | {
+        "ROW_BLOCKS": row_blocks, "COLUMN_BLOCKS": column_blocks, "SEGMENTS": segments, "RUN": run,
+        "SEGMENT_BLOCK": max(1, MAX_SHARED_K_BYTES // itemsize // max(1, run)), "B_IS_PACKED": int(not local),
+        "B_BATCHES": b_batches, "SCRATCH_B": scratch_b, "SCRATCH_PANEL": scratch_panel, "SCRATCH_BYTES": scratch,
+    }  # fmt: skip
+    entries = (GemmEntry("indirect", batch * row_blocks * column_blocks),)
+    if not local:
+        entries = (GemmEntry("pack_indirect", b_batches * panels), *entries)
+    workspace = 0 if local else b_batches * panels * panel_bytes
+    return GemmPlan(dtype, entries, table, workspace, scratch, problem.threads)
+
+
 def _max_k_block(width: int, itemsize: int, local: bool) -> int:
     """K summed in registers at a time.
 
@@ -293,9 +361,9 @@ def _max_k_block(width: int, itemsize: int, local: bool) -> int:
     return min(MAX_SHARED_K_BYTES, cache_bytes(2) * 7 // 16 // MAX_BLOCK_ROWS) // itemsize
 
 
-def _blocks(problem: _Problem, panels: int) -> tuple[int, int]:
+def _blocks(problem: _Problem, panels: int, most_rows: int = MAX_BLOCK_ROWS) -> tuple[int, int]:
     """Row and column blocks of each C, such that every thread gets the same work."""
-    row_blocks = _divide_up(problem.m, MAX_BLOCK_ROWS)
+    row_blocks = _divide_up(problem.m, most_rows)
     threads = problem.threads
     if threads == 1 or problem.batch % threads == 0 or problem.batch >= 8 * threads:
         return row_blocks, 1
@@ -357,11 +425,13 @@ def _address(name: str, dtype: str) -> int:
 
 def kernel_function(name: str, dtype: str) -> Callable[..., Any]:
     """The kernel as a plain Python function (imports the kernel language)."""
-    from compiler_bridge.cpu import gemm_axpy, gemm_dot, gemm_multiply
+    from compiler_bridge.cpu import gemm_axpy, gemm_dot, gemm_indirect, gemm_multiply
 
     kernels = {
         "pack_b": gemm_multiply.pack_b_kernel,
         "multiply": gemm_multiply.multiply_kernel,
+        "pack_indirect": gemm_indirect.pack_indirect_kernel,
+        "indirect": gemm_indirect.indirect_kernel,
         "dot": gemm_dot.dot_kernel,
         "axpy": gemm_axpy.axpy_kernel,
     }

@@ -26,6 +26,12 @@ SLOTS = (
     "PACK_A", "PACK_A_TABLE",           # function that fills a panel of A (0: strided load), and its table
     "PACK_B", "PACK_B_TABLE",
     "EPILOGUE", "EPILOGUE_TABLE",       # function called on each finished region of C (0: none)
+    "SEGMENTS", "RUN",                  # `indirect`: K is so many segments of so many contiguous elements of A
+    "SCRATCH_PANEL",                    # `indirect`: bytes from the start of a thread's scratch to its panel of B
+    "SEGMENT_BLOCK",                    # segments summed in registers at a time
+    "PLACES_A", "PLACES_A_TABLE",       # functions that say where segments of A and rows of C begin, their tables
+    "PLACES_C", "PLACES_C_TABLE",
+    "PLACES_B", "PLACES_B_TABLE",       # function that says where segments of columns of B begin (0: PACK_B or strides)
 )  # fmt: skip
 """Names of the slots, in order. Functions are passed as addresses of machine code with this signature:
 
@@ -33,6 +39,12 @@ pack(table, panel, first, count, k_begin, k_count, thread) writes panel[k][lane]
     k_begin on; lanes >= count may hold anything. A panel of A has ROWS lanes, one of B panel_columns(dtype);
     `panel` is an address of float32, or float64 for float64. `first` is the row of A (column of B) of lane 0,
     counted through the batches: batch * M + row (batch * N + column).
+
+places(table, places, first, count, begin, length, thread) writes places[segment][8 lanes] for `length` segments
+    from `begin` on: the element of A (from the slot's address on) at which the segment begins for row `first` +
+    lane, counted like those of pack, or a negative number where it lies in the padding. For C: the row's first
+    element, one segment. For B `first` + lane counts k through the batches, batch * K + k, and a segment is RUN
+    columns.
 
 epilogue(table, row_begin, row_end, column_begin, column_end): C[rows, columns] is final and in cache. Rows
     count through the batches, batch * M + row. Every element of C is in exactly one region. Regions straddle
@@ -51,4 +63,6 @@ SLOT = {name: index for index, name in enumerate(SLOTS)}
     ACCUMULATE, ROW_BLOCKS, COLUMN_BLOCKS, K_BLOCK, B_IS_PACKED, B_BATCHES, WORKSPACE,
     SCRATCH, SCRATCH_BYTES, SCRATCH_B, SWAPPED,
     PACK_A, PACK_A_TABLE, PACK_B, PACK_B_TABLE, EPILOGUE, EPILOGUE_TABLE,
+    SEGMENTS, RUN, SCRATCH_PANEL, SEGMENT_BLOCK, PLACES_A, PLACES_A_TABLE, PLACES_C, PLACES_C_TABLE,
+    PLACES_B, PLACES_B_TABLE,
 ) = range(len(SLOTS))  # fmt: skip

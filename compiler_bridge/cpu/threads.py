@@ -141,9 +141,9 @@ def _define_drivers() -> dict[str, Callable[..., None]]:
     @intrinsic
     def words(typing_context, address):  # type: ignore[no-untyped-def]
         """int64 address -> pointer to int64."""
-        return types.CPointer(types.int64)(types.int64), lambda context, builder, signature, values: (
-            builder.inttoptr(values[0], word.as_pointer())
-        )
+        return types.CPointer(types.int64)(
+            types.int64
+        ), lambda context, builder, signature, values: builder.inttoptr(values[0], word.as_pointer())
 
     @intrinsic
     def call_kernel(typing_context, address, arguments, begin, end, thread):  # type: ignore[no-untyped-def]
@@ -198,8 +198,8 @@ def _define_drivers() -> dict[str, Callable[..., None]]:
     @intrinsic
     def address_of(typing_context, pointer):  # type: ignore[no-untyped-def]
         """pointer -> int64 address."""
-        return types.int64(pointer), lambda context, builder, signature, values: (
-            builder.ptrtoint(values[0], word)
+        return types.int64(pointer), lambda context, builder, signature, values: builder.ptrtoint(
+            values[0], word
         )
 
     def walk_plan(header):  # type: ignore[no-untyped-def]

@@ -19,7 +19,9 @@ from compiler_bridge.schedule import Schedule
 
 
 class EpilogueWriter(KernelWriter):
-    def __init__(self, schedule: Schedule, dtypes: dict[str, str], outputs: set[str], product: Contract) -> None:
+    def __init__(
+        self, schedule: Schedule, dtypes: dict[str, str], outputs: set[str], product: Contract
+    ) -> None:
         super().__init__(schedule, dtypes, outputs, None)
         self.product = product
 

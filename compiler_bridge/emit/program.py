@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compiler_bridge import program as p
-from compiler_bridge.contract import MatrixForm, packed_form
+from compiler_bridge.contract import IndirectForm, IndirectPanels, MatrixForm, packed_form
 from compiler_bridge.emit.epilogue import EpilogueWriter, place_of_product
 from compiler_bridge.emit.kernel import INDENT, KernelCode, KernelWriter, combine_nodes
 from compiler_bridge.emit.names import MODULE_HEADER, PHILOX_IMPORT, Names
-from compiler_bridge.emit.prologue import PackWriter
+from compiler_bridge.emit.prologue import PackWriter, PlacesWriter, SegmentsWriter
 from compiler_bridge.emit.scan import write_scan
 from compiler_bridge.emit.scatter import write_scatter
 from compiler_bridge.errors import UnsupportedOp
@@ -24,6 +24,8 @@ from compiler_bridge.ir import (
     Contract,
     Extern,
     Graph,
+    Index,
+    IndexValue,
     Load,
     Map,
     Reduce,
@@ -32,12 +34,13 @@ from compiler_bridge.ir import (
     Scheduled,
     all_axes,
     node_reads,
+    substitute,
 )
 from compiler_bridge.ops import DTYPES, compute_dtype
 from compiler_bridge.schedule import schedule_epilogue, schedule_group
 
 if TYPE_CHECKING:
-    from compiler_bridge.emit.gemm_step import Function
+    from compiler_bridge.emit.gemm_step import Function, GemmFunctions
 
 
 @dataclass
@@ -190,22 +193,56 @@ class ProgramBuilder:
         dtypes = {self.dtypes[name] for name in plain} or {node.lhs.dtype}
         if len(dtypes) != 1:
             raise UnsupportedOp(node.origin.op, f"operands of different dtypes {sorted(dtypes)}")
-        from compiler_bridge.emit.gemm_step import GemmFunctions, gemm_step
-
-        pack_a, pack_b = (self.write_prologue(node, form, side) if form.made[side] else None for side in (0, 1))
-        epilogue = self.write_epilogue(node, group, outputs) if len(group.nodes) > 1 else None
-        functions = GemmFunctions(pack_a, pack_b, epilogue)
+        functions = self.gemm_functions(node, form, group, outputs)
         sources = [
             x.buffer if isinstance(x, Load) and not made else node.output
             for x, made in zip(operands, form.made)
         ]
+        for side, kind in ((0, IndirectForm), (1, IndirectPanels)):
+            operand = operands[side]
+            if isinstance(form, kind) and isinstance(operand, Load):
+                sources[side] = operand.buffer
         a, b, c = (self.resolve(name) for name in (*sources, node.output))
-        self.steps.append(gemm_step(form, dtypes.pop(), (a, b, c), node.store.const, functions))
+        from compiler_bridge.emit.gemm_step import gemm_step, indirect_step
+
+        if isinstance(form, IndirectForm):
+            self.steps.append(indirect_step(form, dtypes.pop(), (a, b, c), functions))
+        else:
+            self.steps.append(gemm_step(form, dtypes.pop(), (a, b, c), node.store.const, functions))
         name = " + ".join(["gemm", *(function.name for function in functions.by_slot().values())])
         self.kernels.append(KernelInfo(name, group.nodes, group.notes))
 
+    def gemm_functions(
+        self, node: Contract, form: MatrixForm, group: Group, outputs: set[str]
+    ) -> GemmFunctions:
+        from compiler_bridge.emit.gemm_step import GemmFunctions
+
+        epilogue = self.write_epilogue(node, group, outputs) if len(group.nodes) > 1 else None
+        if isinstance(form, IndirectPanels):
+            found = PlacesWriter(form.places_b(), [*form.batch[1].axes, *form.k.axes], form.segments)
+            return GemmFunctions(epilogue=epilogue, places_b=self.write_places(node, found))
+        pack_b = self.write_prologue(node, form, 1) if form.made[1] else None
+        if not isinstance(form, IndirectForm):
+            pack_a = self.write_prologue(node, form, 0) if form.made[0] else None
+            return GemmFunctions(pack_a, pack_b, epilogue)
+        rows = [*form.batch[1].axes, *form.m.axes]
+        places_a = self.write_places(node, PlacesWriter(form.places_a(), rows, form.segments))
+        store = substitute(IndexValue("int64", node.store), {axis.name: Index() for axis in form.n.axes})
+        places_c = self.write_places(node, PlacesWriter(store, rows, ()))
+        return GemmFunctions(None, pack_b, epilogue, places_a, places_c)
+
+    def write_places(self, node: Contract, writer: PlacesWriter) -> Function:
+        name = self.add_function(writer.write(), [node], "panel, first, count, k_begin, k_count, thread")
+        return self.function_of(name, writer.names)
+
     def write_prologue(self, node: Contract, form: MatrixForm, side: int) -> Function:
-        writer = PackWriter(form, side, self.dtypes, compute_dtype(node.lhs.dtype))
+        dtype = compute_dtype(node.lhs.dtype)
+        is_segmented = isinstance(form, IndirectForm)
+        writer = (
+            SegmentsWriter(form, self.dtypes, dtype)
+            if is_segmented
+            else PackWriter(form, side, self.dtypes, dtype)
+        )
         parameters = "panel, first, count, k_begin, k_count, thread"
         name = self.add_function(writer.write(), [node], parameters)
         return self.function_of(name, writer.names)
@@ -286,7 +323,9 @@ class ProgramBuilder:
 
     def tensor_view(self, view: BufferView) -> p.TensorView:
         name = self.resolve(view.buffer)
-        return p.TensorView(name, view.shape, view.strides, view.offset, torch_dtype(self.dtypes[view.buffer]))
+        return p.TensorView(
+            name, view.shape, view.strides, view.offset, torch_dtype(self.dtypes[view.buffer])
+        )
 
     def input_spec(self, position: int, name: Any) -> p.Input:
         if isinstance(name, str):

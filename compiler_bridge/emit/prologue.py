@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from compiler_bridge.contract import Dimension, MatrixForm
-from compiler_bridge.cpu.gemm_plan import ROWS, panel_columns
+from compiler_bridge.contract import Dimension, IndirectForm, MatrixForm
+from compiler_bridge.cpu.gemm_plan import ENTRY, ROWS, panel_columns
 from compiler_bridge.cpu.host import NATIVE_LANES
 from compiler_bridge.emit.expression import ExpressionWriter, Scope
 from compiler_bridge.emit.kernel import INDENT
@@ -119,6 +119,78 @@ class PackWriter:
         return [*self.writer.loop.lines, f"store_strided(out, {place}, {text}{tail})"]
 
 
+class SegmentsWriter:
+    """A function that packs a panel of B for a product whose sum is cut into segments (`gemm_indirect`):
+
+    def k(tab, panel, first, count, k_begin, k_count, thread):
+        for c in range(k_begin, k_begin + k_count):     # the run
+            for w0 in range(3):                         # the segments: what lies side by side is read together
+                store(out, (w0 * 64 + c) * width, f(load(w, ...)), count)
+    """
+
+    def __init__(self, form: IndirectForm, dtypes: dict[str, str], dtype: str) -> None:
+        assert form.run is not None
+        axes = axes_of_dimensions([*form.batch, form.n])
+        self.value = substitute(form.rhs, take_apart(POSITION, axes))
+        self.names, self.dtype = Names(), dtype
+        self.run, self.segments = form.run, real(form.segments)
+        self.width = panel_columns(dtype)
+        loops = {self.run.name, *(axis.name for axis in self.segments)}
+        self.writer = ExpressionWriter(self.names, dtypes, POSITION, panel_lanes(self.width), loops)
+
+    def write(self) -> list[str]:
+        """The lines of the function's body."""
+        self.writer.count = "count"
+        text = self.writer.as_vector(self.writer.write(self.value))
+        heads, row, length = (
+            [f"for {self.run.name} in range(k_begin, k_begin + k_count):"],
+            [self.run.name],
+            self.run.extent,
+        )
+        for axis in reversed(self.segments):
+            row.append(f"{axis.name} * {self.names.size(length)}")
+            length = length * axis.extent
+        heads += [f"for {axis.name} in range({self.names.size(axis.extent)}):" for axis in self.segments]
+        body = [*self.writer.loop.lines, f"store(out, ({' + '.join(row)}) * {self.width}, {text}, count)"]
+        loops = [INDENT * depth + line for depth, line in enumerate(heads)]
+        lines = [f'out = pointer_at(panel, "{self.dtype}")', f"{POSITION} = first", *self.writer.row.lines]
+        lines += loops + [INDENT * len(heads) + line for line in body]
+        return [INDENT + line for line in [*self.names.preamble(), *lines]]
+
+
+class PlacesWriter:
+    """A function that says where the rows of a tile begin, in one vector for each segment of the sum:
+
+    def k(tab, panel, first, count, k_begin, k_count, thread):
+        for k in range(k_begin, k_begin + k_count):
+            store(out, (k - k_begin) * 8, <element of the buffer, -1 in the padding>)
+    """
+
+    def __init__(self, places: Expr, rows: Sequence[Axis], segments: Sequence[Axis]) -> None:
+        axes = {**take_apart(POSITION, real(rows)), **take_apart(SUM, real(segments))}
+        self.value = substitute(places, axes)
+        self.names = Names()
+        self.writer = ExpressionWriter(self.names, {}, POSITION, ENTRY, {SUM})
+
+    def write(self) -> list[str]:
+        """The lines of the function's body."""
+        text = self.writer.as_vector(self.writer.write(self.value))
+        lines = [
+            *self.names.preamble(),
+            'out = pointer_at(panel, "int64")',
+            f"{POSITION} = first",
+            *self.writer.row.lines,
+            f"for {SUM} in range(k_begin, k_begin + k_count):",
+            *(INDENT + line for line in self.writer.loop.lines),
+            f"{INDENT}store(out, ({SUM} - k_begin) * {ENTRY}, {text})",
+        ]
+        return [INDENT + line for line in lines]
+
+
+def real(axes: Sequence[Axis]) -> list[Axis]:
+    return [axis for axis in axes if axis.extent != 1]
+
+
 def panel_lanes(width: int) -> int:
     """The least power of two that holds the lanes of a panel."""
     return 1 << (width - 1).bit_length()
@@ -135,4 +207,3 @@ def moves_data(load: Load, axis: str) -> bool:
     """Whether the load's place depends on the axis through arithmetic or data."""
     parts: list[Any] = [part for value, _ in load.index.values() for part in walk(value.expr)]
     return any(isinstance(part, (Load, IndexValue)) and axis in part.index.axes() for part in parts)
-

@@ -9,9 +9,11 @@ from torch import fx
 
 from compiler_bridge.ir import (
     Axis,
+    Buffer,
     BufferView,
     Contract,
     Expr,
+    Index,
     Scheduled,
     Size,
     strided_index,
@@ -42,9 +44,21 @@ def contract_wide(
     dtype = compute_dtype(dtype_name(val.dtype))
     if dtype_kind(dtype) != "float":
         raise NoLowering(f"matrix product of {val.dtype}")
-    buffer = lowering.buffer_like(val, dtype)
-    store = strided_index(axes, buffer.strides)
-    left, right = cast(lhs, dtype), cast(rhs, dtype)
+    return contract_into(lowering, lowering.buffer_like(val, dtype), axes, reduced, lhs, rhs)
+
+
+def contract_into(
+    lowering: Lowering,
+    buffer: Buffer,
+    axes: tuple[Axis, ...],
+    reduced: tuple[Axis, ...],
+    lhs: Expr,
+    rhs: Expr,
+    store: Index | None = None,
+) -> BufferView:
+    """The product as the contents of a buffer of its compute dtype; store: where, unless axes are the buffer's."""
+    store = strided_index(axes, buffer.strides) if store is None else store
+    left, right = cast(lhs, buffer.dtype), cast(rhs, buffer.dtype)
     axes, reduced = real_axes(axes), real_axes(reduced)
     lowering.append(Contract(buffer.name, lowering.origin(), axes, reduced, store, left, right))
     return lowering.whole(buffer)

@@ -8,8 +8,20 @@ from typing import Any
 import torch
 from torch import fx
 
-from compiler_bridge.ir import Axis, BufferView, Expr, Index, IndexValue, Load, Map, Size, strided_index
-from compiler_bridge.lower.contractions import contract, contract_wide, sizes_of
+from compiler_bridge.ir import (
+    Axis,
+    Buffer,
+    BufferView,
+    Expr,
+    Index,
+    IndexValue,
+    Load,
+    Size,
+    Value,
+    size_equal,
+    strided_index,
+)
+from compiler_bridge.lower.contractions import contract, contract_into, contract_wide, sizes_of
 from compiler_bridge.lower.lowering import (
     Lowering,
     NoLowering,
@@ -18,7 +30,6 @@ from compiler_bridge.lower.lowering import (
     both,
     constant,
     dtype_name,
-    index_expr,
     lowers,
     real_axes,
     sizes,
@@ -134,51 +145,100 @@ def lower_convolution_backward(lowering: Lowering, node: fx.Node) -> Any:
 def convolution_weight_gradient(
     lowering: Lowering, val: torch.Tensor, grad: BufferView, x: BufferView, window: Window
 ) -> BufferView:
-    """dw[o, c, d] = sum over n, y of grad[n, o, y] * input[n, c, y * stride + d * dilation - padding]"""
+    """dw[o, c, d] = sum over n, y of grad[n, o, y] * input[n, c, y * stride + d * dilation - padding]
+
+    Made as [o, d, c], so that the channels, which lie side by side in a channels-last input, do so in the product.
+    """
     out, channel, *taps = axes_of(sizes(val.shape))
     batch = Axis("n", grad.shape[0])
     places = [Axis(f"y{k}", extent) for k, extent in enumerate(grad.shape[2:])]
     left = lowering.load_view(grad, [batch, out, *places])
     right = window_load(lowering, x, [batch, channel], input_places(window, places, taps), padded(window))
-    return contract(lowering, val, (out, channel, *taps), (batch, *places), left, right)
+    if x.strides[1] != 1 or not real_axes(taps):
+        return contract(lowering, val, (out, channel, *taps), (batch, *places), left, right)
+    dtype = compute_dtype(dtype_name(val.dtype))
+    taps_inside = lowering.new_buffer([axis.extent for axis in (out, *taps, channel)], dtype)
+    made = contract_into(lowering, taps_inside, (out, *taps, channel), (batch, *places), left, right)
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        return lowering.load_view(made, (axes[0], *axes[2:], axes[1]))
+
+    return lowering.map(val, value)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One dimension of the input's gradient: y = stride * step + phase, so that the taps which reach y depend on
+    the phase alone."""
+
+    step: Axis
+    phase: Axis
+    index: Index
+
+    @staticmethod
+    def of(place: Axis, stride: Size) -> Phase:
+        if stride == 1:
+            return Phase(place, Axis(f"{place.name}r", 1), affine(place, 1))
+        steps = (place.extent + stride - 1) // stride
+        step, phase = Axis(f"{place.name}s", steps), Axis(f"{place.name}r", stride)
+        return Phase(step, phase, affine(step, stride) + affine(phase, 1))
 
 
 def convolution_input_gradient(
     lowering: Lowering, val: torch.Tensor, grad: BufferView, w: BufferView, window: Window
 ) -> BufferView:
-    """dx[n, c, y] = sum over o, d of spread[n, o, y + padding - d * dilation] * weight[o, c, d]
+    """dx[n, c, y] = sum over o, d of grad[n, o, (y + padding - d * dilation) / stride] * weight[o, c, d]
 
-    spread[n, o, stride * y] = grad[n, o, y] and 0 between.
+    where that is a whole number. With t = d * dilation - padding and y = stride * step + phase it is
+    step - floor(t / stride), if the phase is what t leaves of the stride.
     """
-    spread = spread_gradient(lowering, grad, window.stride)
     batch, channel, *places = axes_of(sizes(val.shape))
     out = Axis("o", grad.shape[1])
     taps = [Axis(f"w{k}", extent) for k, extent in enumerate(w.shape[2:])]
-    index = [
-        affine(place, 1) + affine(tap, -dilation, padding)
-        for place, tap, dilation, padding in zip(places, taps, window.dilation, window.padding)
+    phases = [Phase.of(place, stride) for place, stride in zip(places, window.stride)]
+    found = [
+        source_place(phase, affine(tap, dilation, -padding), stride)
+        for phase, tap, dilation, padding, stride in zip(
+            phases, taps, window.dilation, window.padding, window.stride
+        )
     ]
-    left = window_load(lowering, spread, [batch, out], index, [True] * len(places))
+    index = [place for place, _ in found]
+    left = window_load(lowering, grad, [batch, out], index, [True] * len(places))
+    assert isinstance(left, Load)
+    for _, fits in found:
+        left = replace(left, mask=both(left.mask, fits)) if fits is not None else left
     right = lowering.load_view(w, [out, channel, *taps])
-    return contract(lowering, val, (batch, channel, *places), (out, *taps), left, right)
+    order = (batch, *(p.phase for p in phases), *(p.step for p in phases), channel)
+    whole = [p.step.extent * p.phase.extent for p in phases]
+    dtype = compute_dtype(dtype_name(val.dtype))
+    exact = all(size_equal(extent, place.extent) for extent, place in zip(whole, places))
+    buffer = lowering.buffer_like(val, dtype) if exact else channels_last(lowering, val, whole, dtype)
+    store = strided_index([batch, channel], buffer.strides)
+    for phase, stride in zip(phases, buffer.strides[2:]):
+        store = store + phase.index.scaled(stride)
+    made = contract_into(lowering, buffer, order, (out, *taps), left, right, store)
+    if exact and dtype == dtype_name(val.dtype):
+        return made
+    return lowering.map(val, lambda axes: lowering.load_view(made, axes))
 
 
-def spread_gradient(lowering: Lowering, grad: BufferView, stride: list[Size]) -> BufferView:
-    """[batch, channels, height, width] -> [batch, channels, height * stride, width * stride], zeros between"""
-    if all(step == 1 for step in stride):
-        return grad
-    steps: list[Size] = [1, 1, *stride]
-    shape = [extent * step for extent, step in zip(grad.shape, steps)]
-    buffer = lowering.new_buffer(shape, lowering.graph.buffers[grad.buffer].dtype)
-    axes, between = axes_of(grad.shape), axes_of(steps, "r")
-    value = lowering.load_view(grad, axes)
-    first: Expr | None = None
-    for axis in real_axes(between):
-        first = both(first, apply("eq", index_expr(axis), constant(0, "int64")))
-    assert first is not None
-    value = apply("where", first, value, constant(0, value.dtype))
-    coarse = [step * s for step, s in zip(steps, buffer.strides)]
-    store = strided_index(axes, coarse) + strided_index(between, buffer.strides)
-    loops = tuple(axis for pair in zip(axes, between) for axis in pair)
-    lowering.append(Map(buffer.name, lowering.origin(), real_axes(loops), store, value))
-    return lowering.whole(buffer)
+def source_place(phase: Phase, t: Index, stride: Size) -> tuple[Index, Expr | None]:
+    """step - floor(t / stride), and the condition that the phase is what t leaves of the stride."""
+    if stride == 1:
+        return affine(phase.step, 1) + t.scaled(-1), None
+    quotient = apply("floor_divide", IndexValue("int64", t), constant(stride, "int64"))
+    rest = apply("remainder", IndexValue("int64", t), constant(stride, "int64"))
+    place = affine(phase.step, 1) + Index(((Value(quotient), -1),))
+    return place, apply("eq", IndexValue("int64", affine(phase.phase, 1)), rest)
+
+
+def channels_last(lowering: Lowering, val: torch.Tensor, places: list[Size], dtype: str) -> Buffer:
+    """[batch, channels, *places] with the channels innermost"""
+    batch, channels = sizes(val.shape)[:2]
+    strides: list[Size] = [channels]
+    for extent in reversed(places):
+        strides.insert(
+            0, strides[0] * extent
+        )  # of the batch and each place but the last, whose own is channels
+    shape = [batch, channels, *places]
+    return lowering.new_buffer(shape, dtype, [strides[0], 1, *strides[1:]])

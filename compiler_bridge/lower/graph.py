@@ -99,7 +99,9 @@ def lower_call(lowering: Lowering, node: fx.Node) -> Any:
     if isinstance(val, (torch.SymBool, bool, torch.SymFloat, float)):
         raise UnsupportedOp(target, f"it gives a {type(val).__name__}, which graphs of kernels do not carry")
     if str(target) == "with_effects":  # torch's wrapper of calls whose order matters: (token, operation, ...)
-        raise UnsupportedOp(node.args[1], "its effects are ordered by tokens, which graphs of kernels do not carry")
+        raise UnsupportedOp(
+            node.args[1], "its effects are ordered by tokens, which graphs of kernels do not carry"
+        )
     raise UnsupportedOp(target, "it is not an ATen operation")
 
 
