@@ -1,4 +1,5 @@
-"""Convolutions at sizes, strides and paddings that Hypothesis draws, against the C++ operations.
+"""Convolutions at sizes, strides and paddings that Hypothesis draws, against the C++ operations: the definitions,
+and compiled, forward and backward.
 
 Where C++ refuses the numbers, so does pynn, in the same words.
 """
@@ -13,8 +14,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import pynn
+from compiler_bridge.interpret import interpret
+from compiler_bridge.ir import Extern, Graph
+from compiler_bridge.lower import lower_graph
+from compiler_bridge.pipeline import compile_graph, inline_with_checks, legalize
+from compiler_bridge.verify import verify
 
 # as close as two orders of the same float64 additions of at most some hundred numbers below 1 come
 BOUNDS = {"rtol": 1e-12, "atol": 1e-12}
@@ -34,14 +41,16 @@ def numbers(draw: Callable, dims: int, low: int, high: int) -> Any:
 
 
 @st.composite
-def calls(draw: Callable, transposed: bool) -> tuple[str, list[Tensor | None], dict[str, Any]]:
+def calls(
+    draw: Callable, transposed: bool, batches: tuple = ((2,), (), (1,))
+) -> tuple[str, list[Tensor | None], dict[str, Any]]:
     """(function, input, weight and bias, keyword arguments)"""
     dims = draw(st.sampled_from([1, 2, 3]))
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     inside, outside = (groups * draw(st.integers(1, 2)) for _ in range(2))
     sizes = draw(st.lists(st.integers(1, 7), min_size=dims, max_size=dims))
     kernel = draw(st.lists(st.integers(1, 3), min_size=dims, max_size=dims))
-    x = values(*draw(st.sampled_from([(2,), (), (1,)])), inside, *sizes)
+    x = values(*draw(st.sampled_from(batches)), inside, *sizes)
     if x.dim() == 4 and dims == 2 and draw(st.booleans()):
         x = x.contiguous(memory_format=torch.channels_last)
     features = (inside, outside // groups) if transposed else (outside, inside // groups)
@@ -54,6 +63,9 @@ def calls(draw: Callable, transposed: bool) -> tuple[str, list[Tensor | None], d
     elif draw(st.integers(0, 3)) == 0:
         kwargs["padding"] = draw(st.sampled_from(["same", "valid"]))
     return f"conv{'_transpose' * transposed}{dims}d", [x, weight, bias], kwargs
+
+
+ANY_CALL = st.booleans().flatmap(lambda transposed: calls(transposed, ((2,), (), (1,), (0,))))
 
 
 def attempt(function: Callable, *args: Any, **kwargs: Any) -> Tensor | Exception:
@@ -121,3 +133,58 @@ def test_numbers_that_fit_nothing(data: st.DataObject) -> None:
     else:
         kwargs[wrong] = data.draw(numbers(data.draw(st.integers(1, 4)), -2, 3))
     assert_same(name, [x, weight, bias], kwargs)
+
+
+def traced(call: tuple) -> tuple[Any, list[Tensor], list[Tensor]] | None:
+    """Forward and backward as one FX graph, its inputs and what C++ makes of them; None where C++ refuses."""
+    name, tensors, kwargs = call
+    given = [t for t in tensors if t is not None]
+
+    def function(*leaves: Tensor) -> list[Tensor]:
+        leaves = [leaf.detach().requires_grad_() for leaf in leaves]  # pyright: ignore
+        out = getattr(F, name)(*leaves, **kwargs)
+        return [out.detach(), *torch.autograd.grad(out, leaves, values(*out.shape))]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # padding="same" of an even kernel
+        wanted = attempt(function, *given)
+        if isinstance(wanted, Exception):
+            return None
+        return make_fx(function, tracing_mode="fake")(*given), given, wanted  # pyright: ignore
+
+
+def assert_computes(results: Any, wanted: list[Tensor]) -> None:
+    for ours, theirs in zip(results, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, **BOUNDS)
+        assert strides(ours) == strides(theirs)
+
+
+def externs(graph: Graph) -> list[str]:
+    return [str(node.target) for node in graph.nodes if isinstance(node, Extern)]
+
+
+@PROFILE
+@given(ANY_CALL)
+def test_loop_ir(call: tuple) -> None:
+    """As lowered and as fused, with nothing left to C++."""
+    case = traced(call)
+    if case is None:
+        return
+    module, inputs, wanted = case
+    graph = lower_graph(module)
+    verify(graph)
+    assert not externs(graph)
+    assert_computes(interpret(graph, inputs), wanted)
+    fused = legalize(inline_with_checks(graph))
+    verify(fused, "fuse")
+    assert_computes(interpret(fused, inputs), wanted)
+
+
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(ANY_CALL)
+def test_kernels(call: tuple) -> None:
+    case = traced(call)
+    if case is not None:
+        module, inputs, wanted = case
+        assert_computes(compile_graph(module, inputs)(*inputs), wanted)

@@ -24,7 +24,6 @@ from compiler_bridge.ir import (
 from compiler_bridge.lower.contractions import contract, contract_into, contract_wide, sizes_of
 from compiler_bridge.lower.lowering import (
     Lowering,
-    NoLowering,
     apply,
     axes_of,
     both,
@@ -55,11 +54,6 @@ def window_of(lowering: Lowering, arguments: Any, spatial: int) -> Window:
     return Window(stride, padding, dilation)
 
 
-def require_plain(transposed: Any, groups: Any) -> None:
-    if transposed or groups != 1:
-        raise NoLowering(f"convolution with transposed={transposed}, groups={groups}")
-
-
 def affine(axis: Axis, factor: Size, const: Size = 0) -> Index:
     """factor * axis + const; an axis of extent 1 is 0."""
     return Index((), const) if axis.extent == 1 else Index(((axis.name, factor),), const)
@@ -87,7 +81,10 @@ def lower_convolution(lowering: Lowering, node: fx.Node) -> Any:
     where y and d stand for all spatial dimensions.
     """
     source, weight, bias, *steps, transposed, _, groups = node.args
-    require_plain(transposed, groups)
+    if transposed or groups != 1:
+        from compiler_bridge.lower.grouped_convolutions import lower_grouped_convolution
+
+        return lower_grouped_convolution(lowering, node)
     x, w = lowering.view(source), lowering.view(weight)
     val = node.meta["val"]
     window = window_of(lowering, steps, len(x.shape) - 2)
@@ -125,7 +122,10 @@ def padded(window: Window) -> list[bool]:
 @lowers("aten.convolution_backward")
 def lower_convolution_backward(lowering: Lowering, node: fx.Node) -> Any:
     gradient, source, weight, _, *steps, transposed, _, groups, wanted = node.args
-    require_plain(transposed, groups)
+    if transposed or groups != 1:
+        from compiler_bridge.lower.grouped_convolutions import lower_grouped_convolution_backward
+
+        return lower_grouped_convolution_backward(lowering, node)
     grad, x, w = (lowering.view(arg) for arg in (gradient, source, weight))
     window = window_of(lowering, steps, len(x.shape) - 2)
     vals, flags = node.meta["val"], list(wanted)  # pyright: ignore
