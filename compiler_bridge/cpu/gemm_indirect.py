@@ -203,7 +203,7 @@ def multiply_tiles(dtype: str) -> Any:
     @outlined_helper
     def multiply(tab, rows, columns, tables, scratch, first_segment, panel, c, accumulate):  # type: ignore[no-untyped-def]
         run, c_column = tab[slot.RUN], tab[slot.C_COLUMN]
-        a = pointer(tab, slot.A, dtype)
+        a = pointer_at(address_of(pointer(tab, slot.A, dtype)), dtype)  # zeros lie outside of A's array
         tile, tile_places = pointer_at(scratch, dtype), pointer_at(scratch + TILE_BYTES, "int64")
         panels = (rows + ROWS - 1) // ROWS
         large = panels - small_panels(rows)
@@ -238,7 +238,8 @@ def multiply_block(dtype: str) -> Any:
     def multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread):  # type: ignore[no-untyped-def]
         scratch = tab[slot.SCRATCH] + thread * tab[slot.SCRATCH_BYTES]
         tables = pointer_at(scratch + tab[slot.SCRATCH_B], "int64")
-        zeros = (scratch + TILE_BYTES + LINE - tab[slot.A]) // itemsize
+        start = address_of(pointer(tab, slot.A, dtype))
+        zeros = (scratch + TILE_BYTES + LINE - start) // itemsize  # as a place in A
         first_row = batch * tab[slot.M]
         prepare(tab, first_row + row_begin, first_row + row_end, tables, zeros, thread)
         rows, segments, k_total = row_end - row_begin, tab[slot.SEGMENTS], tab[slot.K]

@@ -1,0 +1,103 @@
+"""Compiled channels-last convolutions: windows and panels found where they lie (compiler_bridge/cpu/gemm_indirect.py).
+
+Geometries that make whole and partial tiles, panels that straddle taps, taps that a stride skips, several blocks of
+rows and of segments; on every executor that compiles.
+"""
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from parity_tests.executors import in_executor_process, prepare
+
+
+class Geometry(NamedTuple):
+    batch: int
+    channels: int
+    outputs: int
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+
+
+GEOMETRIES = {
+    "3x3": Geometry(2, 16, 40, (9, 7), (3, 3), padding=1),
+    "3x3 stride 2": Geometry(2, 8, 32, (8, 8), (3, 3), 2, 1),
+    "3x3 stride 2 of odd size": Geometry(1, 24, 20, (9, 7), (3, 3), 2, 1),
+    "1x1 stride 2": Geometry(2, 16, 24, (6, 8), (1, 1), 2),
+    "1x1 stride 3, rows left over": Geometry(1, 8, 8, (7, 8), (1, 1), 3),
+    "dilated": Geometry(1, 8, 16, (9, 9), (3, 2), 1, 2, 2),
+    "5x5 stride 3": Geometry(1, 12, 33, (11, 10), (5, 5), 3, 2),
+    "padding wider than the window": Geometry(1, 8, 8, (3, 3), (2, 2), 1, 3),
+    "one output row": Geometry(1, 8, 32, (3, 3), (3, 3)),
+    "3d": Geometry(1, 8, 12, (4, 3, 5), (2, 3, 3), 2, 1),
+}
+LARGE = {
+    "many rows": Geometry(2, 32, 64, (30, 31), (3, 3), padding=1),
+    "blocks of segments": Geometry(1, 600, 40, (4, 4), (3, 3), padding=1),
+}
+
+
+def run(geometry: Geometry, dtype: str, executor: str) -> list[torch.Tensor]:
+    """The output and both gradients, all channels-last."""
+    tensors, steps = draw(geometry, dtype)
+    return prepare(executor, convolve)(*tensors, *steps)
+
+
+def draw(geometry: Geometry, dtype: str) -> tuple[list[torch.Tensor], list[Any]]:
+    torch.manual_seed(0)
+    dims = len(geometry.size)
+    steps = [[step] * dims for step in (geometry.stride, geometry.padding, geometry.dilation)]
+    x = torch.randn(geometry.batch, geometry.channels, *geometry.size, dtype=torch.float64)
+    weight = torch.randn(geometry.outputs, geometry.channels, *geometry.kernel, dtype=torch.float64)
+    out = torch.ops.aten.convolution(x, weight, None, *steps, False, [0] * dims, 1)
+    gradient = torch.randn_like(out)
+    form = torch.channels_last if dims == 2 else torch.channels_last_3d
+    chosen = getattr(torch, dtype)
+    x, gradient = (t.to(chosen).contiguous(memory_format=form) for t in (x, gradient))
+    return [x, weight.to(chosen), gradient], steps
+
+
+def convolve(x: Any, weight: Any, gradient: Any, stride: Any, padding: Any, dilation: Any) -> list[torch.Tensor]:
+    none = [0] * len(stride)
+    out = torch.ops.aten.convolution(x, weight, None, stride, padding, dilation, False, none, 1)
+    of_input, of_weight, _ = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, stride, padding, dilation, False, none, 1, [True, True, False]
+    )
+    return [out, of_input, of_weight]
+
+
+def check(geometry: Geometry, dtype: str, executor: str) -> None:
+    found = in_executor_process(executor, run, geometry, dtype, executor)
+    tensors, steps = draw(geometry, dtype)
+    theirs = convolve(*tensors, *steps)
+    exact = convolve(*(t.double() for t in tensors), *steps)
+    for ours, cpp, truth in zip(found, theirs, exact):
+        assert steps_of(ours) == steps_of(cpp) and ours.dtype == cpp.dtype
+        scale = truth.abs().max().item()
+        bound = 2 * (cpp.double() - truth).abs().max().item() + 8 * torch.finfo(cpp.dtype).eps * scale
+        assert (ours.double() - truth).abs().max().item() <= bound
+
+
+def steps_of(tensor: torch.Tensor) -> list[int]:
+    """The strides that lead anywhere."""
+    return [stride for stride, extent in zip(tensor.stride(), tensor.shape) if extent != 1]
+
+
+@pytest.mark.parametrize("executor", ["ir", "python", "numba"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_small(name: str, dtype: str, executor: str):
+    if executor == "python" and dtype == "float64":
+        pytest.skip("the generated code is float32's with wider numbers")
+    check(GEOMETRIES[name], dtype, executor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", LARGE)
+def test_large(name: str, dtype: str):
+    check(LARGE[name], dtype, "numba")
