@@ -176,8 +176,7 @@ row("pad-int", lambda x: F.pad(x, (1, 1), value=7), ints(9, 3))
 row("pad-bool", lambda x: F.pad(x, (1, 1), value=True), bools(3))
 row("slice-backward", lambda g: (aten.slice_backward(g, [6, 4], 0, 2, 5, 1),
                                  aten.slice_backward(g, [3, 9], 1, -5, -1, 1)), floats(3, 4))  # fmt: skip
-row("slice-backward-step", lambda g: aten.slice_backward(g, [6, 4], 0, 0, 6, 2), floats(3, 4),
-    externs="slice_backward")  # fmt: skip
+row("slice-backward-step", lambda g: aten.slice_backward(g, [6, 4], 0, 0, 6, 2), floats(3, 4))  # fmt: skip
 row(
     "slice-backward-all", lambda g: aten.slice_backward(g, [3, 4], 0, 0, 9223372036854775807, 1), floats(3, 4)
 )
@@ -185,6 +184,11 @@ row("select-backward", lambda g: (aten.select_backward(g, [3, 4], 0, 1), aten.se
     floats(4))  # fmt: skip
 row("slice-scatter", lambda x, y: (torch.slice_scatter(x, y, 0, 1, 3), torch.slice_scatter(x, y, 0, -2)),
     floats(4, 3), floats(2, 3))  # fmt: skip
+row("slice-scatter-step", lambda x, y: torch.slice_scatter(x, y, 1, 1, 6, 2), floats(3, 7), floats(3, 3))
+row("as-strided-scatter", lambda x, y: torch.as_strided_scatter(x, y, (4, 1, 3), (1, 4, 4)),
+    floats(3, 4), floats(4, 1, 3))  # fmt: skip
+row("as-strided-scatter-part", lambda x, y: torch.as_strided_scatter(x, y, (2, 2), (4, 1)),
+    floats(3, 4), floats(2, 2), externs="as_strided_scatter")  # fmt: skip
 row("select-scatter", lambda x, y: torch.select_scatter(x, y, 1, -2), floats(4, 3), floats(4))
 row("flip", lambda x: (x.flip(0), x.flip(-1, 0)), floats(3, 4))
 row("roll", lambda x: (x.roll(1, 0), x.roll((2, -1), (0, 1)), x.roll(4, 1)), floats(3, 4), symbolic="roll")

@@ -8,7 +8,18 @@ from typing import Any
 
 from torch import fx
 
-from compiler_bridge.ir import Axis, BufferView, Expr, Index, IndexValue, Load, Map, Size, strided_index
+from compiler_bridge.ir import (
+    Axis,
+    BufferView,
+    Expr,
+    Index,
+    IndexValue,
+    Load,
+    Map,
+    Size,
+    Value,
+    strided_index,
+)
 from compiler_bridge.lower.lowering import (
     Lowering,
     NoLowering,
@@ -21,6 +32,7 @@ from compiler_bridge.lower.lowering import (
     index_expr,
     lowers,
     real_axes,
+    sizes,
 )
 
 
@@ -32,7 +44,7 @@ def shifted_load(lowering: Lowering, view: BufferView, axes: Sequence[Axis], shi
     for k, shift in shifts.items():
         axis, extent = axes[k], view.shape[k]
         # an axis of extent 1 is no loop variable: its position is the constant 0
-        moved = (Index((), 0) if axis.extent == 1 else Index(((axis.name, 1),), 0)) + (-shift)
+        moved = axis_index_of(axis) + (-shift)
         index[k] = moved
         if axis.extent != 1:
             noted.append((axis.name, shift, extent))
@@ -45,6 +57,30 @@ def shifted_load(lowering: Lowering, view: BufferView, axes: Sequence[Axis], shi
     load = lowering.load_view(view, index)
     assert isinstance(load, Load)
     return replace(load, mask=mask, shifts=tuple(noted) if mask is not None else ())
+
+
+def spaced_load(
+    lowering: Lowering, view: BufferView, axes: Sequence[Axis], dim: int, start: Size, step: Size
+) -> Load:
+    """view[..., (axis - start) / step, ...] along dim, and 0 where that is no place of the view."""
+    if step == 1:
+        return shifted_load(lowering, view, axes, {dim: start})
+    moved = IndexValue("int64", axis_index_of(axes[dim]) + (-start))
+    width = constant(step, "int64")
+    place = apply("floor_divide", moved, width)
+    index: list[Any] = list(axes)
+    index[dim] = Index(((Value(place), 1),))
+    mask = apply("eq", apply("remainder", moved, width), constant(0, "int64"))
+    mask = both(mask, apply("ge", place, constant(0, "int64")))
+    mask = both(mask, apply("lt", place, constant(view.shape[dim], "int64")))
+    load = lowering.load_view(view, index)
+    assert isinstance(load, Load)
+    return replace(load, mask=mask)
+
+
+def axis_index_of(axis: Axis) -> Index:
+    """An axis of extent 1 is no loop variable."""
+    return Index() if axis.extent == 1 else Index(((axis.name, 1),))
 
 
 def with_dimension(view: BufferView, dim: int) -> BufferView:
@@ -121,17 +157,18 @@ def lower_constant_pad(lowering: Lowering, node: fx.Node) -> Any:
 
 @lowers("aten.slice_backward", "aten.select_backward")
 def lower_slice_backward(lowering: Lowering, node: fx.Node) -> Any:
-    """Zeros of the input's shape with the gradient at the sliced places (step 1)."""
+    """Zeros of the input's shape with the gradient at the sliced places."""
     gradient, shape, dim, start, *rest = node.args
     view = lowering.view(gradient)
     full = [lowering.size_of(s) for s in shape]  # pyright: ignore
     dim = int(dim) % len(full)  # pyright: ignore
+    step: Size = 1
     if "select" in str(node.target):
         view = with_dimension(view, dim)
-    elif rest[1] != 1:
-        raise NoLowering(f"slice_backward with step {rest[1]}; expected 1")
+    else:
+        step = lowering.size_of(rest[1])
     begin = within(lowering.size_of(start), full[dim])
-    return lowering.map(node.meta["val"], lambda axes: shifted_load(lowering, view, axes, {dim: begin}))
+    return lowering.map(node.meta["val"], lambda axes: spaced_load(lowering, view, axes, dim, begin, step))
 
 
 def within(start: Size, extent: Size) -> Size:
@@ -145,7 +182,7 @@ def within(start: Size, extent: Size) -> Size:
 
 @lowers("aten.slice_scatter", "aten.select_scatter")
 def lower_slice_scatter(lowering: Lowering, node: fx.Node) -> Any:
-    """base, with `source` at the sliced places (step 1)"""
+    """base, with `source` at the sliced places"""
     select = "select" in str(node.target)
     base, source = node.args[0], lowering.view(node.args[1])
     full = lowering.view(base).shape
@@ -154,20 +191,44 @@ def lower_slice_scatter(lowering: Lowering, node: fx.Node) -> Any:
     )
     given.update(node.kwargs)
     dim = int(given.get("dim") or 0) % len(full)
-    if (given.get("step") or 1) != 1:
-        raise NoLowering(f"slice_scatter with step {given['step']}; expected 1")
+    step = lowering.size_of(given.get("step") or 1)
     if select:
         source = with_dimension(source, dim)
     start = within(lowering.size_of(given.get("index" if select else "start") or 0), full[dim])
     dtype = compute_dtype_of(node)
 
     def value(axes: tuple[Axis, ...]) -> Expr:
-        load = shifted_load(lowering, source, axes, {dim: start})
+        load = spaced_load(lowering, source, axes, dim, start, step)
         if load.mask is None:
             return cast(load, dtype)
         return apply("where", load.mask, cast(load, dtype), lowering.operand(base, axes, dtype))
 
     return lowering.map(node.meta["val"], value)
+
+
+@lowers("aten.as_strided_scatter")
+def lower_as_strided_scatter(lowering: Lowering, node: fx.Node) -> Any:
+    """base, with `source` at the places of base.as_strided(size, stride): where these are all of base's, once each.
+
+    That is what the gradient of a view with other strides for the same elements asks for.
+    """
+    source = lowering.view(node.args[1])
+    val = node.meta["val"]
+    arguments: Any = [*node.args[2:], *node.kwargs.values()]
+    size, stride = (sizes(lowering.size_of(x) for x in values) for values in arguments[:2])
+    dims = {step: k for k, (extent, step) in enumerate(zip(size, stride)) if extent != 1}
+    wanted = [(extent, step) for extent, step in zip(sizes(val.shape), sizes(val.stride())) if extent != 1]
+    if [(size[dims[step]], step) for _, step in wanted if step in dims] != wanted or len(dims) != len(wanted):
+        raise NoLowering("as_strided_scatter to some of the places, or to one of them twice")
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        index: list[Any] = [Index()] * len(size)
+        for axis, step in zip(axes, sizes(val.stride())):
+            if axis.extent != 1:
+                index[dims[step]] = axis
+        return lowering.load_view(source, index)
+
+    return lowering.map(val, value)
 
 
 @lowers("aten.flip")
