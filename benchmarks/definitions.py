@@ -47,7 +47,18 @@ def call(family: str, name: str, *inputs: Any, **kwargs: Any) -> Case:
     return Case(family, name, lambda nn: partial(getattr(nn.functional, name), **kwargs), list(inputs))
 
 
-ACTIVATIONS = ["relu", "leaky_relu", "elu", "gelu", "silu", "mish", "sigmoid", "tanh", "softplus", "hardswish"]
+ACTIVATIONS = [
+    "relu",
+    "leaky_relu",
+    "elu",
+    "gelu",
+    "silu",
+    "mish",
+    "sigmoid",
+    "tanh",
+    "softplus",
+    "hardswish",
+]
 LOSSES = {
     "CrossEntropyLoss": lambda rows, cols: torch.randint(cols, (rows,)),
     "NLLLoss": lambda rows, cols: torch.randint(cols, (rows,)),
@@ -135,7 +146,9 @@ def recurrent_cases() -> Iterator[Case]:
     """50 steps of 16 sequences, 128 and 256 wide."""
     for name in ("RNN", "GRU", "LSTM"):
         for hidden in (128, 256):
-            make = partial(lambda nn, name, size: FirstResult(getattr(nn, name)(size, size)), name=name, size=hidden)
+            make = partial(
+                lambda nn, name, size: FirstResult(getattr(nn, name)(size, size)), name=name, size=hidden
+            )
             yield Case("rnn", name, make, [tensor(50, 16, hidden)])
     yield layer("rnn", "GRUCell", tensor(64, 256), 256, 256)
 

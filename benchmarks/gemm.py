@@ -82,9 +82,7 @@ def measure(
     return flops / taken[0] / 1e9, flops / taken[1] / 1e9
 
 
-def measure_products(
-    chosen: set[str], quick: bool, only: str, say: Callable[[dict], None]
-) -> list[dict]:
+def measure_products(chosen: set[str], quick: bool, only: str, say: Callable[[dict], None]) -> list[dict]:
     """The gemm suite of `python -m benchmarks`: "eager" is torch's mm or bmm with out=."""
     records = []
     for batch, m, n, k in shapes():

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from compiler_bridge.cpu.gemm_plan import SHORTEST_RUN
 from compiler_bridge.ir import (
     Axis,
     Buffer,
@@ -104,6 +105,10 @@ class IndirectForm(MatrixForm):
         assert self.run is not None
         return places(self.lhs, self.run)
 
+    def places_c(self, store: Index) -> Expr:
+        """Where a row of C begins."""
+        return substitute(IndexValue("int64", store), {axis.name: Index() for axis in self.n.axes})
+
 
 @dataclass(frozen=True)
 class IndirectPanels(MatrixForm):
@@ -125,10 +130,6 @@ def places(operand: Expr, run: Axis) -> Expr:
     assert isinstance(load, Load)
     place = IndexValue("int64", load.index)
     return place if load.mask is None else apply("where", load.mask, place, constant(-1, "int64"))
-
-
-SHORTEST_RUN = 8
-"""Elements of a segment from which on looking its place up costs little beside its products."""
 
 
 def packed_form(node: Contract) -> MatrixForm | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import sympy
 
-from compiler_bridge.contract import matrix_form
+from compiler_bridge.contract import IndirectForm, IndirectPanels, matrix_form, packed_form
 from compiler_bridge.ir import (
     Apply,
     Constant,
@@ -269,6 +269,13 @@ def try_inline(consumer: Any, load: Load, producer: Map, hints: Any) -> Any:
     return replace_load(consumer, load, inlined_value(producer, load, solution)), True
 
 
+def spoils_packing(node: Contract, attempt: Contract, done: bool) -> bool:
+    """Whether packing would need more than strides once the copy is inlined, or a run of the sum is cut short."""
+    if done:
+        return not matrix_form(attempt)
+    return isinstance(packed_form(node), (IndirectForm, IndirectPanels))
+
+
 # ---------------------------------------------------------------- the pass
 
 
@@ -306,13 +313,8 @@ class Inliner:
             producer = self.producers[load.buffer]
             assert isinstance(producer, Map)
             attempt = try_inline(node, load, producer, self.hints)
-            if (
-                attempt is not None
-                and isinstance(node, Contract)
-                and attempt[1]
-                and not matrix_form(attempt[0])
-            ):
-                attempt = None  # packing would need more than strides: the copy stays
+            if attempt is not None and isinstance(node, Contract) and spoils_packing(node, *attempt):
+                attempt = None
             if attempt is None or sum(count_ops(e) for e in node_exprs(attempt[0])) > LARGEST_EXPRESSION:
                 declined.add(load)
                 continue

@@ -26,7 +26,9 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     for name in arguments.names:
         if not any(name in row.name for row in all_rows()):
-            parser.error(f"no row's name contains {name!r}; rows are named like nn.GELU and functional.softmax")
+            parser.error(
+                f"no row's name contains {name!r}; rows are named like nn.GELU and functional.softmax"
+            )
     return arguments
 
 

@@ -40,7 +40,9 @@ SKIPPED_CHECKS = {
     "one_hot": {"meta": "the number of classes depends on the data"},
     "embedding": {"vmap": "vmap over a weight that max_norm renormalises in place is no function"},
     **{
-        f"max_unpool{dims}d": {"forward_ad": "windows overlap, and C++ reads one gradient for several elements"}
+        f"max_unpool{dims}d": {
+            "forward_ad": "windows overlap, and C++ reads one gradient for several elements"
+        }
         for dims in (1, 2, 3)
     },
     **{f"max_unpool{dims}d.grad": {} for dims in (1, 2, 3)},

@@ -1,9 +1,9 @@
 """The ways a definition can be run. Only this file knows how the compiler is told which one.
 
-    eager    the pynn definition as it stands, on torch's elementary operations
-    ir       compiled down to the loop IR, which the IR's interpreter then runs
-    python   compiled to generated Python, run un-jitted (a process of its own with PYNN_INTERPRET=1)
-    numba    compiled to generated Python, jitted by Numba
+eager    the pynn definition as it stands, on torch's elementary operations
+ir       compiled down to the loop IR, which the IR's interpreter then runs
+python   compiled to generated Python, run un-jitted (a process of its own with PYNN_INTERPRET=1)
+numba    compiled to generated Python, jitted by Numba
 """
 
 import atexit

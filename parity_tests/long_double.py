@@ -105,7 +105,9 @@ class LongDouble(TorchDispatchMode):
         elif name in MOVES:
             shadows = moved(func, *inputs)
         result = func(*args, **kwargs)
-        self.record(func, [x for x in tree_leaves(result) if isinstance(x, Tensor)], shadows, name in CREATION)
+        self.record(
+            func, [x for x in tree_leaves(result) if isinstance(x, Tensor)], shadows, name in CREATION
+        )
         return result
 
     def record(self, func, outputs: list[Tensor], shadows: Any, is_creation: bool) -> None:

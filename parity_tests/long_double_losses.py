@@ -72,7 +72,15 @@ def ctc_loss_backward(
 
 
 def embedding_bag(
-    weight, indices, offsets, scale=False, mode=0, sparse=False, samples=None, include_last=False, padding_idx=-1
+    weight,
+    indices,
+    offsets,
+    scale=False,
+    mode=0,
+    sparse=False,
+    samples=None,
+    include_last=False,
+    padding_idx=-1,
 ) -> tuple:
     ends = [*map(int, offsets), *([] if include_last else [len(indices)])]
     out = numpy.zeros((len(ends) - 1, weight.shape[1]), longdouble)
@@ -105,7 +113,9 @@ def embedding_bag_backward(
 def embedding_bag_samples_backward(grad, weight, indices, offsets, _, mode, padding_idx=-1) -> Array:
     bags = numpy.searchsorted(offsets, numpy.arange(len(indices)), side="right") - 1
     counts = indices != padding_idx
-    return numpy.array([(grad[b] * weight[i]).sum() * c for b, i, c in zip(bags, indices, counts, strict=True)])
+    return numpy.array(
+        [(grad[b] * weight[i]).sum() * c for b, i, c in zip(bags, indices, counts, strict=True)]
+    )
 
 
 # ---- distances of pairs ----------------------------------------------------------------------------------

@@ -122,7 +122,9 @@ def trilinear(a, b, c, expand_a, expand_b, expand_c, sum_dim, unroll_dim=1) -> A
 def replication_pad_backward(grad: Array, x: Array, padding: list[int]) -> Array:
     """Each padded element hands its gradient to the element it repeats."""
     pairs = [(0, 0)] * (x.ndim - len(padding) // 2) + list(zip(padding[-2::-2], padding[::-2]))
-    source = numpy.pad(numpy.arange(x.size).reshape(x.shape), [(max(a, 0), max(b, 0)) for a, b in pairs], "edge")
+    source = numpy.pad(
+        numpy.arange(x.size).reshape(x.shape), [(max(a, 0), max(b, 0)) for a, b in pairs], "edge"
+    )
     source = source[tuple(slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(pairs, source.shape))]
     return put(numpy.zeros(x.size, longdouble), [source.reshape(-1)], grad.reshape(-1), True).reshape(x.shape)
 
@@ -227,5 +229,8 @@ def moved(func: Callable, args: Any, kwargs: Any) -> Array:
         rest = x - x.astype(numpy.float64)
         return torch.from_numpy(where(numpy.isfinite(rest), rest, 0).astype(numpy.float64))
 
-    halves = [func(*a, **k).numpy().astype(longdouble) for a, k in (tree_map(h, (args, kwargs)) for h in (high, low))]
+    halves = [
+        func(*a, **k).numpy().astype(longdouble)
+        for a, k in (tree_map(h, (args, kwargs)) for h in (high, low))
+    ]
     return halves[0] + halves[1]

@@ -251,7 +251,9 @@ row(
 row("cumsum", lambda x: (x.cumsum(1), x.cumsum(0), x.cumsum(-3)), floats(5, 4, 37))
 row("cumsum-long", lambda x: (x.cumsum(0), x.t().cumsum(1), x.cumprod(1)), floats(700, 3))
 row("cumsum-fused", lambda x: (x.view(3, 8) * 2 + 1).flatten().cumsum(0).exp(), lambda: torch.randn(24) - 1)
-row("cumsum-int", lambda x: (x.cumsum(0), x.bool().cumsum(1), x.cumsum(1, dtype=torch.float32)), ints(9, 3, 5))
+row(
+    "cumsum-int", lambda x: (x.cumsum(0), x.bool().cumsum(1), x.cumsum(1, dtype=torch.float32)), ints(9, 3, 5)
+)
 row("cumsum-narrow", lambda x: (x.cumsum(0), x.cumsum(0, dtype=torch.int8), x.int().cumsum(0, dtype=torch.int32),
                                 x.cumprod(0, dtype=torch.uint8)), ints(120, 40, dtype=torch.int16))  # fmt: skip
 row("cumsum-truncates", lambda x: x.cumsum(0, dtype=torch.int64), lambda: torch.randn(9) * 3)

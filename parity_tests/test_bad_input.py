@@ -70,7 +70,10 @@ UNUSUAL: dict[str, tuple[Callable[..., Tensor], Callable[[], Tensor]]] = {
     "uint16": (lambda x: x.int() * 2, lambda: torch.tensor([1, 2], dtype=torch.uint16)),
     "sparse": (lambda x: x @ torch.ones(3, 2), lambda: torch.eye(3).to_sparse()),
     "sparse rows": (lambda x: x @ torch.ones(3, 2), lambda: torch.eye(3).to_sparse_csr()),
-    "quantized": (lambda x: x.dequantize() * 2, lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)),
+    "quantized": (
+        lambda x: x.dequantize() * 2,
+        lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    ),
 }
 
 

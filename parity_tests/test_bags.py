@@ -54,7 +54,9 @@ def test_scale_grad_by_freq_divides_by_the_rows_own_count():
         found.append(weight.grad)
     weight = table()
     offsets = torch.arange(len(INDICES))
-    pynn.functional.embedding_bag(INDICES, weight, offsets, mode="sum", scale_grad_by_freq=True).sum().backward()
+    pynn.functional.embedding_bag(
+        INDICES, weight, offsets, mode="sum", scale_grad_by_freq=True
+    ).sum().backward()
     torch.testing.assert_close(weight.grad, found[0])
     torch.testing.assert_close(weight.grad, found[1])
 

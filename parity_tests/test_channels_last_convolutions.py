@@ -33,6 +33,10 @@ GEOMETRIES = {
     "5x5 stride 3": Geometry(1, 12, 33, (11, 10), (5, 5), 3, 2),
     "padding wider than the window": Geometry(1, 8, 8, (3, 3), (2, 2), 1, 3),
     "one output row": Geometry(1, 8, 32, (3, 3), (3, 3)),
+    "image": Geometry(2, 3, 16, (11, 10), (7, 7), 2, 3),
+    "image 3x3": Geometry(1, 3, 8, (6, 5), (3, 3), 2, 1),
+    "image of 14 channels, dilated": Geometry(1, 14, 8, (8, 6), (3, 2), 1, 1, 2),
+    "3d image": Geometry(1, 4, 8, (4, 5, 6), (2, 3, 3), 1, 1),
     "3d": Geometry(1, 8, 12, (4, 3, 5), (2, 3, 3), 2, 1),
 }
 LARGE = {
@@ -61,7 +65,9 @@ def draw(geometry: Geometry, dtype: str) -> tuple[list[torch.Tensor], list[Any]]
     return [x, weight.to(chosen), gradient], steps
 
 
-def convolve(x: Any, weight: Any, gradient: Any, stride: Any, padding: Any, dilation: Any) -> list[torch.Tensor]:
+def convolve(
+    x: Any, weight: Any, gradient: Any, stride: Any, padding: Any, dilation: Any
+) -> list[torch.Tensor]:
     none = [0] * len(stride)
     out = torch.ops.aten.convolution(x, weight, None, stride, padding, dilation, False, none, 1)
     of_input, of_weight, _ = torch.ops.aten.convolution_backward(

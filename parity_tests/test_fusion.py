@@ -66,7 +66,9 @@ def test_cross_entropy_does_not_write_its_log_probabilities() -> None:
     row is no loop (`rules.choose_one_hot`)."""
     target = torch.randint(COLS, (ROWS,))
     records = compiled_records(lambda x: F.cross_entropy(x, target), rows(), ("forward", "backward"))
-    written = [b.name for b in records["forward"].program.buffers if b.numel == ROWS * COLS and b.kind != "input"]
+    written = [
+        b.name for b in records["forward"].program.buffers if b.numel == ROWS * COLS and b.kind != "input"
+    ]
     assert written == []
     backward = [node for nodes in large_kernels(records["backward"]) for node in nodes]
     assert not any(isinstance(node, Reduce) for node in backward)

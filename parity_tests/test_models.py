@@ -94,8 +94,12 @@ def test_five_training_steps(name: str):
 DEFAULT_SIZES = [(2, 16), (3, 11), (1, 7), (4, 1), (2, 37), (2, 16)]
 DYNAMIC_SIZES = [(3, 13), (1, 1), (2, 37)]
 DYNAMIC = ("demo_gpt", "bert", "llama", "vit", "t5")
-SIZES = [pytest.param(*p.values, None, DEFAULT_SIZES, id=f"{p.values[0]}-default", marks=p.marks) for p in NAMES]
-SIZES += [pytest.param(name, True, DYNAMIC_SIZES, id=f"{name}-dynamic", marks=pytest.mark.slow) for name in DYNAMIC]
+SIZES = [
+    pytest.param(*p.values, None, DEFAULT_SIZES, id=f"{p.values[0]}-default", marks=p.marks) for p in NAMES
+]
+SIZES += [
+    pytest.param(name, True, DYNAMIC_SIZES, id=f"{name}-dynamic", marks=pytest.mark.slow) for name in DYNAMIC
+]
 
 
 @pytest.mark.slow  # test_backend has the same of a small model

@@ -117,7 +117,8 @@ def check_rows(dtype: str, executor: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", ["float32", "bool", *(pytest.param(d, marks=pytest.mark.slow) for d in ("float64", "int32", "int64"))]
+    "dtype",
+    ["float32", "bool", *(pytest.param(d, marks=pytest.mark.slow) for d in ("float64", "int32", "int64"))],
 )
 def test_generated_code_of_every_row_under_numba(dtype: str) -> None:
     check_rows(dtype, "numba")

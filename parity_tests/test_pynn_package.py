@@ -176,7 +176,10 @@ def test_names_of_submodules_resolve(namespace):
 def test_what_torch_keeps_in_python_is_shared():
     assert pynn.Module is torch.nn.Module and pynn.Sequential is torch.nn.Sequential
     assert pynn.Parameter is torch.nn.Parameter and pynn.init.normal_ is torch.nn.init.normal_
-    assert pynn.utils.rnn.PackedSequence is torch.nn.utils.rnn.PackedSequence and pynn.parallel is torch.nn.parallel
+    assert (
+        pynn.utils.rnn.PackedSequence is torch.nn.utils.rnn.PackedSequence
+        and pynn.parallel is torch.nn.parallel
+    )
     shared = importlib.import_module("pynn.parallel.distributed")
     assert shared is torch.nn.parallel.distributed
 

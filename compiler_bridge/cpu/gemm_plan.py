@@ -40,6 +40,9 @@ MAX_BLOCK_ROWS = 144
 MAX_SHARED_K_BYTES = 768 * 4
 """K summed in registers at a time, in bytes of A, where B is packed for all: more gains nothing."""
 
+SHORTEST_RUN = 8
+"""Contiguous elements of a segment of the sum from which on finding it costs little beside its products."""
+
 MAX_ROWS_OF_LOCAL_B = 800
 """Up to as many rows, a panel of B that `indirect` needs is packed by each thread just before its use, and does not
 go to memory."""

@@ -24,8 +24,6 @@ from compiler_bridge.ir import (
     Contract,
     Extern,
     Graph,
-    Index,
-    IndexValue,
     Load,
     Map,
     Reduce,
@@ -34,7 +32,6 @@ from compiler_bridge.ir import (
     Scheduled,
     all_axes,
     node_reads,
-    substitute,
 )
 from compiler_bridge.ops import DTYPES, compute_dtype
 from compiler_bridge.schedule import schedule_epilogue, schedule_group
@@ -227,8 +224,7 @@ class ProgramBuilder:
             return GemmFunctions(pack_a, pack_b, epilogue)
         rows = [*form.batch[1].axes, *form.m.axes]
         places_a = self.write_places(node, PlacesWriter(form.places_a(), rows, form.segments))
-        store = substitute(IndexValue("int64", node.store), {axis.name: Index() for axis in form.n.axes})
-        places_c = self.write_places(node, PlacesWriter(store, rows, ()))
+        places_c = self.write_places(node, PlacesWriter(form.places_c(node.store), rows, ()))
         return GemmFunctions(None, pack_b, epilogue, places_a, places_c)
 
     def write_places(self, node: Contract, writer: PlacesWriter) -> Function:

@@ -20,7 +20,6 @@ from compiler_bridge.emit.expression import ExpressionWriter, Scope
 from compiler_bridge.emit.kernel import INDENT
 from compiler_bridge.emit.names import Names
 from compiler_bridge.ir import (
-    Apply,
     Axis,
     Constant,
     Expr,
@@ -32,6 +31,7 @@ from compiler_bridge.ir import (
     substitute,
     walk,
 )
+from compiler_bridge.lower.lowering import apply, cast, constant
 
 POSITION, SUM = "position", "k"
 """The two loop variables: the row or column, counted through the batches, and the place in the sum."""
@@ -45,11 +45,23 @@ def take_apart(name: str, axes: Sequence[Axis]) -> dict[str, Index]:
     found: dict[str, Index] = {}
     for axis in reversed(axes[1:]):
         extent = Constant("int64", axis.extent)
-        found[axis.name] = Index(((Value(Apply("int64", "remainder", (rest, extent))), 1),))
-        rest = Apply("int64", "floor_divide", (rest, extent))
+        quotient = quotient_of(rest, extent)
+        remainder = apply("sub", rest, apply("mul", quotient, extent))
+        found[axis.name] = Index(((Value(remainder), 1),))
+        rest = quotient
     if axes:
         found[axes[0].name] = Index(((Value(rest), 1),))
     return found
+
+
+def quotient_of(position: Expr, extent: Expr) -> Expr:
+    """floor(position / extent) by float64: registers hold no quotients of integers.
+
+    A half more keeps (position + 1/2) / extent at least 1 / (2 extent) away from a whole number; exact for
+    positions below 2**50.
+    """
+    half = apply("add", cast(position, "float64"), constant(0.5, "float64"))
+    return cast(apply("floor", apply("div", half, cast(extent, "float64"))), "int64")
 
 
 def axes_of_dimensions(dimensions: Sequence[Dimension]) -> list[Axis]:

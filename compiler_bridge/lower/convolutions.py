@@ -33,45 +33,16 @@ from compiler_bridge.lower.lowering import (
     real_axes,
     sizes,
 )
+from compiler_bridge.lower.narrow_convolutions import (
+    Rows,
+    is_narrow,
+    narrow_input,
+    narrow_weight,
+    narrow_weight_gradient,
+)
 from compiler_bridge.lower.reductions import reduce_value
+from compiler_bridge.lower.window import Window, affine, input_places, padded, window_load, window_of
 from compiler_bridge.ops import compute_dtype
-
-
-@dataclass(frozen=True)
-class Window:
-    """stride, padding and dilation of a convolution, one number a spatial dimension."""
-
-    stride: list[Size]
-    padding: list[Size]
-    dilation: list[Size]
-
-
-def window_of(lowering: Lowering, arguments: Any, spatial: int) -> Window:
-    stride, padding, dilation = (
-        [lowering.size_of(step) for step in steps] * (spatial if len(steps) == 1 else 1)
-        for steps in arguments
-    )
-    return Window(stride, padding, dilation)
-
-
-def affine(axis: Axis, factor: Size, const: Size = 0) -> Index:
-    """factor * axis + const; an axis of extent 1 is 0."""
-    return Index((), const) if axis.extent == 1 else Index(((axis.name, factor),), const)
-
-
-def window_load(
-    lowering: Lowering, x: BufferView, lead: list[Axis], places: list[Index], padded: list[bool]
-) -> Expr:
-    """x[lead..., places...], and 0 outside of x along the padded dimensions."""
-    mask: Expr | None = None
-    for place, extent, checked in zip(places, x.shape[len(lead) :], padded):
-        if checked:
-            position = IndexValue("int64", place)
-            mask = both(mask, apply("ge", position, constant(0, "int64")))
-            mask = both(mask, apply("lt", position, constant(extent, "int64")))
-    load = lowering.load_view(x, [*lead, *places])
-    assert isinstance(load, Load)
-    return replace(load, mask=mask)
 
 
 @lowers("aten.convolution")
@@ -91,10 +62,15 @@ def lower_convolution(lowering: Lowering, node: fx.Node) -> Any:
     batch, out, *places = axes_of(sizes_of(node))
     channel = Axis("c", x.shape[1])
     taps = [Axis(f"w{k}", extent) for k, extent in enumerate(w.shape[2:])]
-    left = window_load(lowering, x, [batch, channel], input_places(window, places, taps), padded(window))
-    right = lowering.load_view(w, [out, channel, *taps])
+    if is_narrow(x, w, window):
+        rows = Rows.of(taps, x.shape[1])
+        left = narrow_input(lowering, x, window, batch, places, rows)
+        right, summed = narrow_weight(lowering, w, out, rows), (*rows.leading, rows.run)
+    else:
+        left = window_load(lowering, x, [batch, channel], input_places(window, places, taps), padded(window))
+        right, summed = lowering.load_view(w, [out, channel, *taps]), (channel, *taps)
     product = contract_wide if bias is not None else contract
-    result = product(lowering, val, (batch, out, *places), (channel, *taps), left, right)
+    result = product(lowering, val, (batch, out, *places), summed, left, right)
     if bias is None:
         return result
     dtype = compute_dtype(dtype_name(val.dtype))
@@ -103,20 +79,6 @@ def lower_convolution(lowering: Lowering, node: fx.Node) -> Any:
         return apply("add", lowering.load_view(result, axes), lowering.operand(bias, (axes[1],), dtype))
 
     return lowering.map(val, value)
-
-
-def input_places(window: Window, places: list[Axis], taps: list[Axis]) -> list[Index]:
-    """y * stride + d * dilation - padding"""
-    return [
-        affine(place, stride) + affine(tap, dilation, -padding)
-        for place, tap, stride, dilation, padding in zip(
-            places, taps, window.stride, window.dilation, window.padding
-        )
-    ]
-
-
-def padded(window: Window) -> list[bool]:
-    return [padding != 0 for padding in window.padding]
 
 
 @lowers("aten.convolution_backward")
@@ -130,7 +92,8 @@ def lower_convolution_backward(lowering: Lowering, node: fx.Node) -> Any:
     window = window_of(lowering, steps, len(x.shape) - 2)
     vals, flags = node.meta["val"], list(wanted)  # pyright: ignore
     input_gradient = convolution_input_gradient(lowering, vals[0], grad, w, window) if flags[0] else None
-    weight_gradient = convolution_weight_gradient(lowering, vals[1], grad, x, window) if flags[1] else None
+    of_weight = narrow_weight_gradient if is_narrow(x, w, window) else convolution_weight_gradient
+    weight_gradient = of_weight(lowering, vals[1], grad, x, window) if flags[1] else None
     bias_gradient = None
     if flags[2]:
         dims = [k for k in range(len(grad.shape)) if k != 1]

@@ -215,7 +215,7 @@ def lower_as_strided_scatter(lowering: Lowering, node: fx.Node) -> Any:
     source = lowering.view(node.args[1])
     val = node.meta["val"]
     arguments: Any = [*node.args[2:], *node.kwargs.values()]
-    size, stride = (sizes(lowering.size_of(x) for x in values) for values in arguments[:2])
+    size, stride = (sizes([lowering.size_of(x) for x in values]) for values in arguments[:2])
     dims = {step: k for k, (extent, step) in enumerate(zip(size, stride)) if extent != 1}
     wanted = [(extent, step) for extent, step in zip(sizes(val.shape), sizes(val.stride())) if extent != 1]
     if [(size[dims[step]], step) for _, step in wanted if step in dims] != wanted or len(dims) != len(wanted):

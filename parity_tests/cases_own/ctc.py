@@ -15,7 +15,9 @@ def normalised(function: Callable, logits: torch.Tensor, *args, **kwargs) -> tor
     return function(logits - logits.exp().sum(-1, keepdim=True).log(), *args, **kwargs)
 
 
-def spelled(time, batch, classes, longest, inputs, targets, *, joined=False, **kwargs) -> Callable[[], Sample]:
+def spelled(
+    time, batch, classes, longest, inputs, targets, *, joined=False, **kwargs
+) -> Callable[[], Sample]:
     """A sample with these lengths; labels 1, ..., classes - 1 with repetitions."""
 
     def draw() -> Sample:

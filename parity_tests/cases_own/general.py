@@ -64,8 +64,13 @@ def function_table() -> list[Row]:
         for name in ACTIVATIONS
     ]  # fmt: skip
     rows += [
-        function(name, lambda args=args: Sample((tensor(4, 9), *args)), call=in_place, pointwise=True,
-                 skip=IN_PLACE_SKIPS.get(name, {}))
+        function(
+            name,
+            lambda args=args: Sample((tensor(4, 9), *args)),
+            call=in_place,
+            pointwise=True,
+            skip=IN_PLACE_SKIPS.get(name, {}),
+        )
         for name, args in IN_PLACE.items()
     ]
     rows += [

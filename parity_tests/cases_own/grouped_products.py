@@ -31,7 +31,9 @@ def one_by_one(a: Tensor, b: Tensor, *, offs: Tensor | None = None) -> Tensor:
 
 def torchs_grouped_mm(a: Tensor, b: Tensor, **kwargs) -> Tensor:
     """torch's kernel; where it has none (float64, gradients in float32) its products one by one."""
-    has_kernel = a.dtype in (torch.bfloat16, torch.float16) or (a.dtype == torch.float32 and not a.requires_grad)
+    has_kernel = a.dtype in (torch.bfloat16, torch.float16) or (
+        a.dtype == torch.float32 and not a.requires_grad
+    )
     return torch.nn.functional.grouped_mm(a, b, **kwargs) if has_kernel else one_by_one(a, b, **kwargs)
 
 
@@ -68,13 +70,19 @@ def grouped_errors() -> list[tuple[Sample, type, str, str]]:
         refused("matrix batch sizes have to match", a, b, offs=ends[:2]),
         refused("mat_a has to be 2 or 3d", a[0], b, offs=ends),
         refused("contraction dimension of mat_a and mat_b must match", a, b[:, :8], offs=ends),
-        refused("Expected mat_a to be Float32, BFloat16 or Float16 matrix, got Int", a.int(), b.int(), offs=ends),
+        refused(
+            "Expected mat_a to be Float32, BFloat16 or Float16 matrix, got Int", a.int(), b.int(), offs=ends
+        ),
         refused("Bias not supported yet", a, b, offs=ends, bias=torch.randn(8)),
-        refused("Grouped gemm output dtype must match `mat_a` dtype", a, b, offs=ends, out_dtype=torch.float16),
+        refused(
+            "Grouped gemm output dtype must match `mat_a` dtype", a, b, offs=ends, out_dtype=torch.float16
+        ),
     ]
 
 
-def in_float8(function: Callable, a: Tensor, b: Tensor, scale_a, recipe_a, scale_b, recipe_b, **kwargs) -> Tensor:
+def in_float8(
+    function: Callable, a: Tensor, b: Tensor, scale_a, recipe_a, scale_b, recipe_b, **kwargs
+) -> Tensor:
     """Operands rounded to 8 bits, whatever dtype the row is run in; scales and offsets as the kernels want them."""
     scale_a, scale_b = scale_a.float(), scale_b.float()
     bias = kwargs.get("bias")

@@ -30,11 +30,15 @@ def adaptive_errors() -> list[tuple[Sample, type, str, str]]:
         called("1D target tensor expects 2D input tensors, but found inputs with size", x[..., None], y),
         called("0D target tensor expects 1D input tensors, but found inputs with size", x, y[0]),
         called("multi-target not supported", x, y[None]),
-        called(r"Target values should be in \[0, 9\], but values in range \[4, 12\] were found", x, y * y + 3),
+        called(
+            r"Target values should be in \[0, 9\], but values in range \[4, 12\] were found", x, y * y + 3
+        ),
     ]
 
 
-def chunked(rows, features, classes, *, bias=False, weighted=False, ignored=False, **kwargs) -> Callable[[], Sample]:
+def chunked(
+    rows, features, classes, *, bias=False, weighted=False, ignored=False, **kwargs
+) -> Callable[[], Sample]:
     def draw() -> Sample:
         shape = () if rows is None else (rows,)
         drawn = {"options": LinearCrossEntropyOptions(**kwargs.get("options", {}))}
@@ -53,7 +57,10 @@ def chunked(rows, features, classes, *, bias=False, weighted=False, ignored=Fals
 
 FOUR_ROWS = {"batch_chunk_size": 4}
 CHUNKED = [
-    *(chunked(10, 6, 9, bias=True, options=FOUR_ROWS, reduction=reduction) for reduction in ("mean", "sum", "none")),
+    *(
+        chunked(10, 6, 9, bias=True, options=FOUR_ROWS, reduction=reduction)
+        for reduction in ("mean", "sum", "none")
+    ),
     chunked(10, 6, 9, weighted=True, ignored=True, options=FOUR_ROWS),
     chunked(10, 6, 9, weighted=True, ignored=True, bias=True, options=FOUR_ROWS, reduction="none"),
     chunked(17, 4, 40, options={"allow_retain_graph": True}),

@@ -23,7 +23,9 @@ def fixed(*shape: int, low: float = 0.5, high: float = 2.0) -> Tensor:
     return tensor(*shape, low=low, high=high, grad=False)
 
 
-def with_running(function: Callable, x: Tensor, mean: Tensor, variance: Tensor, *args: Any, **kwargs: Any) -> Any:
+def with_running(
+    function: Callable, x: Tensor, mean: Tensor, variance: Tensor, *args: Any, **kwargs: Any
+) -> Any:
     """The result and what is in the running statistics after the call, which works on copies of them."""
     mean, variance = mean.clone(), variance.clone()
     return function(x, mean, variance, *args, **kwargs), mean, variance
@@ -39,7 +41,9 @@ def running_sample(*shape: int, layout: Callable = tensor, **kwargs: Any) -> Cal
     return draw
 
 
-def plain_sample(*shape: int, shift: float = 0.0, layout: Callable = tensor, **kwargs: Any) -> Callable[[], Sample]:
+def plain_sample(
+    *shape: int, shift: float = 0.0, layout: Callable = tensor, **kwargs: Any
+) -> Callable[[], Sample]:
     def draw() -> Sample:
         x = (layout(*shape) + shift).detach().requires_grad_()
         return Sample((x, None, None, tensor(shape[1]), tensor(shape[1])), kwargs)
@@ -76,6 +80,7 @@ def layer_rows() -> list[Row]:
                skip=NO_VMAP),
     ]  # fmt: skip
     for dims in (1, 2, 3):
+
         def volume(dims: int = dims) -> tuple:
             return (tensor(3, 4, *[5, 4, 3][:dims]),)
 

@@ -51,12 +51,14 @@ def _avg_pool(
         raise RuntimeError("divisor must be not zero")
     rank = max(input.dim(), 1)
     if dims == 2 and rank < 3:
-        raise IndexError(f"Dimension out of range (expected to be in range of [{-rank}, {rank - 1}], but got -3)")
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [{-rank}, {rank - 1}], but got -3)"
+        )
     width = per_dim(kernel_size, dims)
     numbers = (width, per_dim(stride, dims) or width, per_dim(padding, dims))
     checks.check_window(name, input, [(*each, 1) for each in zip(*numbers)], ceil_mode)
     if not input.is_floating_point() and input.dtype != torch.int64:
-        raise NotImplementedError(f'"avg_pool{max(dims, 2)}d" not implemented for \'{type_name(input)}\'')
+        raise NotImplementedError(f"\"avg_pool{max(dims, 2)}d\" not implemented for '{type_name(input)}'")
     input = input.contiguous() if dims == 3 else input  # volumes lose the channels-last format, as in C++
     return _AveragePool.apply(input, dims, *numbers, ceil_mode, count_include_pad, divisor_override)
 
@@ -117,7 +119,14 @@ def avg_pool3d(
 
 
 def _lp_pool(
-    input: Tensor, norm_type: float, size: int, kernel_size: Any, stride: Any, ceil_mode: bool, average: Any, max: Any
+    input: Tensor,
+    norm_type: float,
+    size: int,
+    kernel_size: Any,
+    stride: Any,
+    ceil_mode: bool,
+    average: Any,
+    max: Any,
 ) -> Tensor:
     if isinstance(norm_type, (int, float)) and abs(norm_type) == torch.inf:
         sign = 1 if norm_type > 0 else -1
@@ -182,7 +191,7 @@ def _adaptive_avg_pool(dims: int, input: Tensor, output_size: Any) -> Tensor:
                 f"Got: {type_name(input)}"
             )
         kernel = "adaptive_avg_pool3d_cpu" if dims == 3 else "adaptive_avg_pool2d"
-        raise NotImplementedError(f'"{kernel}" not implemented for \'{type_name(input)}\'')
+        raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
     return _AdaptiveAveragePool.apply(input.contiguous() if dims == 3 else input, counts)
 
 

@@ -208,9 +208,7 @@ def _checked_nll_loss(
                 f"tensor of shape: {list(weight.shape)}"
             )
         if weight.dtype != input.dtype:
-            raise RuntimeError(
-                f"expected scalar type {type_name(input)} but found {type_name(weight)}"
-            )
+            raise RuntimeError(f"expected scalar type {type_name(input)} but found {type_name(weight)}")
     if can_read_values(target) and target.device.type == "cpu":
         is_outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
         if is_outside.any():
@@ -223,9 +221,7 @@ def _check_nll_shapes(input: Tensor, target: Tensor) -> None:
         raise ValueError(f"Expected 1 or more dimensions (got {input.dim()})")
     if input.dim() != 1 and (target.dim() == 0 or input.size(0) != target.size(0)):
         got = target.size(0) if target.dim() > 0 else 1
-        raise ValueError(
-            f"Expected input batch_size ({input.size(0)}) to match target batch_size ({got})."
-        )
+        raise ValueError(f"Expected input batch_size ({input.size(0)}) to match target batch_size ({got}).")
     if input.dim() <= 2:
         if target.dim() > 1:
             raise RuntimeError("0D or 1D target tensor expected, multi-target not supported")
@@ -398,9 +394,7 @@ def binary_cross_entropy_with_logits(
     """
     number = reduction_number(reduction, size_average, reduce)
     if target.size() != input.size():
-        raise ValueError(
-            f"Target size ({target.size()}) must be the same as input size ({input.size()})"
-        )
+        raise ValueError(f"Target size ({target.size()}) must be the same as input size ({input.size()})")
     return _logistic(input, target, weight, pos_weight, number)
 
 

@@ -35,7 +35,7 @@ def source_scale(
 ) -> Tensor:
     """How far apart two outputs lie in the input, a scalar tensor.
 
-        (size - 1) / (count - 1) with align_corners, else 1 / scale_factor, or size / count where there is none
+    (size - 1) / (count - 1) with align_corners, else 1 / scale_factor, or size / count where there is none
     """
     if align_corners:
         wanted = (size - 1, count - 1) if count > 1 else (0, 1)
@@ -55,7 +55,9 @@ def source_positions(scale: Tensor, count: Any, align_corners: bool) -> Tensor:
     return scale * o if align_corners else scale * (o + 0.5) - 0.5
 
 
-def nearest_taps(size: Any, count: Any, scale: float | None, exact: bool, dtype: torch.dtype, device: Any) -> Taps:
+def nearest_taps(
+    size: Any, count: Any, scale: float | None, exact: bool, dtype: torch.dtype, device: Any
+) -> Taps:
     """floor(o * scale), or with `exact` floor((o + 1/2) * scale)."""
     step = source_scale(size, count, scale, False, torch.float32, device)
     o = torch.arange(count, device=device).to(torch.float32)
@@ -70,7 +72,9 @@ def linear_taps(
     if size == count:
         index = torch.arange(count, device=device).unsqueeze(0)
         return Taps(index, None)
-    position = source_positions(source_scale(size, count, scale, align_corners, dtype, device), count, align_corners)
+    position = source_positions(
+        source_scale(size, count, scale, align_corners, dtype, device), count, align_corners
+    )
     position = position if align_corners else torch.clamp(position, min=0)
     first = torch.clamp(torch.floor(position).to(torch.int64), max=size - 1)
     part = torch.clamp(position - first, 0, 1)
@@ -94,7 +98,9 @@ def cubic_taps(
     """Four neighbours, weighted by Keys' cubic convolution with a = -3/4; outside the input the edge is repeated."""
     if size == count:
         return Taps(torch.arange(count, device=device).unsqueeze(0), None)
-    position = source_positions(source_scale(size, count, scale, align_corners, dtype, device), count, align_corners)
+    position = source_positions(
+        source_scale(size, count, scale, align_corners, dtype, device), count, align_corners
+    )
     first = torch.clamp(torch.floor(position).to(torch.int64), max=size - 1)
     part = torch.clamp(position - first, 0, 1)
     index = torch.stack([torch.clamp(first + k, 0, size - 1) for k in (-1, 0, 1, 2)])
@@ -130,7 +136,13 @@ FILTERS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
 
 
 def antialias_taps(
-    filter: str, size: Any, count: Any, scale: float | None, align_corners: bool, dtype: torch.dtype, device: Any
+    filter: str,
+    size: Any,
+    count: Any,
+    scale: float | None,
+    align_corners: bool,
+    dtype: torch.dtype,
+    device: Any,
 ) -> Taps:
     """The filter stretched over the input elements that an output stands for, its weights scaled to add up to 1."""
     function, width = FILTERS[filter]
@@ -162,8 +174,12 @@ def taps_of(
     if mode.startswith("nearest"):
         return nearest_taps(size, count, scale, mode == "nearest-exact", dtype, device)
     if mode.endswith(" antialias"):
-        return antialias_taps(mode.removesuffix(" antialias"), size, count, scale, align_corners, dtype, device)
-    return {"linear": linear_taps, "cubic": cubic_taps}[mode](size, count, scale, align_corners, dtype, device)
+        return antialias_taps(
+            mode.removesuffix(" antialias"), size, count, scale, align_corners, dtype, device
+        )
+    return {"linear": linear_taps, "cubic": cubic_taps}[mode](
+        size, count, scale, align_corners, dtype, device
+    )
 
 
 def gather_along(x: Tensor, dim: int, taps: Taps) -> Tensor:
@@ -286,7 +302,13 @@ class Interpolation(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        return interpolate_backward(grad, ctx.mode, ctx.sizes, ctx.align_corners, ctx.scales), None, None, None, None
+        return (
+            interpolate_backward(grad, ctx.mode, ctx.sizes, ctx.align_corners, ctx.scales),
+            None,
+            None,
+            None,
+            None,
+        )
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: Any) -> Tensor:
@@ -309,7 +331,9 @@ OPERATIONS = {
 
 def _forward(mode: str, has_corners: bool) -> Callable[..., Tensor]:
     def upsample(self: Tensor, output_size: list[int], *rest: Any, **named: Any) -> Tensor:
-        return interpolate_forward(self, mode, output_size, *_options(rest, named, has_corners, len(output_size)))
+        return interpolate_forward(
+            self, mode, output_size, *_options(rest, named, has_corners, len(output_size))
+        )
 
     return upsample
 

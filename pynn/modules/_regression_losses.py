@@ -325,5 +325,3 @@ def gaussian_nll_loss(
 def _differing_ones(input: Tensor, var: Tensor) -> int:
     """The sum of var's sizes that differ from input's: 1 when exactly one differs and is 1."""
     return sum(size for wanted, size in zip(input.size(), var.size(), strict=True) if wanted != size)
-
-

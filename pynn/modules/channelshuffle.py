@@ -27,8 +27,7 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
         )
     if groups <= 0:
         raise RuntimeError(
-            "Number of groups to divide channels in must be positive. Value of "
-            f"groups:{groups}"
+            f"Number of groups to divide channels in must be positive. Value of groups:{groups}"
         )
     channels = input.size(1)
     if channels % groups != 0:

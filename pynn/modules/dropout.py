@@ -128,9 +128,7 @@ def feature_alpha_dropout(
     return _drop(input, p, training, inplace, per_channel=True, alpha=True)
 
 
-def _drop_channels(
-    input: Tensor, p: float, training: bool, inplace: bool, is_batched: bool
-) -> Tensor:
+def _drop_channels(input: Tensor, p: float, training: bool, inplace: bool, is_batched: bool) -> Tensor:
     if not is_batched:
         input = input.unsqueeze_(0) if inplace else input.unsqueeze(0)
     result = _drop(input, p, training, inplace, per_channel=True, alpha=False)

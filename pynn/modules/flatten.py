@@ -46,8 +46,7 @@ class Unflatten(torch.nn.Unflatten):
     def _require_tuple_int(self, input) -> None:
         if not isinstance(input, (tuple, list)):
             raise TypeError(
-                "unflattened_size must be a tuple of ints, but found type "
-                f"{type(input).__name__}"
+                f"unflattened_size must be a tuple of ints, but found type {type(input).__name__}"
             )
         for position, element in enumerate(input):
             if not isinstance(element, int):

@@ -262,9 +262,7 @@ class HingeEmbeddingLoss(_Loss, torch.nn.HingeEmbeddingLoss):
 
     __constants__ = ["margin", "reduction"]
 
-    def __init__(
-        self, margin: float = 1.0, size_average=None, reduce=None, reduction: str = "mean"
-    ) -> None:
+    def __init__(self, margin: float = 1.0, size_average=None, reduce=None, reduction: str = "mean") -> None:
         _Loss.__init__(self, size_average, reduce, reduction)
         self.margin = margin
 
@@ -373,9 +371,7 @@ class CosineEmbeddingLoss(_Loss, torch.nn.CosineEmbeddingLoss):
 
     __constants__ = ["margin", "reduction"]
 
-    def __init__(
-        self, margin: float = 0.0, size_average=None, reduce=None, reduction: str = "mean"
-    ) -> None:
+    def __init__(self, margin: float = 0.0, size_average=None, reduce=None, reduction: str = "mean") -> None:
         _Loss.__init__(self, size_average, reduce, reduction)
         self.margin = margin
 
@@ -390,9 +386,7 @@ class MarginRankingLoss(_Loss, torch.nn.MarginRankingLoss):
 
     __constants__ = ["margin", "reduction"]
 
-    def __init__(
-        self, margin: float = 0.0, size_average=None, reduce=None, reduction: str = "mean"
-    ) -> None:
+    def __init__(self, margin: float = 0.0, size_average=None, reduce=None, reduction: str = "mean") -> None:
         _Loss.__init__(self, size_average, reduce, reduction)
         self.margin = margin
 
