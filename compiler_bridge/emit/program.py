@@ -17,6 +17,7 @@ from compiler_bridge.emit.names import MODULE_HEADER, PHILOX_IMPORT, Names
 from compiler_bridge.emit.prologue import PackWriter
 from compiler_bridge.emit.scan import write_scan
 from compiler_bridge.emit.scatter import write_scatter
+from compiler_bridge.emit.window import WindowWriter, schedule_window
 from compiler_bridge.errors import UnsupportedOp
 from compiler_bridge.group import Group
 from compiler_bridge.ir import (
@@ -35,6 +36,7 @@ from compiler_bridge.ir import (
 )
 from compiler_bridge.ops import DTYPES, compute_dtype
 from compiler_bridge.schedule import schedule_epilogue, schedule_group
+from compiler_bridge.window import window_form
 
 if TYPE_CHECKING:
     from compiler_bridge.emit.gemm_step import Function
@@ -122,9 +124,13 @@ class ProgramBuilder:
     def build_loops(self, group: Group, outputs: set[str]) -> None:
         if any(axis.extent == 0 for axis in group.axes):
             return  # nothing to compute (sums over nothing have become constants)
-        schedule = schedule_group(group, outputs, self.graph.symbol_hints)
-        writer = KernelWriter(schedule, self.dtypes, outputs, self.new_partial)
-        code = writer.write()
+        form = window_form(group.nodes[0])
+        if form is not None:
+            schedule = schedule_window(group, form, self.graph.symbol_hints)
+            code = WindowWriter(schedule, form, self.dtypes, outputs, self.new_partial).write()
+        else:
+            schedule = schedule_group(group, outputs, self.graph.symbol_hints)
+            code = KernelWriter(schedule, self.dtypes, outputs, self.new_partial).write()
         for sink in code.sinks:
             self.extra.append(p.Buffer(sink.buffer, DTYPES[sink.dtype], sink.width * code.blocks, "arena"))
             self.dtypes[sink.buffer] = sink.dtype
@@ -192,7 +198,9 @@ class ProgramBuilder:
             raise UnsupportedOp(node.origin.op, f"operands of different dtypes {sorted(dtypes)}")
         from compiler_bridge.emit.gemm_step import GemmFunctions, gemm_step
 
-        pack_a, pack_b = (self.write_prologue(node, form, side) if form.made[side] else None for side in (0, 1))
+        pack_a, pack_b = (
+            self.write_prologue(node, form, side) if form.made[side] else None for side in (0, 1)
+        )
         epilogue = self.write_epilogue(node, group, outputs) if len(group.nodes) > 1 else None
         functions = GemmFunctions(pack_a, pack_b, epilogue)
         sources = [
@@ -286,7 +294,9 @@ class ProgramBuilder:
 
     def tensor_view(self, view: BufferView) -> p.TensorView:
         name = self.resolve(view.buffer)
-        return p.TensorView(name, view.shape, view.strides, view.offset, torch_dtype(self.dtypes[view.buffer]))
+        return p.TensorView(
+            name, view.shape, view.strides, view.offset, torch_dtype(self.dtypes[view.buffer])
+        )
 
     def input_spec(self, position: int, name: Any) -> p.Input:
         if isinstance(name, str):

@@ -18,8 +18,6 @@ from compiler_bridge.ir import (
     BufferView,
     Contract,
     Expr,
-    Node,
-    Reduce,
     Size,
     exact_quotient,
     strided_index,
@@ -32,6 +30,12 @@ from compiler_bridge.lower.convolutions import (
     spread_gradient,
     window_load,
     window_of,
+)
+from compiler_bridge.lower.depthwise_convolutions import (
+    depthwise_convolution,
+    depthwise_input_gradient,
+    depthwise_weight_gradient,
+    is_regular,
 )
 from compiler_bridge.lower.lowering import (
     Lowering,
@@ -108,6 +112,8 @@ def grouped_convolution(
 ) -> BufferView:
     """out[n, g, o, y] = sum over c, d of input[n, g, c, y * stride + d * dilation - padding] * weight[g, o, c, d]"""
     x, w = in_groups(x, 1, groups), in_groups(w, 0, groups)
+    if w.shape[2] == 1:
+        return depthwise_convolution(lowering, val, without(x, 2), without(w, 2), window)
     batch, *places = axes_of((val.shape[0], *sizes(val.shape[2:])))
     group, out, channel, taps = weight_axes(w.shape)
     index = input_places(window, places, taps)
@@ -121,8 +127,10 @@ def grouped_input_gradient(
     lowering: Lowering, val: torch.Tensor, grad: BufferView, w: BufferView, window: Window, groups: int
 ) -> BufferView:
     """dx[n, g, c, y] = sum over o, d of spread[n, g, o, y + padding - d * dilation] * weight[g, o, c, d]"""
-    spread = in_groups(spread_gradient(lowering, grad, window.stride), 1, groups)
     w = in_groups(w, 0, groups)
+    if w.shape[2] == 1:
+        return depthwise_gradient(lowering, val, grad, without(w, 2), window, groups)
+    spread = in_groups(spread_gradient(lowering, grad, window.stride), 1, groups)
     batch, *places = axes_of((val.shape[0], *sizes(val.shape[2:])))
     group, out, channel, taps = weight_axes(w.shape)
     index = [
@@ -140,6 +148,8 @@ def grouped_weight_gradient(
 ) -> BufferView:
     """dw[g, o, c, d] = sum over n, y of grad[n, g, o, y] * input[n, g, c, y * stride + d * dilation - padding]"""
     grad, x = in_groups(grad, 1, groups), in_groups(x, 1, groups)
+    if val.shape[1] == 1:
+        return depthwise_weight_gradient(lowering, val, grad, without(x, 2), window)
     batch, *places = axes_of((grad.shape[0], *grad.shape[3:]), "y")
     shape = (groups, grad.shape[2], *sizes(val.shape[1:]))
     group, out, channel, taps = weight_axes(shape)
@@ -148,6 +158,24 @@ def grouped_weight_gradient(
     right = window_load(lowering, x, [batch, group, channel], index, padded(window))
     axes = (group, out, channel, *taps)
     return sum_of_products(lowering, val, 0, axes, (batch, *places), left, right)
+
+
+def depthwise_gradient(
+    lowering: Lowering, val: torch.Tensor, grad: BufferView, w: BufferView, window: Window, groups: int
+) -> BufferView:
+    if not is_regular(val, window):
+        grad, window = (
+            spread_gradient(lowering, grad, window.stride),
+            replace(window, stride=[1] * len(window.stride)),
+        )
+    return depthwise_input_gradient(lowering, val, in_groups(grad, 1, groups), w, window)
+
+
+def without(view: BufferView, dim: int) -> BufferView:
+    """The view without a dimension of extent 1."""
+    shape, strides = list(view.shape), list(view.strides)
+    del shape[dim], strides[dim]
+    return replace(view, shape=tuple(shape), strides=tuple(strides))
 
 
 def weight_axes(shape: tuple[Size, ...]) -> tuple[Axis, Axis, Axis, list[Axis]]:
@@ -165,22 +193,14 @@ def sum_of_products(
     lhs: Expr,
     rhs: Expr,
 ) -> BufferView:
-    """val[axes] = sum over `reduced` of lhs * rhs, where dimension `dim` of val is the axes of groups and channels.
-
-    A group of one channel is no matrix product but a plain sum.
-    """
+    """val[axes] = sum over `reduced` of lhs * rhs, where dimension `dim` of val is the axes of groups and channels."""
     dtype = compute_dtype(dtype_name(val.dtype))
     if dtype_kind(dtype) != "float":
         raise NoLowering(f"convolution of {val.dtype}")
     buffer = lowering.buffer_like(val, dtype)
     store = strided_index(axes, in_groups(lowering.whole(buffer), dim, axes[dim].extent).strides)
     lhs, rhs = cast(lhs, dtype), cast(rhs, dtype)
-    depthwise = all(axis.extent == 1 for axis in (*axes, *reduced) if axis.name == "c")
-    loops = real_axes(axes), real_axes(reduced), store
-    if depthwise:
-        node: Node = Reduce(buffer.name, lowering.origin(), *loops, apply("mul", lhs, rhs), "sum")
-    else:
-        node = Contract(buffer.name, lowering.origin(), *loops, lhs, rhs)
+    node = Contract(buffer.name, lowering.origin(), real_axes(axes), real_axes(reduced), store, lhs, rhs)
     lowering.append(node)
     wide = lowering.whole(buffer)
     if buffer.dtype == dtype_name(val.dtype):
