@@ -257,7 +257,7 @@ class WindowWriter(KernelWriter):
         zero = f"splat({self.identity_text(node)}, {self.schedule.lanes})"
         totals = [self.names.fresh("acc") for _ in places]
         lines = [f"{total} = {zero}" for total in totals]
-        factor = self.names.fresh("f")
+        factor = self.names.fresh("factor")
         inner = [f"{factor} = {self.load(form.factor.index, form.factor)}"]
         for total, place in zip(totals, places):
             conditions = self.conditions_at(place) if checked else []
@@ -348,7 +348,7 @@ class WindowWriter(KernelWriter):
     def add(self, totals: list[str], checked: bool) -> list[str]:
         """One column's products to the sums."""
         form = self.form
-        factor = self.names.fresh("f")
+        factor = self.names.fresh("factor")
         lines = [f"{factor} = {self.load(form.factor.index, form.factor)}"]
         for position, total in enumerate(totals):
             tap = Index((), position)
