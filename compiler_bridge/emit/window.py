@@ -16,10 +16,11 @@ By tap, a row adds to the sums of all taps: those of the taps along the columns 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from compiler_bridge.cpu.host import NATIVE_LANES
+from compiler_bridge.cpu.host import NATIVE_LANES, cache_bytes
 from compiler_bridge.emit.expression import Scope, Term
 from compiler_bridge.emit.kernel import INDENT, KernelCode, KernelWriter
 from compiler_bridge.emit.names import constant_text, decode_lines
@@ -39,7 +40,7 @@ SUM_ROWS = 8  # by tap: rows are summed in so many blocks
 def schedule_window(group: Group, form: WindowForm, hints: dict[Any, int]) -> Schedule:
     """Lanes are whole registers, several where that divides the channels and leaves registers enough."""
     native = NATIVE_LANES // (2 if form.source.dtype == "float64" else 1)
-    registers = 2 if form.gathers else 4 if form.column_tap.extent in (1, 2, 3) else 2
+    registers = 1 if form.gathers else 4 if form.column_tap.extent in (1, 2, 3) else 2
     extent = form.lane.extent
     while registers > 1 and not (isinstance(extent, int) and extent % (native * registers) == 0):
         registers //= 2
@@ -79,7 +80,7 @@ class WindowWriter(KernelWriter):
         decode = decode_lines([(a.name, a.extent) for a in self.form.rows], self.names)
         limits = self.tap_limits()
         bounds = self.column_bounds()
-        content = self.lane_loop(bounds)
+        content = self.content(bounds)
         lines = [*decode, *self.writer.row.lines, *limits, *self.bound_lines(bounds), *content]
         depth = len(head[-1]) - len(head[-1].lstrip()) + len(INDENT)
         self.lines = [INDENT + text for text in head] + [INDENT + " " * depth + text for text in lines]
@@ -108,25 +109,37 @@ class WindowWriter(KernelWriter):
             f"{INDENT}for r in range({begin}, {end}):",
         ]
 
-    def lane_loop(self, bounds: Bounds) -> list[str]:
+    def lane_loop(self, content: Callable[[], list[str]]) -> list[str]:
+        """`content` for all lanes: whole vectors, and one partial vector where they do not divide the axis."""
         lane, lanes = self.form.lane, self.schedule.lanes
         extent, size = lane.extent, self.names.size(lane.extent)
         whole = str(extent - extent % lanes) if isinstance(extent, int) else f"{size} - {size} % {lanes}"
         lines: list[str] = []
         if not isinstance(extent, int) or extent >= lanes:
-            lines += [f"for {lane.name} in range(0, {whole}, {lanes}):", *indented(self.content(bounds))]
+            lines += [f"for {lane.name} in range(0, {whole}, {lanes}):", *indented(content())]
         if not isinstance(extent, int) or extent % lanes:
             self.writer.count = "lanes_left"
             lines += [
                 f"for {lane.name} in range({whole}, {size}, {lanes}):",
                 f"{INDENT}lanes_left = {size} - {lane.name}",
-                *indented(self.content(bounds)),
+                *indented(content()),
             ]
             self.writer.count = None
         return lines
 
     def content(self, bounds: Bounds) -> list[str]:
-        return self.gathered_columns(bounds) if self.form.gathers else self.sums_by_tap(bounds)
+        """Lanes inside of the columns where all factors stay in the first-level cache: memory is then read in order.
+        Else lanes outside, so that a vector of each factor serves the whole row."""
+        if not self.form.gathers:
+            return self.lane_loop(lambda: self.sums_by_tap(bounds))
+        if self.factor_bytes() <= cache_bytes(1) // 2:
+            return self.gathered_columns(bounds, lambda *at: self.lane_loop(lambda: self.block(*at)))
+        return self.lane_loop(lambda: self.gathered_columns(bounds, self.block))
+
+    def factor_bytes(self) -> int:
+        form = self.form
+        elements = hint(numel((form.lane, *form.taps, form.column_tap)), self.schedule.hints)
+        return elements * (8 if form.factor.dtype == "float64" else 4)
 
     # ------------------------------------------------------------ where the window lies inside
 
@@ -164,6 +177,10 @@ class WindowWriter(KernelWriter):
         fixed = [c for c in form.conditions if not moving & set(c.axes())]
         return [f"{self.writer.offset_text(c)} >= 0" for c in fixed]
 
+    def extents(self) -> dict[str, Size]:
+        """Of the axes that stand in a condition beside the column."""
+        return {axis.name: axis.extent for axis in (*self.form.rows, self.form.column_tap)}
+
     def column_bounds(self) -> Bounds:
         """Where along the columns every tap lies inside the source."""
         form = self.form
@@ -172,7 +189,7 @@ class WindowWriter(KernelWriter):
         for condition in filter(self.is_column_bound, form.conditions):
             factor = condition.coefficient(form.column.name)
             rest = substitute_index(condition, {form.column.name: Index()})
-            known = index_range(rest, {form.column_tap.name: form.column_tap.extent})
+            known = index_range(rest, self.extents())
             least = known[0] if known else f"({self.least_text(rest)})"
             if not isinstance(factor, int) or factor > 0:
                 step = self.names.size(factor)
@@ -203,7 +220,7 @@ class WindowWriter(KernelWriter):
     def conditions_at(self, place: Index, tap: Index | None = None) -> list[str] | None:
         """Text of what must hold at a column; None where it cannot."""
         form, found = self.form, list[str]()
-        extents = {form.column_tap.name: form.column_tap.extent}
+        extents = self.extents()
         for condition in filter(self.is_column_bound, form.conditions):
             at = substitute_index(condition, {form.column.name: place})
             if tap is not None:
@@ -217,7 +234,7 @@ class WindowWriter(KernelWriter):
 
     # ------------------------------------------------------------ gathering
 
-    def gathered_columns(self, bounds: Bounds) -> list[str]:
+    def gathered_columns(self, bounds: Bounds, block: Callable[..., list[str]]) -> list[str]:
         """Blocks of columns: those inside without conditions, those at the borders with them."""
         column, jam = self.form.column, self.jam
         extent, name = column.extent, column.name
@@ -229,11 +246,11 @@ class WindowWriter(KernelWriter):
             if len(borders) <= MOST_BORDERS:
                 lines = []
                 for x in (x for x in borders if x < first):
-                    lines += self.block([Index((), x + j) for j in range(min(jam, extent - x))], True)
+                    lines += block([Index((), x + j) for j in range(min(jam, extent - x))], True)
                 if last > first:
-                    lines += [f"for {name} in range({first}, {last}, {jam}):", *indented(self.block(inside))]
+                    lines += [f"for {name} in range({first}, {last}, {jam}):", *indented(block(inside))]
                 for x in (x for x in borders if x >= last):
-                    lines += self.block([Index((), x + j) for j in range(min(jam, extent - x))], True)
+                    lines += block([Index((), x + j) for j in range(min(jam, extent - x))], True)
                 return lines
         begin, end = (
             (bounds.begin, bounds.end) if isinstance(bounds.begin, int) else ("inside_begin", "inside_end")
@@ -241,10 +258,10 @@ class WindowWriter(KernelWriter):
         return [
             f"for {name} in range(0, {self.names.size(extent)}, {jam}):",
             f"{INDENT}if {name} >= {begin} and {name} + {jam} <= {end}:",
-            *indented(self.block(inside), 2),
+            *indented(block(inside), 2),
             f"{INDENT}else:",
             f"{INDENT * 2}for {name}_one in range({name}, min({name} + {jam}, {self.names.size(extent)})):",
-            *indented(self.block([axis_index(f"{name}_one")], True), 3),
+            *indented(block([axis_index(f"{name}_one")], True), 3),
         ]
 
     def at(self, offset: int) -> Index:

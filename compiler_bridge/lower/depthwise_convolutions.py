@@ -96,8 +96,10 @@ def reached_by(k: int, extent: Size, taps: Size, stride: Size, padding: Size, di
         Index(((Value(apply(op, moved, constant(stride, "int64"))), 1),))
         for op in ("remainder", "floor_divide")
     )
-    if isinstance(padding, int) and isinstance(stride, int) and padding % stride == 0:
+    if isinstance(padding, int) and padding % stride == 0:
         first, carried = affine(rest, 1), Index((), padding // stride)
+    elif isinstance(padding, int) and stride == 2:  # of r and r + 1 one is even
+        first, carried = affine(rest, -1, 1), affine(rest, 1, padding // 2)
     place = affine(axis, 1) + affine(tap, -1) + carried
     return Reached((axis, rest), (stride, 1), tap, affine(tap, stride) + first, place)
 
