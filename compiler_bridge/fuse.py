@@ -48,6 +48,7 @@ from compiler_bridge.ir import (
 from compiler_bridge.lower.lowering import apply, constant
 from compiler_bridge.ops import OPS
 from compiler_bridge.rules import one_hot_choice, simplify_node
+from compiler_bridge.window import window_form
 
 SYMBOL_HINT = 64  # a stand-in for an unknown size where only a guess of magnitude is needed
 LARGEST_EXPRESSION = 60  # operations; Numba's front end is superlinear in the length of a function
@@ -315,6 +316,8 @@ class Inliner:
             attempt = try_inline(node, load, producer, self.hints)
             if attempt is not None and isinstance(node, Contract) and spoils_packing(node, *attempt):
                 attempt = None
+            if attempt is not None and window_form(node) is not None and window_form(attempt[0]) is None:
+                attempt = None  # vectors would not lie side by side any more: the copy stays
             if attempt is None or sum(count_ops(e) for e in node_exprs(attempt[0])) > LARGEST_EXPRESSION:
                 declined.add(load)
                 continue

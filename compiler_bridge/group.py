@@ -40,6 +40,7 @@ from compiler_bridge.ir import (
     split_axis,
     substitute_node,
 )
+from compiler_bridge.window import window_form
 
 LARGEST_KERNEL = 160  # operations in one kernel
 LARGEST_SINK = 32768  # accumulators of one sink: they should stay in the second-level cache
@@ -109,6 +110,9 @@ def main_load(node: Any) -> Index | None:
 
 def decide_frame(group: Group, node: Reduce, hints: Any) -> None:
     """Rows and columns for a kernel whose first Reduce is `node`."""
+    if window_form(node) is not None:
+        group.outer, group.inner, group.decided, group.lanes_outer = node.axes, node.reduce_axes, True, True
+        return
     names = {a.name for a in node.reduce_axes}
     kept = tuple(a for a in group.axes if a.name not in names)
     reduced = tuple(a for a in group.axes if a.name in names)
@@ -258,6 +262,7 @@ def join(group: Group, node: Any, hints: Any) -> Group:
     """The group with `node` in it, or Mismatch."""
     if any(a.extent == 0 for a in (*group.axes, *all_axes(node))):
         raise Mismatch("empty loops are not fused")
+    require_no_window(group, node)
     alignment = Alignment(group, node)
     aligned = alignment.run()
     joined = replace(
@@ -281,6 +286,13 @@ def join(group: Group, node: Any, hints: Any) -> Group:
     if sum(count_ops(e) for n in joined.nodes for e in node_exprs(n)) > LARGEST_KERNEL:
         raise Mismatch("the kernel would get too long")
     return joined
+
+
+def require_no_window(group: Group, node: Any) -> None:
+    """A sum over windows has a kernel of its own; only Maps follow one that gathers."""
+    form = window_form(group.nodes[0])
+    if window_form(node) is not None or (form is not None and not (form.gathers and isinstance(node, Map))):
+        raise Mismatch("a sum over windows has a kernel of its own")
 
 
 def check_dependences(group: Group, node: Any) -> None:

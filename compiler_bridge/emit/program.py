@@ -17,6 +17,7 @@ from compiler_bridge.emit.names import MODULE_HEADER, PHILOX_IMPORT, Names
 from compiler_bridge.emit.prologue import PackWriter, PlacesWriter, SegmentsWriter
 from compiler_bridge.emit.scan import write_scan
 from compiler_bridge.emit.scatter import write_scatter
+from compiler_bridge.emit.window import WindowWriter, schedule_window
 from compiler_bridge.errors import UnsupportedOp
 from compiler_bridge.group import Group
 from compiler_bridge.ir import (
@@ -35,6 +36,7 @@ from compiler_bridge.ir import (
 )
 from compiler_bridge.ops import DTYPES, compute_dtype
 from compiler_bridge.schedule import schedule_epilogue, schedule_group
+from compiler_bridge.window import window_form
 
 if TYPE_CHECKING:
     from compiler_bridge.emit.gemm_step import Function, GemmFunctions
@@ -122,9 +124,13 @@ class ProgramBuilder:
     def build_loops(self, group: Group, outputs: set[str]) -> None:
         if any(axis.extent == 0 for axis in group.axes):
             return  # nothing to compute (sums over nothing have become constants)
-        schedule = schedule_group(group, outputs, self.graph.symbol_hints)
-        writer = KernelWriter(schedule, self.dtypes, outputs, self.new_partial)
-        code = writer.write()
+        form = window_form(group.nodes[0])
+        if form is not None:
+            schedule = schedule_window(group, form, self.graph.symbol_hints)
+            code = WindowWriter(schedule, form, self.dtypes, outputs, self.new_partial).write()
+        else:
+            schedule = schedule_group(group, outputs, self.graph.symbol_hints)
+            code = KernelWriter(schedule, self.dtypes, outputs, self.new_partial).write()
         for sink in code.sinks:
             self.extra.append(p.Buffer(sink.buffer, DTYPES[sink.dtype], sink.width * code.blocks, "arena"))
             self.dtypes[sink.buffer] = sink.dtype

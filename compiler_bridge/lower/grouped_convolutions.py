@@ -18,32 +18,32 @@ from compiler_bridge.ir import (
     BufferView,
     Contract,
     Expr,
-    Node,
-    Reduce,
+    Map,
     Size,
-    exact_quotient,
     strided_index,
 )
-from compiler_bridge.lower.convolutions import (
-    Window,
-    affine,
-    input_places,
-    padded,
-    spread_gradient,
-    window_load,
-    window_of,
+from compiler_bridge.lower.depthwise_convolutions import (
+    depthwise_convolution,
+    depthwise_input_gradient,
+    depthwise_weight_gradient,
+    is_regular,
 )
+from compiler_bridge.lower.input_gradient import convolution_input_gradient, in_groups
 from compiler_bridge.lower.lowering import (
     Lowering,
     NoLowering,
     apply,
     axes_of,
+    both,
     cast,
+    constant,
     dtype_name,
+    index_expr,
     real_axes,
     sizes,
 )
 from compiler_bridge.lower.reductions import reduce_value
+from compiler_bridge.lower.window import Window, input_places, padded, window_load, window_of
 from compiler_bridge.ops import compute_dtype, dtype_kind
 
 
@@ -92,22 +92,13 @@ def bias_gradient(lowering: Lowering, val: torch.Tensor, grad: BufferView) -> Bu
 # ---------------------------------------------------------------- sums of products with an axis of groups
 
 
-def in_groups(view: BufferView, dim: int, groups: int) -> BufferView:
-    """The view with its channels, dimension `dim`, taken apart into groups and the channels of a group."""
-    extent, stride = view.shape[dim], view.strides[dim]
-    channels = exact_quotient(extent, groups)
-    if channels is None:
-        raise NoLowering(f"{groups} groups of {extent} channels")
-    shape = (*view.shape[:dim], groups, channels, *view.shape[dim + 1 :])
-    strides = (*view.strides[:dim], stride * channels, stride, *view.strides[dim + 1 :])
-    return replace(view, shape=shape, strides=strides)
-
-
 def grouped_convolution(
     lowering: Lowering, val: torch.Tensor, x: BufferView, w: BufferView, window: Window, groups: int
 ) -> BufferView:
     """out[n, g, o, y] = sum over c, d of input[n, g, c, y * stride + d * dilation - padding] * weight[g, o, c, d]"""
     x, w = in_groups(x, 1, groups), in_groups(w, 0, groups)
+    if w.shape[2] == 1:
+        return depthwise_convolution(lowering, val, without(x, 2), without(w, 2), window)
     batch, *places = axes_of((val.shape[0], *sizes(val.shape[2:])))
     group, out, channel, taps = weight_axes(w.shape)
     index = input_places(window, places, taps)
@@ -120,19 +111,10 @@ def grouped_convolution(
 def grouped_input_gradient(
     lowering: Lowering, val: torch.Tensor, grad: BufferView, w: BufferView, window: Window, groups: int
 ) -> BufferView:
-    """dx[n, g, c, y] = sum over o, d of spread[n, g, o, y + padding - d * dilation] * weight[g, o, c, d]"""
-    spread = in_groups(spread_gradient(lowering, grad, window.stride), 1, groups)
-    w = in_groups(w, 0, groups)
-    batch, *places = axes_of((val.shape[0], *sizes(val.shape[2:])))
-    group, out, channel, taps = weight_axes(w.shape)
-    index = [
-        affine(place, 1) + affine(tap, -dilation, padding)
-        for place, tap, dilation, padding in zip(places, taps, window.dilation, window.padding)
-    ]
-    left = window_load(lowering, spread, [batch, group, out], index, [True] * len(places))
-    right = lowering.load_view(w, [group, out, channel, *taps])
-    axes = (batch, group, channel, *places)
-    return sum_of_products(lowering, val, 1, axes, (out, *taps), left, right)
+    """dx[n, g, c, y] = sum over o, d of grad[n, g, o, (y + padding - d * dilation) / stride] * weight[g, o, c, d]"""
+    if w.shape[1] == 1:
+        return depthwise_gradient(lowering, val, grad, without(in_groups(w, 0, groups), 2), window, groups)
+    return convolution_input_gradient(lowering, val, grad, w, window, groups)
 
 
 def grouped_weight_gradient(
@@ -140,6 +122,8 @@ def grouped_weight_gradient(
 ) -> BufferView:
     """dw[g, o, c, d] = sum over n, y of grad[n, g, o, y] * input[n, g, c, y * stride + d * dilation - padding]"""
     grad, x = in_groups(grad, 1, groups), in_groups(x, 1, groups)
+    if val.shape[1] == 1:
+        return depthwise_weight_gradient(lowering, val, grad, without(x, 2), window)
     batch, *places = axes_of((grad.shape[0], *grad.shape[3:]), "y")
     shape = (groups, grad.shape[2], *sizes(val.shape[1:]))
     group, out, channel, taps = weight_axes(shape)
@@ -148,6 +132,45 @@ def grouped_weight_gradient(
     right = window_load(lowering, x, [batch, group, channel], index, padded(window))
     axes = (group, out, channel, *taps)
     return sum_of_products(lowering, val, 0, axes, (batch, *places), left, right)
+
+
+def spread_gradient(lowering: Lowering, grad: BufferView, stride: list[Size]) -> BufferView:
+    """[batch, channels, height, width] -> [batch, channels, height * stride, width * stride], zeros between"""
+    if all(step == 1 for step in stride):
+        return grad
+    steps: list[Size] = [1, 1, *stride]
+    shape = [extent * step for extent, step in zip(grad.shape, steps)]
+    buffer = lowering.new_buffer(shape, lowering.graph.buffers[grad.buffer].dtype)
+    axes, between = axes_of(grad.shape), axes_of(steps, "r")
+    value = lowering.load_view(grad, axes)
+    first: Expr | None = None
+    for axis in real_axes(between):
+        first = both(first, apply("eq", index_expr(axis), constant(0, "int64")))
+    assert first is not None
+    value = apply("where", first, value, constant(0, value.dtype))
+    coarse = [step * s for step, s in zip(steps, buffer.strides)]
+    store = strided_index(axes, coarse) + strided_index(between, buffer.strides)
+    loops = tuple(axis for pair in zip(axes, between) for axis in pair)
+    lowering.append(Map(buffer.name, lowering.origin(), real_axes(loops), store, value))
+    return lowering.whole(buffer)
+
+
+def depthwise_gradient(
+    lowering: Lowering, val: torch.Tensor, grad: BufferView, w: BufferView, window: Window, groups: int
+) -> BufferView:
+    if not is_regular(val, window):
+        grad, window = (
+            spread_gradient(lowering, grad, window.stride),
+            replace(window, stride=[1] * len(window.stride)),
+        )
+    return depthwise_input_gradient(lowering, val, in_groups(grad, 1, groups), w, window)
+
+
+def without(view: BufferView, dim: int) -> BufferView:
+    """The view without a dimension of extent 1."""
+    shape, strides = list(view.shape), list(view.strides)
+    del shape[dim], strides[dim]
+    return replace(view, shape=tuple(shape), strides=tuple(strides))
 
 
 def weight_axes(shape: tuple[Size, ...]) -> tuple[Axis, Axis, Axis, list[Axis]]:
@@ -165,22 +188,14 @@ def sum_of_products(
     lhs: Expr,
     rhs: Expr,
 ) -> BufferView:
-    """val[axes] = sum over `reduced` of lhs * rhs, where dimension `dim` of val is the axes of groups and channels.
-
-    A group of one channel is no matrix product but a plain sum.
-    """
+    """val[axes] = sum over `reduced` of lhs * rhs, where dimension `dim` of val is the axes of groups and channels."""
     dtype = compute_dtype(dtype_name(val.dtype))
     if dtype_kind(dtype) != "float":
         raise NoLowering(f"convolution of {val.dtype}")
     buffer = lowering.buffer_like(val, dtype)
     store = strided_index(axes, in_groups(lowering.whole(buffer), dim, axes[dim].extent).strides)
     lhs, rhs = cast(lhs, dtype), cast(rhs, dtype)
-    depthwise = all(axis.extent == 1 for axis in (*axes, *reduced) if axis.name == "c")
-    loops = real_axes(axes), real_axes(reduced), store
-    if depthwise:
-        node: Node = Reduce(buffer.name, lowering.origin(), *loops, apply("mul", lhs, rhs), "sum")
-    else:
-        node = Contract(buffer.name, lowering.origin(), *loops, lhs, rhs)
+    node = Contract(buffer.name, lowering.origin(), real_axes(axes), real_axes(reduced), store, lhs, rhs)
     lowering.append(node)
     wide = lowering.whole(buffer)
     if buffer.dtype == dtype_name(val.dtype):

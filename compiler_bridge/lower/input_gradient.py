@@ -1,0 +1,126 @@
+"""The gradient of a convolution's input, which is also what a transposed convolution computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from compiler_bridge.ir import (
+    Axis,
+    Buffer,
+    BufferView,
+    Expr,
+    Index,
+    IndexValue,
+    Load,
+    Size,
+    Value,
+    exact_quotient,
+    size_equal,
+    strided_index,
+)
+from compiler_bridge.lower.contractions import contract_into
+from compiler_bridge.lower.lowering import (
+    Lowering,
+    NoLowering,
+    apply,
+    axes_of,
+    both,
+    constant,
+    dtype_name,
+    sizes,
+)
+from compiler_bridge.lower.window import Window, affine, window_load
+from compiler_bridge.ops import compute_dtype
+
+
+def in_groups(view: BufferView, dim: int, groups: int) -> BufferView:
+    """The view with its channels, dimension `dim`, taken apart into groups and the channels of a group."""
+    extent, stride = view.shape[dim], view.strides[dim]
+    channels = exact_quotient(extent, groups)
+    if channels is None:
+        raise NoLowering(f"{groups} groups of {extent} channels")
+    shape = (*view.shape[:dim], groups, channels, *view.shape[dim + 1 :])
+    strides = (*view.strides[:dim], stride * channels, stride, *view.strides[dim + 1 :])
+    return replace(view, shape=shape, strides=strides)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One dimension of the input's gradient: y = stride * step + phase, so that the taps which reach y depend on
+    the phase alone."""
+
+    step: Axis
+    phase: Axis
+    index: Index
+
+    @staticmethod
+    def of(place: Axis, stride: Size) -> Phase:
+        if stride == 1:
+            return Phase(place, Axis(f"{place.name}r", 1), affine(place, 1))
+        steps = (place.extent + stride - 1) // stride
+        step, phase = Axis(f"{place.name}s", steps), Axis(f"{place.name}r", stride)
+        return Phase(step, phase, affine(step, stride) + affine(phase, 1))
+
+
+def convolution_input_gradient(
+    lowering: Lowering, val: torch.Tensor, grad: BufferView, w: BufferView, window: Window, groups: int = 1
+) -> BufferView:
+    """dx[n, g, c, y] = sum over o, d of grad[n, g, o, (y + padding - d * dilation) / stride] * weight[g, o, c, d]
+
+    where that is a whole number. With t = d * dilation - padding and y = stride * step + phase it is
+    step - floor(t / stride), if the phase is what t leaves of the stride.
+    """
+    grad, w = in_groups(grad, 1, groups), in_groups(w, 0, groups)
+    batch, *places = axes_of((val.shape[0], *sizes(val.shape[2:])))
+    group, out, channel = (Axis(name, extent) for name, extent in zip("goc", w.shape))
+    taps = [Axis(f"w{k}", extent) for k, extent in enumerate(w.shape[3:])]
+    phases = [Phase.of(place, stride) for place, stride in zip(places, window.stride)]
+    found = [
+        source_place(phase, affine(tap, dilation, -padding), stride)
+        for phase, tap, dilation, padding, stride in zip(
+            phases, taps, window.dilation, window.padding, window.stride
+        )
+    ]
+    index = [place for place, _ in found]
+    left = window_load(lowering, grad, [batch, group, out], index, [True] * len(places))
+    assert isinstance(left, Load)
+    for _, fits in found:
+        left = replace(left, mask=both(left.mask, fits)) if fits is not None else left
+    right = lowering.load_view(w, [group, out, channel, *taps])
+    order = (group, batch, *(p.phase for p in phases), *(p.step for p in phases), channel)
+    whole = [p.step.extent * p.phase.extent for p in phases]
+    dtype = compute_dtype(dtype_name(val.dtype))
+    exact = all(size_equal(extent, place.extent) for extent, place in zip(whole, places))
+    buffer = lowering.buffer_like(val, dtype) if exact else channels_last(lowering, val, whole, dtype)
+    step = buffer.strides[1]
+    store = strided_index([batch, group, channel], [buffer.strides[0], step * channel.extent, step])
+    for phase, stride in zip(phases, buffer.strides[2:]):
+        store = store + phase.index.scaled(stride)
+    made = contract_into(lowering, buffer, order, (out, *taps), left, right, store)
+    if exact and dtype == dtype_name(val.dtype):
+        return made
+    return lowering.map(val, lambda axes: lowering.load_view(made, axes))
+
+
+def source_place(phase: Phase, t: Index, stride: Size) -> tuple[Index, Expr | None]:
+    """step - floor(t / stride), and the condition that the phase is what t leaves of the stride."""
+    if stride == 1:
+        return affine(phase.step, 1) + t.scaled(-1), None
+    quotient = apply("floor_divide", IndexValue("int64", t), constant(stride, "int64"))
+    rest = apply("remainder", IndexValue("int64", t), constant(stride, "int64"))
+    place = affine(phase.step, 1) + Index(((Value(quotient), -1),))
+    return place, apply("eq", IndexValue("int64", affine(phase.phase, 1)), rest)
+
+
+def channels_last(lowering: Lowering, val: torch.Tensor, places: list[Size], dtype: str) -> Buffer:
+    """[batch, channels, *places] with the channels innermost"""
+    batch, channels = sizes(val.shape)[:2]
+    strides: list[Size] = [channels]
+    for extent in reversed(places):
+        strides.insert(
+            0, strides[0] * extent
+        )  # of the batch and each place but the last, whose own is channels
+    shape = [batch, channels, *places]
+    return lowering.new_buffer(shape, dtype, [strides[0], 1, *strides[1:]])
