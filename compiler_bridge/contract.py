@@ -259,7 +259,8 @@ def with_contiguous_columns(node: Contract) -> Contract:
     form = packed_form(node)
     if form is None or not any(form.made) or form.n.c == 1 or form.m.c != 1:
         return node
-    return replace(node, lhs=node.rhs, rhs=node.lhs)
+    swapped = replace(node, lhs=node.rhs, rhs=node.lhs)
+    return node if packed_form(swapped) is None else swapped
 
 
 def first(dimensions: Iterable[Dimension]) -> Dimension:
