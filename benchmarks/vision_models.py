@@ -159,6 +159,9 @@ def segformer(size: Size, nn: ModuleType) -> Workload:
         classifier_dropout_prob=0.0, drop_path_rate=0.0,
     )  # fmt: skip
     model = SegformerForSemanticSegmentation(config)
+    with torch.no_grad():  # transformers hooks its layers in the first call, which would break the graph
+        model.eval()(pixels(size, 1, 0))
+    model.train()
     return Workload("segformer", model, draw_masks(size), model_loss, without_labels)
 
 
@@ -193,7 +196,9 @@ def autoencoder(size: Size, nn: ModuleType) -> Workload:
 
 TRANSFORMERS = (resnet18, resnet50, convnext, mobilenet_v2, efficientnet, regnet, swin, segformer)
 OWN = (vgg, unet, autoencoder)
-BUILDERS: dict[str, Callable[[Size, ModuleType], Workload]] = {make.__name__: make for make in TRANSFORMERS + OWN}
+BUILDERS: dict[str, Callable[[Size, ModuleType], Workload]] = {
+    make.__name__: make for make in TRANSFORMERS + OWN
+}
 
 
 def build(name: str, size: Size, nn: ModuleType = torch.nn, seed: int = 0) -> Workload:
@@ -203,3 +208,10 @@ def build(name: str, size: Size, nn: ModuleType = torch.nn, seed: int = 0) -> Wo
     """
     torch.manual_seed(seed)
     return BUILDERS[name](size, nn)
+
+
+def build_for(contender: str, name: str, size: Size) -> Workload:
+    """The workload as a contender of the benchmarks has it: only pynn's own is written with pynn."""
+    import pynn
+
+    return build(name, size, pynn if contender == "pynn" else torch.nn)
