@@ -1,9 +1,11 @@
 # `make test` and `make demo` need only Python (3.10 or newer) and make; everything else goes into .venv.
 #
 #   make demo     train a small GPT three ways: torch eager, torch under Inductor, pynn compiled
+#   make demo-vision
+#                 train a small convolutional network on real images: torch eager, pynn compiled
 #   make test     the whole suite (under 20 minutes on 2 cores)
 #   make check    lint, types and the fast tests (about two minutes once the kernels are cached)
-#   make bench    every benchmark, then the table in README.md: about 40 minutes, less with QUICK=1
+#   make bench    every benchmark, then the table in README.md: a few hours, less with QUICK=1
 #   make clean    remove what these commands wrote, .venv included
 #
 # PyPI's torch for Linux is the CUDA build, several GB. The CPU build is enough here:
@@ -20,10 +22,13 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/installed
 TORCH := $(shell grep '^torch==' requirements.txt)
 
-.PHONY: demo test check bench clean install
+.PHONY: demo demo-vision test check bench clean install
 
 demo: $(STAMP)
 	$(BIN)/python -m benchmarks.demo
+
+demo-vision: $(STAMP)
+	$(BIN)/python -m benchmarks.demo_vision
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -1,8 +1,8 @@
 """`python -m benchmarks [suite]...`: measure; `python -m benchmarks report`: write up.
 
-Suites: gemm, layers, definitions, models, compile, growth. Without names, every suite runs. Results go to
-benchmarks/results/<suite>-<threads>.json with the machine and the versions. Each thread count is a process of
-its own: compiled code may keep the count it began with.
+Suites: gemm, layers, definitions, models, compile, growth, convolution, vision_layers, vision_models. Without
+names, every suite runs. Results go to benchmarks/results/<suite>-<threads>.json with the machine and the
+versions. Each thread count is a process of its own: compiled code may keep the count it began with.
 """
 
 import argparse
@@ -13,8 +13,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.report import SUITES, amounts_of, write_report
+
 RESULTS = Path(__file__).parent / "results"
-SUITES = ("gemm", "layers", "definitions", "models", "compile", "growth")
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -33,15 +34,18 @@ def parse() -> argparse.Namespace:
 
 
 def say(record: dict) -> None:
-    """Print one record as a line: medians, and how many times faster than eager (or Inductor) pynn is."""
-    seconds = record["seconds"]
-    medians = "  ".join(f"{name} {format_seconds(value)}" for name, value in seconds.items())
+    """Print one record as a line: medians, and how many times better than eager (or Inductor) pynn is."""
+    amounts = amounts_of(record)
+    show = format_bytes if "peak_bytes" in record else format_seconds
+    medians = "  ".join(f"{name} {show(value)}" for name, value in amounts.items())
     ratios = "".join(
-        f"  {seconds[peer] / seconds['pynn']:.2f}x {peer}"
+        f"  {amounts[peer] / amounts['pynn']:.2f}x {peer}"
         for peer in ("eager", "inductor")
-        if peer in seconds and "pynn" in seconds
+        if peer in amounts and "pynn" in amounts
     )
     errors = "".join(f"  {name} fails: {error}" for name, error in record.get("errors", {}).items())
+    if "externs" in record:
+        errors += f"  left to ATen: {', '.join(record['externs'])}"
     title = f"{record['name']:<20} {record['size']:<14} {record['mode']:<17}"
     console.print(f"{title} {medians} {ratios}{errors}", markup=False)
 
@@ -52,10 +56,15 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds * 1e3:8.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:8.2f} us"
 
 
+def format_bytes(count: float) -> str:
+    return f"{count / 2**20:8.1f} MiB"
+
+
 def run_suite(suite: str, threads: int, arguments: argparse.Namespace) -> None:
     """Measure one suite in this process and write its JSON."""
     import torch
 
+    from benchmarks.convolution import measure_convolutions
     from benchmarks.definitions import measure_definitions
     from benchmarks.gemm import measure_products
     from benchmarks.growth import measure_growth
@@ -63,6 +72,8 @@ def run_suite(suite: str, threads: int, arguments: argparse.Namespace) -> None:
     from benchmarks.layers import measure_layers
     from benchmarks.machine import describe_machine, measure_peaks
     from benchmarks.model_suite import measure_models
+    from benchmarks.vision_layers import measure_vision_layers
+    from benchmarks.vision_suite import measure_vision_models
 
     torch.set_num_threads(threads)
     measure = {
@@ -72,6 +83,9 @@ def run_suite(suite: str, threads: int, arguments: argparse.Namespace) -> None:
         "models": measure_models,
         "compile": measure_latency,
         "growth": measure_growth,
+        "convolution": measure_convolutions,
+        "vision_layers": measure_vision_layers,
+        "vision_models": measure_vision_models,
     }[suite]
     console.print(f"[bold]{suite}, {threads} thread{'s' * (threads > 1)}[/bold]")
     peaks = measure_peaks()
@@ -87,8 +101,6 @@ def run_suite(suite: str, threads: int, arguments: argparse.Namespace) -> None:
 def main() -> int:
     arguments = parse()
     if "report" in arguments.suites:
-        from benchmarks.report import write_report
-
         write_report(RESULTS)
         return 0
     runs = [(suite, n) for suite in arguments.suites or SUITES for n in arguments.threads]

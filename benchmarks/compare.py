@@ -10,12 +10,14 @@ A busy moment of the machine then falls on all of them, and the ratio of medians
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor
 
 from benchmarks.machine import cxx_compiler
+from compiler_bridge import pipeline
 
 Work = Callable[[], object]
 
@@ -50,8 +52,13 @@ def take_turns(contenders: dict[str, Work], budget: float) -> dict[str, float]:
 
 
 def measure(build: dict[str, Callable[[], Work]], budget: float) -> dict:
-    """Build the contenders and time those that run; returns {"seconds": ..., "errors": ...}."""
+    """Build the contenders and time those that run; returns {"seconds": ..., "errors": ..., "externs": ...}.
+
+    errors: why a contender does not run
+    externs: the ATen calls left in pynn's graphs; not even strict=True refuses them, and they are C++'s speed
+    """
     contenders, errors = {}, {}
+    earlier = list(pipeline.records)
     for name, make in build.items():
         try:
             work = make()
@@ -62,7 +69,9 @@ def measure(build: dict[str, Callable[[], Work]], budget: float) -> dict:
         else:
             contenders[name] = work
     found: dict = {"seconds": take_turns(contenders, budget)}
-    return found | ({"errors": errors} if errors else {})
+    new = [record for record in pipeline.records if not any(record is other for other in earlier)]
+    externs = sorted({str(node.target) for record in new for node in record.externs})
+    return found | ({"errors": errors} if errors else {}) | ({"externs": externs} if externs else {})
 
 
 def time_block(work: Work, calls: int) -> float:
@@ -72,19 +81,50 @@ def time_block(work: Work, calls: int) -> float:
     return (time.perf_counter() - begin) / calls
 
 
-def compilers(chosen: set[str]) -> dict[str, Callable[[Callable], Callable]]:
-    """Return name -> how it compiles, for the chosen contenders that this machine has."""
+def compilers(chosen: set[str], freeze: bool = False) -> dict[str, Callable[[Callable], Callable]]:
+    """Return name -> how it compiles, for the chosen contenders that this machine has.
+
+    Args:    freeze: parameters are folded into inference graphs, by whoever compiles
+    """
     import pynn
 
     known: dict[str, Callable[[Callable], Callable]] = {
         "eager": lambda function: function,
-        "inductor": torch.compile,
+        "inductor": frozen_by_inductor if freeze else torch.compile,
         # strict: what does not become kernels is an error, not a measurement of something else.
-        "pynn": lambda function: pynn.compile(function, strict=True),
+        "pynn": partial(pynn.compile, strict=True, freeze=freeze and can_freeze()),
     }
     if not cxx_compiler():
         known.pop("inductor")
     return {name: compiler for name, compiler in known.items() if name in chosen}
+
+
+def frozen_by_inductor(function: Callable) -> Callable:
+    """torch.compile with freezing. Dynamo asks for it too, before Inductor's options are read: set it globally
+    (as TORCHINDUCTOR_FREEZING=1 does), but only for the first call."""
+    compiled = torch.compile(function)
+
+    def first(*inputs: object) -> object:
+        nonlocal run
+        with torch._inductor.config.patch(freezing=True):
+            result = compiled(*inputs)
+        run = compiled
+        return result
+
+    run: Callable = first
+    return lambda *inputs: run(*inputs)
+
+
+def can_freeze() -> bool:
+    """Whether this pynn.compile takes freeze=True."""
+    from compiler_bridge.backend import make_options
+    from compiler_bridge.errors import NotYet
+
+    try:
+        make_options({"freeze": True})
+    except NotYet:
+        return False
+    return True
 
 
 def forward_work(function: Callable, inputs: list) -> Work:

@@ -16,16 +16,24 @@ from statistics import median
 
 import torch
 
+from benchmarks import vision_models
 from benchmarks.compare import compilers
 from benchmarks.model_suite import training_step
-from benchmarks.models import BENCH, build
+from benchmarks.models import BENCH, Workload, build
 
 MODELS = [("demo_gpt", 4), ("bert", 4)]
 
 
+def workload_of(model: str, layers: int) -> Workload:
+    """A model of that many layers; of a vision model's stages, at most that many blocks each."""
+    if model in vision_models.BUILDERS:
+        return vision_models.build(model, replace(vision_models.BENCH, blocks=layers))
+    return build(model, replace(BENCH, layers=layers))
+
+
 def first_step_seconds(contender: str, model: str, layers: int) -> dict:
     """Run in the fresh process: time the first step and a few ordinary ones."""
-    workload = build(model, replace(BENCH, layers=layers))
+    workload = workload_of(model, layers)
     batch = workload.draw(2, 64, 0)
     work = training_step(workload, compilers({contender})[contender], batch)
     times = []
@@ -39,14 +47,22 @@ def first_step_seconds(contender: str, model: str, layers: int) -> dict:
 
 def in_fresh_process(contender: str, model: str, layers: int, cache: str, threads: int) -> dict:
     """Measure in a process of its own, its disk caches in `cache`."""
-    environment = os.environ | {
+    environment = {
         "TORCHINDUCTOR_CACHE_DIR": os.path.join(cache, "inductor"),
         "TRITON_CACHE_DIR": os.path.join(cache, "triton"),
         "PYNN_CACHE_DIR": os.path.join(cache, "pynn"),
         "OMP_NUM_THREADS": str(threads),
     }
-    command = [sys.executable, "-m", "benchmarks.latency", contender, model, str(layers)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return answer_of(["benchmarks.latency", contender, model, str(layers)], environment)
+
+
+def answer_of(module_and_arguments: list[str], environment: dict[str, str]) -> dict:
+    """Run `python -m ...` with these variables too; what it prints last is JSON.
+
+    Raises:  RuntimeError with its error output, when it fails
+    """
+    command = [sys.executable, "-m", *module_and_arguments]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

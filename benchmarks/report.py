@@ -6,6 +6,8 @@ from pathlib import Path
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+SUITES = ("gemm", "layers", "definitions", "models", "compile", "growth", "convolution", "vision_layers",
+          "vision_models")  # fmt: skip
 COVERAGE_BEGIN, COVERAGE_END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
 
 
@@ -16,17 +18,22 @@ def load_results(directory: Path) -> list[dict]:
 
 def is_suite(path: Path) -> bool:
     """Other benchmarks keep files of their own shape in the same folder."""
-    return path.name.split("-")[0] in {"gemm", "layers", "definitions", "models", "compile", "growth"}
+    return path.name.rsplit("-", 1)[0] in SUITES
 
 
 def geomean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
+def amounts_of(record: dict) -> dict[str, float]:
+    """What was measured of each contender, less being better: seconds, or bytes where memory is the matter."""
+    return record.get("peak_bytes") or record["seconds"]
+
+
 def ratios(records: list[dict], peer: str) -> list[float]:
-    """How many times faster than the peer pynn is, record by record."""
-    both = [r["seconds"] for r in records if peer in r["seconds"] and "pynn" in r["seconds"]]
-    return [seconds[peer] / seconds["pynn"] for seconds in both]
+    """How many times faster (or smaller) than the peer pynn is, record by record."""
+    both = [a for a in map(amounts_of, records) if peer in a and "pynn" in a]
+    return [amounts[peer] / amounts["pynn"] for amounts in both]
 
 
 def summary_cells(records: list[dict]) -> list[str]:
@@ -50,6 +57,15 @@ def summary_table(results: list[dict]) -> list[str]:
         if failed:
             cells = [result["suite"], str(result["threads"]), "pynn fails to compile", str(failed)]
             lines.append(f"| {' | '.join(cells)} |||||")
+        aten = sum("externs" in record for record in result["records"])
+        if aten:
+            cells = [
+                result["suite"],
+                str(result["threads"]),
+                "pynn leaves ATen calls in the graph",
+                str(aten),
+            ]
+            lines.append(f"| {' | '.join(cells)} |||||")
         for mode in dict.fromkeys(record["mode"] for record in result["records"]):
             records = [record for record in result["records"] if record["mode"] == mode]
             groups = {mode: records}
@@ -70,7 +86,7 @@ def by_size(mode: str, records: list[dict]) -> dict[str, list[dict]]:
 
 def layer_lines(result: dict) -> list[str]:
     """Every record of one result, with the share of the machine's peak that pynn reaches."""
-    measured = {name for record in result["records"] for name in record["seconds"]}
+    measured = {name for record in result["records"] for name in amounts_of(record)}
     contenders = [name for name in ("eager", "inductor", "pynn") if name in measured]
     lines = [
         f"| {result['suite']} | size | mode | {' | '.join(f'{c}, ms' for c in contenders)} "
@@ -78,14 +94,19 @@ def layer_lines(result: dict) -> list[str]:
         "|" + "---|" * (6 + len(contenders)),
     ]
     for record in result["records"]:
-        seconds = record["seconds"]
-        cells = [record["name"], record["size"], record["mode"]]
-        cells += [f"{seconds[c] * 1e3:.3f}" if c in seconds else "" for c in contenders]
+        amounts = amounts_of(record)
+        mode = record["mode"] + ", ATen inside" * ("externs" in record)
+        cells = [record["name"], record["size"], mode]
+        cells += [cell_of(record, amounts[c]) if c in amounts else "" for c in contenders]
         for peer in ("eager", "inductor"):
             cells.append("".join(f"{ratio:.2f}x" for ratio in ratios([record], peer)))
         share = share_of_peak(record, result["peaks"])
         lines.append(f"| {' | '.join([*cells, f'{share:.0%}' if share else ''])} |")
     return lines
+
+
+def cell_of(record: dict, amount: float) -> str:
+    return f"{amount / 2**20:.1f} MiB" if "peak_bytes" in record else f"{amount * 1e3:.3f}"
 
 
 def share_of_peak(record: dict, peaks: dict) -> float:
@@ -174,7 +195,7 @@ def plot_ratios(results: list[dict], directory: Path) -> None:
     from matplotlib import pyplot
 
     for result in results:
-        records = [r for r in result["records"] if "pynn" in r["seconds"]]
+        records = [r for r in result["records"] if "pynn" in amounts_of(r)]
         if not records:
             continue
         figure, axes = pyplot.subplots(figsize=(9, 1.5 + 0.16 * len(records)), layout="constrained")

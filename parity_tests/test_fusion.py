@@ -153,6 +153,17 @@ def test_pointwise_loops_after_a_product_are_its_epilogue(name: str) -> None:
     assert_no_worse(function, inputs)
 
 
+@pytest.mark.parametrize("rows", [4, 8, 12])
+@pytest.mark.parametrize("columns", [160, 256])
+def test_epilogue_of_few_rows_reaches_every_column(rows: int, columns: int) -> None:
+    """Few rows are multiplied in column blocks cut evenly, 80 of 160 here: what was past the last whole vector of a
+    block went without its epilogue (the bias) where the columns as a whole are whole vectors."""
+    x, weight, bias = torch.randn(rows, 40), torch.randn(columns, 40), 100 + torch.randn(columns)
+    with torch.no_grad():
+        out = pynn.compile(F.linear, strict=True)(x, weight, bias)
+    assert torch.allclose(out, F.linear(x, weight, bias))
+
+
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "padded": ((2, 3, 9, 10), (5, 3, 3, 3), {"padding": 1}),
     "strided": ((2, 4, 8, 8), (6, 4, 3, 3), {"stride": 2, "padding": 1}),

@@ -37,20 +37,19 @@ class EpilogueWriter(KernelWriter):
     def vector_chunks(
         self, nodes: list[Any], level: int, accumulators: dict[str, str]
     ) -> list[tuple[str, list[str]]]:
-        """Whole vectors of the region, and what is left of it."""
+        """Whole vectors of the region, and what is left of it: a region ends anywhere, whatever the extent (few rows
+        are multiplied in column blocks cut evenly)."""
         s = self.schedule
         assert s.vector is not None
         name = s.vector.name
         whole = f"column_end - (column_end - column_begin) % {s.lanes}"
         header = f"for {name} in range(column_begin, {whole}, {s.lanes}):"
         chunks = [(header, self.write_body(nodes, level, accumulators))]
-        if not isinstance(s.vector.extent, int) or s.vector.extent % s.lanes:
-            left = f"(column_end - column_begin) % {s.lanes}"
-            self.writer.count = f"({left})"
-            body = self.write_body(nodes, level, accumulators)
-            self.writer.count = None
-            chunks.append((f"if {left} > 0:", [f"{name} = {whole}", *body]))
-        return chunks
+        left = f"(column_end - column_begin) % {s.lanes}"
+        self.writer.count = f"({left})"
+        body = self.write_body(nodes, level, accumulators)
+        self.writer.count = None
+        return [*chunks, (f"if {left} > 0:", [f"{name} = {whole}", *body])]
 
     def write_body(self, nodes: list[Any], level: int, accumulators: dict[str, str]) -> list[str]:
         """The product is read first: a result may be written in its place."""

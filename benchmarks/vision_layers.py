@@ -1,0 +1,99 @@
+"""The vision_layers suite: pooling, normalisation over images and interpolation, forward and forward + backward."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.compare import compilers, measure
+from benchmarks.layers import Case, build_work
+
+# batch, channels, height, width: early, middle and late in a network
+SHAPES = [(4, 64, 56, 56), (4, 256, 28, 28), (16, 512, 7, 7)]
+GROUPS = 32
+
+POOLING: dict[str, Callable[[Tensor], Tensor]] = {
+    "max_pool 2/2": lambda x: F.max_pool2d(x, 2),
+    "max_pool 3/2": lambda x: F.max_pool2d(x, 3, stride=2, padding=1),
+    "avg_pool 2/2": lambda x: F.avg_pool2d(x, 2),
+    "avg_pool 3/1": lambda x: F.avg_pool2d(x, 3, stride=1, padding=1),
+    "adaptive_avg_pool 1": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "adaptive_avg_pool 5": lambda x: F.adaptive_avg_pool2d(x, 5),
+    "adaptive_max_pool 5": lambda x: F.adaptive_max_pool2d(x, 5),
+}
+
+
+def traffic(read: int, written: int) -> tuple[float, float]:
+    """Least bytes of x -> y, and of that with y's gradient read and x's written."""
+    return (4.0 * (read + written), 8.0 * (read + written))
+
+
+def layer_case(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Case:
+    parameters = list(function.parameters()) if isinstance(function, nn.Module) else []
+    with torch.no_grad():
+        written = function(x).numel()
+    size = "x".join(map(str, x.shape))
+    return Case(name, size, function, [x], parameters, nbytes=traffic(x.numel(), written))
+
+
+def image(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, requires_grad=True)
+
+
+def pooling_cases(shape: tuple[int, ...]) -> Iterator[Case]:
+    for name, function in POOLING.items():
+        yield layer_case(name, function, image(shape))
+
+
+def normalisation_cases(shape: tuple[int, ...]) -> Iterator[Case]:
+    """In training: batch norm takes the batch's statistics and moves the running ones."""
+    channels = shape[1]
+    yield layer_case("batch_norm", nn.BatchNorm2d(channels).train(), image(shape))
+    yield layer_case("group_norm", nn.GroupNorm(GROUPS, channels), image(shape))
+
+
+def interpolation_cases(shape: tuple[int, ...]) -> Iterator[Case]:
+    """Twice the size, and for antialias 5/8 of it."""
+    twice = [2 * side for side in shape[2:]]
+    smaller = [max(1, side * 5 // 8) for side in shape[2:]]
+    for mode in ("nearest", "bilinear", "bicubic"):
+        yield layer_case(mode, partial(F.interpolate, size=twice, mode=mode), image(shape))
+    for mode in ("bilinear", "bicubic"):
+        function = partial(F.interpolate, size=smaller, mode=mode, antialias=True)
+        yield layer_case(f"{mode} antialias", function, image(shape))
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    for shape in SHAPES[1:] if quick else SHAPES:
+        for family in (pooling_cases, normalisation_cases, interpolation_cases):
+            yield from family(shape)
+
+
+def measure_vision_layers(
+    chosen: set[str], quick: bool, only: str, say: Callable[[dict], None]
+) -> list[dict]:
+    """Time every case both ways; `say` is told each record as it comes."""
+    records = []
+    for case in cases(quick):
+        if only not in case.name:
+            continue
+        for backward in (False, True):
+            torch.manual_seed(0)
+            torch._dynamo.reset()
+            build = {
+                name: partial(build_work, case, compiler, backward)
+                for name, compiler in compilers(chosen).items()
+            }
+            record = {
+                "suite": "vision_layers",
+                "name": case.name,
+                "size": case.size,
+                "mode": "forward+backward" if backward else "forward",
+                **measure(build, budget=0.2 if quick else 0.6),
+                "bytes": case.nbytes[backward],
+            }
+            records.append(record)
+            say(record)
+    return records
