@@ -1,0 +1,128 @@
+"""When the folding graph of a frozen graph runs: at the first call, and after one of its parameters changed.
+
+What is looked at in every call, for each parameter and buffer that was folded:
+
+    which tensor it is      id                a parameter was replaced; another model with the same code
+    where its data is       data_ptr          p.data = other, model.to(...), share_memory_
+    how often it was written to   _version    optimizers, load_state_dict, init, every in-place operation
+
+Optimizers whose step doesn't count as writing (torch's fused ones, those that write to p.data) are noticed by a
+hook after every `Optimizer.step`. Not noticed: p.data.add_(1), numpy arrays over a parameter, and other writes that
+torch itself doesn't count; `with torch.no_grad(): p.mul_(1)` afterwards makes them known.
+
+Nothing here keeps a model alive. Folded values go when the memory of one of their parameters does.
+"""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+VERSION = operator.attrgetter("_version")
+ADDRESS = torch.Tensor.data_ptr
+
+Run = Callable[..., Sequence[Any]]
+
+
+class Folded:
+    """Folded values, and the state their parameters were in.
+
+    values: in the order of the folding graph; None while they must be computed again
+    """
+
+    def __init__(self, frozen: Sequence[torch.Tensor], forget: Callable[[Any], None]):
+        self.versions = tuple(map(VERSION, frozen))  # before the values: a write meanwhile must be seen
+        self.addresses = tuple(map(ADDRESS, frozen))
+        self.ids = frozenset(map(id, frozen))
+        self.storages = [weakref.ref(tensor.untyped_storage(), forget) for tensor in frozen]
+        self.values: tuple[torch.Tensor, ...] | None = None
+
+
+_alive: weakref.WeakSet[Folded] = weakref.WeakSet()
+
+
+def refolding(folding: fx.GraphModule, read: Sequence[int], passed: Sequence[int], main: Run) -> Run:
+    """A function of the whole graph's inputs: `main` of the inputs at `passed` and of the folded values.
+
+    It can be called by several threads at once, and for any number of models with the same code.
+    """
+    note_optimizer_steps()
+    take_read, take_passed = taking(read), taking(passed)
+    expected = [node.meta["val"] for node in folding.graph.find_nodes(op="output")[0].args[0]]
+    layouts = [(tuple(map(int, val.shape)), tuple(map(int, val.stride()))) for val in expected]
+    remembered: dict[tuple[int, ...], Folded] = {}
+
+    def compute(frozen: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # what autocast does is in the graph
+            results = folding(*[tensor.detach() for tensor in frozen])
+        return tuple(in_layout(value, *layout) for value, layout in zip(results, layouts))
+
+    def fold(frozen: Sequence[torch.Tensor], key: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+        if any(tensor.is_inference() for tensor in frozen):
+            return compute(frozen)  # made in inference_mode: nobody counts what is written to it
+
+        def forget(_: Any) -> None:
+            remembered.pop(key, None)
+
+        folded = Folded(frozen, forget)
+        values = folded.values = compute(frozen)
+        remembered[key] = folded
+        _alive.add(folded)
+        return values
+
+    def run(*inputs: Any) -> Sequence[Any]:
+        frozen = take_read(inputs)
+        key = tuple(map(id, frozen))
+        folded = remembered.get(key)
+        values = None if folded is None else folded.values
+        if (
+            folded is None
+            or values is None
+            or folded.versions != tuple(map(VERSION, frozen))
+            or folded.addresses != tuple(map(ADDRESS, frozen))
+        ):
+            values = fold(frozen, key)
+        return main(*take_passed(inputs), *values)
+
+    return run
+
+
+def taking(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """operator.itemgetter that gives a tuple also for one position, and for none."""
+    if len(positions) > 1:
+        return operator.itemgetter(*positions)  # type: ignore[return-value]
+    return lambda values: tuple([values[position] for position in positions])
+
+
+def in_layout(value: torch.Tensor, shape: tuple[int, ...], strides: tuple[int, ...]) -> torch.Tensor:
+    """The value with the strides that the main graph was compiled for."""
+    if value.stride() == strides:
+        return value
+    return torch.empty_strided(shape, strides, dtype=value.dtype, device=value.device).copy_(value)
+
+
+_noting = False
+
+
+def note_optimizer_steps() -> None:
+    """From the first frozen graph on, whatever an optimizer has stepped is folded again."""
+    global _noting
+    if not _noting:
+        _noting = True
+        register_optimizer_step_post_hook(stepped)
+
+
+def stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    if torch.compiler.is_compiling():
+        return  # a traced step writes as every in-place operation does
+    parameters: Iterable[Any] = (p for group in optimizer.param_groups for p in group["params"])
+    ids = set(map(id, parameters)) if _alive else set[int]()
+    for folded in list(_alive):
+        if not folded.ids.isdisjoint(ids):
+            folded.values = None
