@@ -4,9 +4,9 @@
     conv(x, weight, bias) + t   ->  conv(x, weight, bias + t)
 
 s and t are frozen and have one value a channel; weight and bias are frozen too. The same for `mm` and `addmm`, and
-with views between. Valid in exact arithmetic; in float32 and float64 the error stays of the same size: one rounding of
-each weight in place of one of each result. In 16 bits it would be larger than C++'s: a weight is rounded to
-16 bits, a sum isn't before it is scaled. There nothing is folded.
+with views and additions of other such vectors between. Valid in exact arithmetic; in float32 and float64 the error
+stays of the same size: one rounding of each weight in place of one of each result. In 16 bits it would be larger
+than C++'s: a weight is rounded to 16 bits, a sum isn't before it is scaled. There nothing is folded.
 """
 
 from __future__ import annotations
@@ -48,14 +48,21 @@ def hoist(graph: fx.Graph, known: dict[fx.Node, bool]) -> None:
 def fold_one(node: fx.Node, value: Any, vector: fx.Node, known: dict[fx.Node, bool]) -> bool:
     """Rewrite node = value * vector or value + vector, if it is what this is for."""
     axis = channel_axis(value, vector, node)
-    product = None if axis is None else product_below(node, value, axis)
-    if product is None or not can_take(product, vector, known):
+    found = None if axis is None else product_below(node, value, axis, known)
+    if found is None or not can_take(found[0], vector, known):
         return False
-    scaling = node.target is aten.mul.Tensor
-    if not scaling and product.target is aten.mm.default:
-        return False  # it becomes the epilogue's addition, as addmm's own bias would
+    product, additions = found
     with product.graph.inserting_before(product):
-        (rescale if scaling else shift)(product, vector, known)
+        if node.target is aten.mul.Tensor:
+            rescale(product, vector, known)
+            for addition in additions:
+                change_addend(addition, aten.mul.Tensor, vector, known)
+        elif additions:
+            change_addend(additions[0], aten.add.Tensor, vector, known)
+        elif product.target is aten.mm.default:
+            return False  # it becomes the epilogue's addition, as addmm's own bias would
+        else:
+            shift(product, vector, known)
     node.replace_all_uses_with(value)
     node.graph.erase_node(node)
     return True
@@ -74,16 +81,28 @@ def channel_axis(value: Any, vector: fx.Node, node: fx.Node) -> int | None:
     return real[0] % whole.dim()
 
 
-def product_below(node: fx.Node, value: fx.Node, axis: int) -> fx.Node | None:
-    """The product whose channels `axis` of value is, seen through views that nobody else reads."""
-    reader = node
-    while list(value.users) == [reader]:
+def product_below(
+    node: fx.Node, value: Any, axis: int, known: dict[fx.Node, bool]
+) -> tuple[fx.Node, list[fx.Node]] | None:
+    """The product whose channels `axis` of value is, and frozen vectors added on the way.
+
+    It is seen through these additions and through views, as long as nobody else reads them.
+    """
+    reader, additions = node, list[fx.Node]()
+    while isinstance(value, fx.Node) and list(value.users) == [reader]:
         if value.target in PRODUCTS:
-            return value if axis == 1 else None
+            return (value, additions) if axis == 1 else None
+        reader = value
+        if value.target is aten.add.Tensor and not value.kwargs:
+            value, addend = value.args if known.get(value.args[1]) else value.args[::-1]  # type: ignore[index,arg-type]
+            if not known.get(addend) or channel_axis(value, addend, reader) != axis:  # type: ignore[arg-type]
+                return None
+            additions.append(reader)
+            continue
         below = axis_below(value, axis)
         if below is None:
             return None
-        reader, (value, axis) = value, below
+        value, axis = below
     return None
 
 
@@ -171,6 +190,14 @@ def shift(product: fx.Node, vector: fx.Node, known: dict[fx.Node, bool]) -> None
     flat = computed(known, aten.view.default, vector, [vector.meta["val"].numel()])
     bias = flat if bias is None else computed(known, aten.add.Tensor, bias, flat)
     set_weight_and_bias(product, weight, bias)
+
+
+def change_addend(addition: fx.Node, target: Any, vector: fx.Node, known: dict[fx.Node, bool]) -> None:
+    """value + t -> value + target(t, vector)"""
+    position = 1 if known.get(addition.args[1]) else 0  # type: ignore[arg-type]
+    addend: Any = addition.args[position]
+    shaped = computed(known, aten.view.default, vector, list(addend.meta["val"].shape))
+    addition.update_arg(position, computed(known, target, addend, shaped))
 
 
 def computed(known: dict[fx.Node, bool], target: Any, *args: Any) -> fx.Node:

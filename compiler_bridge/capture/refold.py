@@ -5,10 +5,12 @@ What is looked at in every call, for each parameter and buffer that was folded:
     which tensor it is      id                a parameter was replaced; another model with the same code
     where its data is       data_ptr          p.data = other, model.to(...), share_memory_
     how often it was written to   _version    optimizers, load_state_dict, init, every in-place operation
+    what is in it           its bytes         running statistics, which C++'s batch norm changes uncounted
 
-Optimizers whose step doesn't count as writing (torch's fused ones, those that write to p.data) are noticed by a
-hook after every `Optimizer.step`. Not noticed: p.data.add_(1), numpy arrays over a parameter, and other writes that
-torch itself doesn't count; `with torch.no_grad(): p.mul_(1)` afterwards makes them known.
+The last for one-dimensional buffers of floating point numbers alone. Optimizers whose step isn't counted as writing
+(torch's fused ones, those that write to p.data) are noticed by a hook after every `Optimizer.step`. Not noticed:
+p.data.add_(1), numpy arrays over a parameter, and other writes that torch doesn't count;
+`with torch.no_grad(): p.mul_(1)` afterwards makes them known.
 
 Nothing here keeps a model alive. Folded values go when the memory of one of their parameters does.
 """
@@ -39,9 +41,24 @@ class Folded:
     def __init__(self, frozen: Sequence[torch.Tensor], forget: Callable[[Any], None]):
         self.versions = tuple(map(VERSION, frozen))  # before the values: a write meanwhile must be seen
         self.addresses = tuple(map(ADDRESS, frozen))
+        self.statistics = [i for i, tensor in enumerate(frozen) if may_be_statistics(tensor)]
+        self.contents = contents(frozen, self.statistics)
         self.ids = frozenset(map(id, frozen))
         self.storages = [weakref.ref(tensor.untyped_storage(), forget) for tensor in frozen]
         self.values: tuple[torch.Tensor, ...] | None = None
+
+
+def may_be_statistics(tensor: torch.Tensor) -> bool:
+    """Whether C++'s batch norm may write to it."""
+    return tensor.dim() == 1 and tensor.is_floating_point() and not isinstance(tensor, torch.nn.Parameter)
+
+
+def contents(frozen: Sequence[torch.Tensor], positions: Sequence[int]) -> bytes:
+    """The bytes of the tensors at these positions."""
+    if not positions:
+        return b""
+    joined = torch.cat([frozen[position] for position in positions])
+    return joined.view(torch.uint8).numpy().tobytes()
 
 
 _alive: weakref.WeakSet[Folded] = weakref.WeakSet()
@@ -86,6 +103,7 @@ def refolding(folding: fx.GraphModule, read: Sequence[int], passed: Sequence[int
             or values is None
             or folded.versions != tuple(map(VERSION, frozen))
             or folded.addresses != tuple(map(ADDRESS, frozen))
+            or folded.contents != contents(frozen, folded.statistics)
         ):
             values = fold(frozen, key)
         return main(*take_passed(inputs), *values)
