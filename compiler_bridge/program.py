@@ -226,9 +226,22 @@ class Program:
     outputs: list[Output]
     symbols: dict[sympy.Symbol, SymbolSource] = field(default_factory=dict)
     name: str = "graph"
+    once: OnceProgram | None = None
 
     def __str__(self) -> str:
         return describe_program(self)
+
+
+@dataclass
+class OnceProgram:
+    """What a program wants computed whenever a frozen input has changed.
+
+    The inputs of `program` are those of the other program at `positions`; its outputs follow the other program's
+    own inputs.
+    """
+
+    program: Program
+    positions: list[int]
 
 
 def leaves(tree: Any) -> Iterable[Any]:

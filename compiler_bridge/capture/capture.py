@@ -59,9 +59,10 @@ def capture(
             if kind == "inference":
                 simplify_graph(graph.graph)
                 graph.recompile()
-            frozen = kind == "inference" and options.freeze
-            folding = compile_frozen(graph, inputs, compile_main) if frozen else None
-            call = boxed(folding) if folding else compile_graph(graph, inputs, kind, options)
+            if kind == "inference" and options.freeze:
+                call = boxed(compile_frozen(graph, compile_main))
+            else:
+                call = compile_graph(graph, inputs, kind, options)
             lean.learn(kind, graph, call)
             return call
 

@@ -21,7 +21,7 @@ from torch._guards import TracingContext
 
 from compiler_bridge.capture.decompositions import KEPT_WHOLE, WAITS_FOR_LOWERING
 from compiler_bridge.capture.fold_scales import move_scales_into_weights
-from compiler_bridge.capture.refold import refolding
+from compiler_bridge.capture.refold import Recipe, refolding
 from compiler_bridge.capture.simplify import is_pure, output_storages, simplify_graph, storage_of
 
 aten = torch.ops.aten
@@ -35,29 +35,33 @@ class Cut:
 
     read:   positions of the inputs that the folding graph takes
     passed: positions of the inputs that the main graph takes; the folded values follow them
+    frozen: positions, among the main graph's inputs, of frozen inputs and folded values
     """
 
     folding: fx.GraphModule
     main: fx.GraphModule
     read: list[int]
     passed: list[int]
+    frozen: list[int]
 
 
-def compile_frozen(
-    module: fx.GraphModule, inputs: Sequence[Any], compile_main: CompileMain
-) -> Callable[..., Sequence[Any]] | None:
-    """The graph as a function of its inputs that folds what it can; None if nothing can be folded."""
+def compile_frozen(module: fx.GraphModule, compile_main: CompileMain) -> Callable[..., Sequence[Any]]:
+    """The graph as a function of its inputs that computes what it can once."""
     frozen = frozen_inputs(module)
     known = only_frozen(module.graph, frozen)
     move_scales_into_weights(module.graph, known)
     module.recompile()
-    folded = values_to_fold(module.graph, known)
-    if not folded:
-        return None
-    cut = cut_graph(module, known, folded)
+    known = only_frozen(module.graph, frozen)
+    cut = cut_graph(module, known, values_to_fold(module.graph, known))
     examples = [node.meta["val"] for node in cut.main.graph.find_nodes(op="placeholder")]
-    cut.main.meta["folding"] = cut.folding.print_readable(print_output=False)
-    return refolding(cut.folding, cut.read, cut.passed, compile_main(cut.main, examples))
+    cut.main.meta["frozen"] = cut.frozen
+    if cut.read:
+        cut.main.meta["folding"] = cut.folding.print_readable(print_output=False)
+    main = compile_main(cut.main, examples)
+    once = getattr(main, "once", None)
+    packed = [cut.passed[i] for i in once.positions if i < len(cut.passed)] if once else []
+    watched = sorted({*cut.read, *packed})
+    return refolding(Recipe(cut.folding, cut.read, cut.passed, main, once), watched) if watched else main
 
 
 def frozen_inputs(module: fx.GraphModule) -> list[fx.Node]:
@@ -145,16 +149,17 @@ def cut_graph(module: fx.GraphModule, known: dict[fx.Node, bool], folded: Sequen
     for node in module.graph.nodes:
         if node not in copies:
             copies[node] = main.node_copy(node, copies.__getitem__)
-            if node.op == "output":
-                copies[node].meta = dict(node.meta)
     simplify_graph(main)
-    passed = []
+    passed, frozen = list[int](), list[int]()
     for position, (original, copy) in enumerate(zip(placeholders, taken)):
-        if known.get(original) and not copy.users:
+        if known.get(original) and folded and not copy.users:
             main.erase_node(copy)
-        else:
-            passed.append(position)
-    return Cut(fx.GraphModule(module, folding), fx.GraphModule(module, main), read, passed)
+            continue
+        if known.get(original):
+            frozen.append(len(passed))
+        passed.append(position)
+    frozen += range(len(passed), len(passed) + len(folded))
+    return Cut(fx.GraphModule(module, folding), fx.GraphModule(module, main), read, passed, frozen)
 
 
 def folding_graph(

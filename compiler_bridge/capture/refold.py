@@ -20,6 +20,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,37 +65,62 @@ def contents(frozen: Sequence[torch.Tensor], positions: Sequence[int]) -> bytes:
 _alive: weakref.WeakSet[Folded] = weakref.WeakSet()
 
 
-def refolding(folding: fx.GraphModule, read: Sequence[int], passed: Sequence[int], main: Run) -> Run:
-    """A function of the whole graph's inputs: `main` of the inputs at `passed` and of the folded values.
+@dataclass
+class Recipe:
+    """How a frozen graph is computed.
+
+    folding: graph of the inputs at `read`; its results are the folded values
+    main:    takes the inputs at `passed`, the folded values, then what `once` gives
+    once:    what main wants computed of its inputs when a frozen one has changed (`pipeline.OnceCall`), or None
+    """
+
+    folding: fx.GraphModule
+    read: Sequence[int]
+    passed: Sequence[int]
+    main: Run
+    once: Any
+
+    def __post_init__(self) -> None:
+        expected = [node.meta["val"] for node in self.folding.graph.find_nodes(op="output")[0].args[0]]
+        self.layouts = [(tuple(map(int, val.shape)), tuple(map(int, val.stride()))) for val in expected]
+
+    def compute(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        """What follows the inputs at `passed`."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # what autocast does is in the graph
+            results = self.folding(*[inputs[position].detach() for position in self.read])
+        values = [in_layout(value, *layout) for value, layout in zip(results, self.layouts)]
+        if self.once is not None:
+            given = [*[inputs[position] for position in self.passed], *values]
+            values += self.once.call(*[given[position] for position in self.once.positions])
+        return tuple(values)
+
+
+def refolding(recipe: Recipe, watched: Sequence[int]) -> Run:
+    """A function of the whole graph's inputs that computes values of frozen inputs when one of these has changed.
 
     It can be called by several threads at once, and for any number of models with the same code.
+
+    watched: positions of the inputs that the values depend on
     """
     note_optimizer_steps()
-    take_read, take_passed = taking(read), taking(passed)
-    expected = [node.meta["val"] for node in folding.graph.find_nodes(op="output")[0].args[0]]
-    layouts = [(tuple(map(int, val.shape)), tuple(map(int, val.stride()))) for val in expected]
+    main, take_watched, take_passed = recipe.main, taking(watched), taking(recipe.passed)
     remembered: dict[tuple[int, ...], Folded] = {}
 
-    def compute(frozen: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # what autocast does is in the graph
-            results = folding(*[tensor.detach() for tensor in frozen])
-        return tuple(in_layout(value, *layout) for value, layout in zip(results, layouts))
-
-    def fold(frozen: Sequence[torch.Tensor], key: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    def fold(inputs: Sequence[Any], frozen: Sequence[torch.Tensor], key: tuple[int, ...]) -> Any:
         if any(tensor.is_inference() for tensor in frozen):
-            return compute(frozen)  # made in inference_mode: nobody counts what is written to it
+            return recipe.compute(inputs)  # made in inference_mode: nobody counts what is written to it
 
         def forget(_: Any) -> None:
             remembered.pop(key, None)
 
         folded = Folded(frozen, forget)
-        values = folded.values = compute(frozen)
+        values = folded.values = recipe.compute(inputs)
         remembered[key] = folded
         _alive.add(folded)
         return values
 
     def run(*inputs: Any) -> Sequence[Any]:
-        frozen = take_read(inputs)
+        frozen = take_watched(inputs)
         key = tuple(map(id, frozen))
         folded = remembered.get(key)
         values = None if folded is None else folded.values
@@ -105,7 +131,7 @@ def refolding(folding: fx.GraphModule, read: Sequence[int], passed: Sequence[int
             or folded.addresses != tuple(map(ADDRESS, frozen))
             or folded.contents != contents(frozen, folded.statistics)
         ):
-            values = fold(frozen, key)
+            values = fold(inputs, frozen, key)
         return main(*take_passed(inputs), *values)
 
     return run
