@@ -48,11 +48,13 @@ class GraphRecord:
 class OnceCall:
     """What a compiled graph wants computed whenever a frozen input has changed.
 
-    It is called with the graph's inputs at `positions`; the results follow the graph's own inputs in its calls.
+    It is called with the graph's inputs at `positions`; the results follow the graph's own inputs in its calls, of
+    which those at `unused` may be anything.
     """
 
     call: Callable[..., list[Any]]
     positions: list[int]
+    unused: list[int]
 
 
 records: list[GraphRecord] = []
@@ -162,5 +164,6 @@ def compile_graph(
         report_graph(record, settings.DEBUG)
     result = with_checks(compiled, module) if fused.checks else compiled
     if program.once is not None:
-        result.once = OnceCall(load(program.once.program), program.once.positions)
+        once = program.once
+        result.once = OnceCall(load(once.program), once.positions, once.unused)
     return result

@@ -46,7 +46,7 @@ class Folded:
         self.contents = contents(frozen, self.statistics)
         self.ids = frozenset(map(id, frozen))
         self.storages = [weakref.ref(tensor.untyped_storage(), forget) for tensor in frozen]
-        self.values: tuple[torch.Tensor, ...] | None = None
+        self.values: tuple[torch.Tensor | None, ...] | None = None
 
 
 def may_be_statistics(tensor: torch.Tensor) -> bool:
@@ -84,14 +84,19 @@ class Recipe:
         expected = [node.meta["val"] for node in self.folding.graph.find_nodes(op="output")[0].args[0]]
         self.layouts = [(tuple(map(int, val.shape)), tuple(map(int, val.stride()))) for val in expected]
 
-    def compute(self, inputs: Sequence[Any]) -> tuple[torch.Tensor, ...]:
-        """What follows the inputs at `passed`."""
+    def compute(self, inputs: Sequence[Any]) -> tuple[torch.Tensor | None, ...]:
+        """What follows the inputs at `passed`: None for what isn't needed once weights are packed."""
         with torch.no_grad(), torch.autocast("cpu", enabled=False):  # what autocast does is in the graph
             results = self.folding(*[inputs[position].detach() for position in self.read])
         values = [in_layout(value, *layout) for value, layout in zip(results, self.layouts)]
         if self.once is not None:
+            own = len(self.passed)
             given = [*[inputs[position] for position in self.passed], *values]
-            values += self.once.call(*[given[position] for position in self.once.positions])
+            made = self.once.call(*[given[position] for position in self.once.positions])
+            unused = [
+                None if own + index in self.once.unused else value for index, value in enumerate(values)
+            ]
+            values = [*unused, *made]
         return tuple(values)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -101,6 +101,8 @@ def gemm_step(
     """
     found = isinstance(form, IndirectForm)
     offsets = [0 if made else offset_of(x) for x, made in zip((form.lhs, form.rhs), form.made)]
+    if packed and isinstance(form.m.extent, int):  # whatever the threads, B is read packed
+        names, offsets[1], functions = (names[0], packed, names[2]), 0, replace(functions, pack_b=None)
     operands = dict(zip("ABC", zip(names, [*offsets, 0 if found else c_offset])))
     called = functions.by_slot()
 

@@ -59,6 +59,24 @@ class Once:
         """The kept buffers, flat, as the main program takes them."""
         return [p.TensorInput(b.name, b.dtype, (b.numel,), (1,)) for b in self.kept.values()]
 
+    def without_unused(
+        self, inputs: list[p.Input], steps: list[p.Step], outputs: list[p.Output]
+    ) -> list[p.Input]:
+        """The main program's inputs, its steps and outputs given: frozen ones it doesn't need any more are unused."""
+        needed = {name for step in steps for name in step.buffer_names()}
+        needed |= {output.buffer_name for output in outputs if isinstance(output, p.TensorView)}
+        returned = {output.index for output in outputs if isinstance(output, p.InputReference)}
+
+        def is_needed(position: int, spec: p.Input) -> bool:
+            if not isinstance(spec, p.TensorInput) or spec.name not in self.frozen or position in returned:
+                return True
+            return spec.name in needed
+
+        return [
+            spec if is_needed(i, spec) else p.UnusedInput(getattr(spec, "name", ""))
+            for i, spec in enumerate(inputs)
+        ]
+
     def program(
         self, source: str, buffers: Callable[[list[Any]], list[p.Buffer]], inputs: list[p.Input], name: str
     ) -> p.OnceProgram | None:
@@ -83,5 +101,5 @@ class Once:
         ]
         outputs: list[p.Output] = [p.TensorView(b.name, (b.numel,), (1,), 0, b.dtype) for b in kept]
         return p.OnceProgram(
-            p.Program(source, others + kept, self.steps, taken, outputs, {}, f"{name}_once"), positions
+            p.Program(source, others + kept, self.steps, taken, outputs, {}, f"{name}_once"), positions, []
         )

@@ -87,6 +87,9 @@ class ProgramBuilder:
         inputs = [self.input_spec(i, name) for i, name in enumerate(self.graph.inputs)]
         outputs = [self.output_spec(o) for o in self.graph.outputs]
         once = self.once.program(source, self.buffers, inputs, self.name)
+        if once is not None and not self.graph.checks:  # else ATen may have to run the graph
+            inputs = self.once.without_unused(inputs, self.steps, outputs)
+            once.unused = [i for i, spec in enumerate(inputs) if isinstance(spec, p.UnusedInput)]
         inputs += self.once.inputs_of_main()
         symbols = p.bind_symbols(inputs)
         return p.Program(
