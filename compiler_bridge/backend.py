@@ -14,10 +14,10 @@ from torch import fx
 
 from compiler_bridge import settings
 from compiler_bridge.ahead import likely_kernels
-from compiler_bridge.capture.capture import BoxedCall, Kind, Options, capture
+from compiler_bridge.capture.capture import BoxedCall, Kind, Options, boxed, capture
 from compiler_bridge.capture.fixed_shapes import set_only_while_compiling
 from compiler_bridge.compile_pool import compile_ahead
-from compiler_bridge.errors import BridgeError, FallbackWarning, NotYet
+from compiler_bridge.errors import BridgeError, FallbackWarning
 
 _warned: set[str] = set()
 
@@ -33,8 +33,7 @@ def pynn_backend(
 
     Args:    mode: accepted for torch.compile's sake; "default" is the only one
              options: any of strict, eager_random, freeze (see `capture.Options`)
-    Raises:  ValueError for another mode or option; NotYet for freeze=True; with strict=True whatever keeps a
-             graph from compiling
+    Raises:  ValueError for another mode or option; with strict=True whatever keeps a graph from compiling
     """
     if mode not in (None, "default"):
         raise ValueError(f'mode={mode!r}; required: None or "default"')
@@ -60,16 +59,13 @@ def collection_postponed() -> Generator[None, None, None]:
 def make_options(chosen: Mapping[str, Any]) -> Options:
     """Options by name; PYNN_EAGER_RANDOM gives the default of eager_random.
 
-    Raises:  ValueError for an unknown name; NotYet for freeze=True
+    Raises:  ValueError for an unknown name
     """
     known = [field.name for field in fields(Options)]
     for name in chosen:
         if name not in known:
             raise ValueError(f"option {name!r}; required: one of {', '.join(known)}")
-    options = Options(**{"eager_random": settings.EAGER_RANDOM, **chosen})
-    if options.freeze:
-        raise NotYet("freeze=True", "freeze=False", "parameters can't be folded into inference graphs yet")
-    return options
+    return Options(**{"eager_random": settings.EAGER_RANDOM, **chosen})
 
 
 def compile(
@@ -85,7 +81,11 @@ def compile(
 
     Args:  strict: raise where a graph can't be compiled (default: one warning, ATen runs it)
            eager_random: draw exactly torch's eager random numbers, for comparison with eager runs
-           freeze: treat parameters as constants in inference; not implemented yet, raises
+           freeze: in inference, compute once what depends on parameters and buffers alone (batch norm becomes
+                   part of the weights). Changes are noticed at the next call and folded again: optimizer steps,
+                   load_state_dict, in-place operations, assignment of a parameter or to its `.data`. Not noticed
+                   is what torch doesn't count either: writing through `p.data.copy_(...)` or a numpy array.
+                   Graphs that need gradients are compiled as without it.
            dynamic, torch_compile_arguments: as in torch.compile (fullgraph, ...)
     """
     chosen: dict[str, Any] = {
@@ -124,19 +124,3 @@ def _warn_of_fallback(kind: Kind, error: Exception) -> None:
         _warned.add(reason)
         message = f"pynn: the {kind} graph runs through ATen, not through kernels: {reason}"
         warnings.warn(message, FallbackWarning, stacklevel=2)
-
-
-def boxed(function: Callable[..., Sequence[Any]]) -> BoxedCall:
-    """A function of a list of inputs that empties the list, so that AOTAutograd can let go of them.
-
-    `unboxed` is the function itself (`capture/lean.py` calls it).
-    """
-
-    def call(inputs: list[Any]) -> Sequence[Any]:
-        outputs = function(*inputs)
-        inputs.clear()
-        return outputs
-
-    call._boxed_call = True  # type: ignore[attr-defined]
-    call.unboxed = function  # type: ignore[attr-defined]
-    return call

@@ -77,10 +77,6 @@ class InvalidInput(BridgeError):
     """A compiled graph called with other tensors than it was compiled for (checked when PYNN_DEBUG >= 1)."""
 
 
-class NotYet(BridgeError):
-    """An option that has a place in the interface and no implementation."""
-
-
 class CompileError(BridgeError):
     """Numba or LLVM refused a generated kernel."""
 

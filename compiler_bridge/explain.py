@@ -144,7 +144,9 @@ def print_stages(console: Console, stages: Sequence[tuple[str, str]]) -> None:
 
 def stage_texts(record: GraphRecord) -> list[tuple[str, str]]:
     """(title, Python) of every stage."""
+    folding = [("computed once, of parameters", record.folding_text)] if record.folding_text else []
     return [
+        *folding,
         ("FX graph of ATen operations", record.fx_text),
         ("loop IR", print_graph(record.graph)),
         ("fused loop IR, kernel by kernel", print_kernels(record)),

@@ -41,6 +41,20 @@ class GraphRecord:
     compile_seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     compiled: Any = None
+    folding_text: str = ""
+
+
+@dataclass
+class OnceCall:
+    """What a compiled graph wants computed whenever a frozen input has changed.
+
+    It is called with the graph's inputs at `positions`; the results follow the graph's own inputs in its calls, of
+    which those at `unused` may be anything.
+    """
+
+    call: Callable[..., list[Any]]
+    positions: list[int]
+    unused: list[int]
 
 
 records: list[GraphRecord] = []
@@ -75,9 +89,11 @@ def inline_with_checks(graph: Graph) -> Graph:
 def with_checks(compiled: Callable[..., list[Any]], module: fx.GraphModule) -> Callable[..., list[Any]]:
     """When an index was out of range, ATen runs the graph and raises torch's own error."""
 
+    own = len(module.graph.find_nodes(op="placeholder"))
+
     def run(*inputs: Any) -> list[Any]:
         results = compiled(*inputs)
-        return list(module(*inputs)) if results.pop().item() else results
+        return list(module(*inputs[:own])) if results.pop().item() else results
 
     return run
 
@@ -90,6 +106,9 @@ def compile_graph(
     module: fx.GraphModule, example_inputs: Any, kind: str = "inference", options: Any = None
 ) -> Callable[..., list[Any]]:
     """Compile one forward, backward or inference graph.
+
+    module.meta["frozen"]: positions of inputs that seldom change. What needs only them is left to the `once` (an
+    OnceCall or None) of the result.
 
     Raises:  UnsupportedOp and other BridgeErrors; the caller decides about falling back
     """
@@ -117,8 +136,9 @@ def compile_graph(
 
         interpreted = functools.partial(run_interpreted, interpret, fused)
         return with_checks(interpreted, module) if fused.checks else interpreted
+    frozen = module.meta.get("frozen", ())
     groups: list[Group] = stage("group", lambda: group_nodes(fused))
-    program, kernels = stage("emit", lambda: build_program(fused, groups, f"{kind}{len(records)}"))
+    program, kernels = stage("emit", lambda: build_program(fused, groups, f"{kind}{len(records)}", frozen))
     compiled = stage("load", lambda: load(program))
     externs = [n for n in fused.nodes if isinstance(n, Extern)]
     record = GraphRecord(
@@ -134,6 +154,7 @@ def compile_graph(
         time.perf_counter() - start,
         stages,
         compiled,
+        module.meta.get("folding", ""),
     )
     records.append(record)
     del records[:-MOST_RECORDS]
@@ -141,4 +162,8 @@ def compile_graph(
         from compiler_bridge.explain import report_graph
 
         report_graph(record, settings.DEBUG)
-    return with_checks(compiled, module) if fused.checks else compiled
+    result = with_checks(compiled, module) if fused.checks else compiled
+    if program.once is not None:
+        once = program.once
+        result.once = OnceCall(load(once.program), once.positions, once.unused)
+    return result

@@ -190,7 +190,14 @@ class SizeInput:
     value: Size
 
 
-Input = TensorInput | SizeInput
+@dataclass(frozen=True)
+class UnusedInput:
+    """Graph input that no step needs; it may be anything."""
+
+    name: str
+
+
+Input = TensorInput | SizeInput | UnusedInput
 
 
 @dataclass(frozen=True)
@@ -226,9 +233,23 @@ class Program:
     outputs: list[Output]
     symbols: dict[sympy.Symbol, SymbolSource] = field(default_factory=dict)
     name: str = "graph"
+    once: OnceProgram | None = None
 
     def __str__(self) -> str:
         return describe_program(self)
+
+
+@dataclass
+class OnceProgram:
+    """What a program wants computed whenever a frozen input has changed.
+
+    The inputs of `program` are those of the other program at `positions`; its outputs follow the other program's
+    own inputs, of which those at `unused` are then needed no more.
+    """
+
+    program: Program
+    positions: list[int]
+    unused: list[int]
 
 
 def leaves(tree: Any) -> Iterable[Any]:

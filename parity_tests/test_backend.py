@@ -323,11 +323,6 @@ def test_unknown_options(wrong):
         torch.compile(nn.Linear(3, 2), backend=backend.pynn_backend, **wrong)(torch.randn(4, 3))
 
 
-def test_freeze_is_refused():
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="freeze=True"):
-        backend.compile(nn.Linear(3, 2), freeze=True)(torch.randn(4, 3))
-
-
 def test_detach_is_removed():
     graph = torch.fx.Graph()
     x = graph.placeholder("x")

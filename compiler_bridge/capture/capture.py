@@ -19,6 +19,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 from compiler_bridge.capture.attention_rewrite import rewrite_attention
 from compiler_bridge.capture.decompositions import decompositions
+from compiler_bridge.capture.freeze import compile_frozen
 from compiler_bridge.capture.lean import Kind, LeanCall
 from compiler_bridge.capture.partition import functorch_settings, partition
 from compiler_bridge.capture.simplify import simplify_graph
@@ -32,7 +33,7 @@ class Options:
 
     strict:       a graph that can't be compiled raises; else one warning and ATen runs it
     eager_random: draw exactly the numbers torch's eager mode would
-    freeze:       parameters are constants of inference graphs (not implemented yet: `backend` refuses it)
+    freeze:       what inference graphs make of parameters alone is computed once, until one changes (`freeze.py`)
     """
 
     strict: bool = False
@@ -50,12 +51,18 @@ def capture(
     rewrite_attention(gm, options.eager_random)
     lean = LeanCall(example_inputs)
 
+    def compile_main(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        return compile_graph(graph, inputs, "inference", options).unboxed  # type: ignore[attr-defined]
+
     def compiler(kind: Kind) -> Callable[[fx.GraphModule, Sequence[Any]], BoxedCall]:
         def compile_kind(graph: fx.GraphModule, inputs: Sequence[Any]) -> BoxedCall:
             if kind == "inference":
                 simplify_graph(graph.graph)
                 graph.recompile()
-            call = compile_graph(graph, inputs, kind, options)
+            if kind == "inference" and options.freeze:
+                call = boxed(compile_frozen(graph, compile_main))
+            else:
+                call = compile_graph(graph, inputs, kind, options)
             lean.learn(kind, graph, call)
             return call
 
@@ -73,3 +80,19 @@ def capture(
     # backward(retain_graph=True) would be refused.
     with functorch_settings(donated_buffer=False):
         return lean.finish(traced(gm, example_inputs))
+
+
+def boxed(function: Callable[..., Sequence[Any]]) -> BoxedCall:
+    """A function of a list of inputs that empties the list, so that AOTAutograd can let go of them.
+
+    `unboxed` is the function itself (`capture/lean.py` calls it).
+    """
+
+    def call(inputs: list[Any]) -> Sequence[Any]:
+        outputs = function(*inputs)
+        inputs.clear()
+        return outputs
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    call.unboxed = function  # type: ignore[attr-defined]
+    return call

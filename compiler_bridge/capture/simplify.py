@@ -39,10 +39,10 @@ def merge_equal_nodes(graph: fx.Graph) -> None:
     Valid for functions of their arguments: random draws, uninitialized memory and everything that mutates are
     left alone, and so is what shares memory with an output, since two equal outputs are two tensors.
     """
-    output_storages = _output_storages(graph)
+    returned = output_storages(graph)
     found: dict[Hashable, fx.Node] = {}
     for node in graph.nodes:
-        if node.op != "call_function" or not is_pure(node.target) or _storage(node) in output_storages:
+        if node.op != "call_function" or not is_pure(node.target) or storage_of(node) in returned:
             continue
         key = (node.target, _hashable(node.args), _hashable(node.kwargs))
         try:
@@ -63,12 +63,13 @@ def is_pure(target: Any) -> bool:
     return not target._schema.is_mutable
 
 
-def _output_storages(graph: fx.Graph) -> set[Any]:
+def output_storages(graph: fx.Graph) -> set[Any]:
+    """The (fake) storages of the results."""
     (output,) = graph.find_nodes(op="output")
-    return {_storage(node) for node in output.all_input_nodes} - {None}
+    return {storage_of(node) for node in output.all_input_nodes} - {None}
 
 
-def _storage(node: fx.Node) -> Any:
+def storage_of(node: fx.Node) -> Any:
     """The (fake) storage of a node's tensor, or None."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):

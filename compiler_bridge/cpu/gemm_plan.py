@@ -317,10 +317,12 @@ def plan_indirect(
     threads: int,
     *,
     has_pack_b: bool = False,
+    b_prepacked: bool = False,
 ) -> GemmPlan:
     """Plan a product whose K is `segments` runs of `run` elements of A, found by a function (`gemm_indirect`).
 
     Args:    b_strides: outer, inner, k, column; k counts segment * run + element
+             b_prepacked: as for `plan_gemm`
     """
     b: Any = tuple(b_strides)
     problem = _Problem(m, n, segments * run, 1, batch, dtype, (0, 0, 0, 0), b, (0, 0, 0, c_column),
@@ -340,6 +342,7 @@ def plan_indirect(
     scratch_b = TILE_BYTES + LINE + _round_up(run * itemsize, LINE)
     tiles = _divide_up(_divide_up(m, row_blocks) + 2, FEWER_ROWS)
     scratch_panel = scratch_b + tiles * tile_bytes
+    local = local and not b_prepacked
     scratch = scratch_panel + (panel_bytes if local else 0)
     table = problem.table(False) | {
         "ROW_BLOCKS": row_blocks, "COLUMN_BLOCKS": column_blocks, "SEGMENTS": segments, "RUN": run,
@@ -347,10 +350,24 @@ def plan_indirect(
         "B_BATCHES": b_batches, "SCRATCH_B": scratch_b, "SCRATCH_PANEL": scratch_panel, "SCRATCH_BYTES": scratch,
     }  # fmt: skip
     entries = (GemmEntry("indirect", batch * row_blocks * column_blocks),)
-    if not local:
+    if not local and not b_prepacked:
         entries = (GemmEntry("pack_indirect", b_batches * panels), *entries)
     workspace = 0 if local else b_batches * panels * panel_bytes
     return GemmPlan(dtype, entries, table, workspace, scratch, problem.threads)
+
+
+def packing_plan(plan: GemmPlan) -> GemmPlan | None:
+    """The packing of all of B by itself, for plans of the same B with `b_prepacked`, whatever their rows, blocks and
+    threads. None where the plan reads B as it lies, or takes its columns from functions."""
+    table = plan.table
+    is_indirect = table.get("SEGMENTS", 0) > 0
+    panels = table.get("B_BATCHES", 0) * _divide_up(table.get("N", 0), panel_columns(plan.dtype))
+    if not plan.entries or table["SWAPPED"] or panels * table["K"] == 0 or (table["RUN"] > 0 and not is_indirect):
+        return None
+    itemsize = 8 if plan.dtype == "float64" else 4
+    nbytes = panels * panel_columns(plan.dtype) * table["K"] * itemsize
+    entries = (GemmEntry("pack_indirect" if is_indirect else "pack_b", panels),)
+    return replace(plan, entries=entries, workspace_bytes=nbytes)
 
 
 def _max_k_block(width: int, itemsize: int, local: bool) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
 
 from compiler_bridge import program as p
 from compiler_bridge.contract import IndirectForm, IndirectPanels, MatrixForm, offset_of
-from compiler_bridge.cpu.gemm_plan import GemmPlan, gemm_kernel, plan_gemm, plan_indirect
+from compiler_bridge.cpu.gemm_plan import GemmPlan, gemm_kernel, packing_plan, plan_gemm, plan_indirect
 from compiler_bridge.cpu.gemm_table import SLOTS
 from compiler_bridge.ir import Size, size_product
 
@@ -49,47 +49,116 @@ class GemmFunctions:
         return {slot: function for slot, function in named.items() if function is not None}
 
 
-def gemm_step(
-    form: MatrixForm, dtype: str, names: tuple[str, str, str], c_offset: Size, functions: GemmFunctions
-) -> p.DynamicStep:
-    """names: buffers of A, B and C; that of an operand a function makes is any (C's)."""
+def plan_form(
+    form: MatrixForm, dtype: str, size: Callable[[Size], int], threads: int, b_prepacked: bool = False
+) -> GemmPlan:
+    """How the product is carried out for sizes that `size` gives."""
+    if isinstance(form, IndirectForm):
+        return plan_indirect_form(form, dtype, size, threads, b_prepacked)
     outer, inner = form.batch
-    a, b, c = names
-    offsets = [0 if made else offset_of(x) for x, made in zip((form.lhs, form.rhs), form.made)] + [c_offset]
-    called = functions.by_slot()
+    dimensions = (outer, inner, form.m, form.n, form.k)
+    o, i, m, n, k = (size(d.extent) for d in dimensions)
+    a_strides, b_strides = (
+        (0, 0, 0, 0) if made else tuple(map(size, strides))
+        for made, strides in zip(
+            form.made,
+            ((outer.a, inner.a, form.m.a, form.k.a), (outer.b, inner.b, form.k.b, form.n.b)),
+        )
+    )
     run = form.run.extent if isinstance(form, IndirectPanels) and form.run is not None else 0
+    return plan_gemm(
+        m, n, k, (o, i), dtype, a_strides, b_strides,
+        (size(outer.c), size(inner.c), size(form.m.c), size(form.n.c)),
+        threads, has_pack_a=form.made[0], has_pack_b=form.made[1], run=size(run), b_prepacked=b_prepacked,
+    )  # fmt: skip
+
+
+def plan_indirect_form(
+    form: IndirectForm, dtype: str, size: Callable[[Size], int], threads: int, b_prepacked: bool
+) -> GemmPlan:
+    """A product whose rows of A, and of C, functions find."""
+    batch = form.batch[1]
+    assert form.run is not None
+    m, n, length = (size(extent) for extent in (form.m.extent, form.n.extent, form.run.extent))
+    segments = size(size_product(axis.extent for axis in form.segments))
+    b_strides = (0, 0, 0, 0) if form.made[1] else (0, *map(size, (batch.b, form.k.b, form.n.b)))
+    return plan_indirect(
+        m, n, segments, length, size(batch.extent), dtype, b_strides, size(form.n.c), threads,
+        has_pack_b=form.made[1], b_prepacked=b_prepacked,
+    )  # fmt: skip
+
+
+def gemm_step(
+    form: MatrixForm,
+    dtype: str,
+    names: tuple[str, str, str],
+    c_offset: Size,
+    functions: GemmFunctions,
+    packed: str | None = None,
+) -> p.DynamicStep:
+    """names: buffers of A, B and C; that of an operand a function makes is any (C's).
+    packed: the buffer where a `packing_step` has left B, if one has
+    """
+    found = isinstance(form, IndirectForm)
+    offsets = [0 if made else offset_of(x) for x, made in zip((form.lhs, form.rhs), form.made)]
+    if packed and isinstance(form.m.extent, int):  # whatever the threads, B is read packed
+        names, offsets[1], functions = (names[0], packed, names[2]), 0, replace(functions, pack_b=None)
+    operands = dict(zip("ABC", zip(names, [*offsets, 0 if found else c_offset])))
+    called = functions.by_slot()
 
     def plan(symbols: Mapping[sympy.Symbol, int], threads: int) -> p.DynamicPlan:
         def size(value: Size) -> int:
             return evaluate(value, symbols)
 
-        dimensions = (outer, inner, form.m, form.n, form.k)
-        o, i, m, n, k = (size(d.extent) for d in dimensions)
-        a_strides, b_strides = (
-            (0, 0, 0, 0) if made else tuple(map(size, strides))
-            for made, strides in zip(
-                form.made,
-                ((outer.a, inner.a, form.m.a, form.k.a), (outer.b, inner.b, form.k.b, form.n.b)),
-            )
-        )
-        gemm = plan_gemm(
-            m, n, k, (o, i), dtype, a_strides, b_strides,
-            (size(outer.c), size(inner.c), size(form.m.c), size(form.n.c)),
-            threads, has_pack_a=form.made[0], has_pack_b=form.made[1], run=size(run),
-        )  # fmt: skip
-        swapped = gemm.table["SWAPPED"]
-        first, second = ((b, offsets[1]), (a, offsets[0])) if swapped else ((a, offsets[0]), (b, offsets[1]))
-        pointers = {"A": first, "B": second, "C": (c, offsets[2])}
-        return bind_plan(gemm, {slot: p.PointerArgument(n, size(at)) for slot, (n, at) in pointers.items()}, called,
-                         size, f"gemm {m}x{n}x{k}")  # fmt: skip
+        gemm = plan_form(form, dtype, size, threads)
+        source = packed if packed and packing_plan(gemm) else None
+        if source:
+            gemm = plan_form(form, dtype, size, threads, b_prepacked=True)
+        order = "BAC" if gemm.table["SWAPPED"] else "ABC"
+        pointers = {
+            slot: p.PointerArgument(n, size(at)) for slot, (n, at) in zip("ABC", map(operands.get, order))
+        }
+        m, n, k = (size(d.extent) for d in (form.m, form.n, form.k))
+        return bind_plan(gemm, pointers, called, size, f"gemm {m}x{n}x{k}", source)
 
+    outer, inner = form.batch
     text = f"gemm {form.m.extent}x{form.n.extent}x{form.k.extent} batch {outer.extent}x{inner.extent} {dtype}"
-    return dynamic_step(plan, (a, b, c), called, text)
+    text += ", A where it lies" if found else ""
+    return dynamic_step(plan, (*names, packed) if packed else names, called, text)
 
 
-def dynamic_step(
-    plan: Any, names: tuple[str, str, str], called: dict[str, Function], text: str
+def packed_bytes(form: MatrixForm, dtype: str, hints: Mapping[sympy.Symbol, int]) -> int:
+    """Bytes of packed B; 0 where B is better read as it lies."""
+    packing = packing_plan(plan_form(form, dtype, lambda value: evaluate(value, hints), 1))
+    return packing.workspace_bytes if packing else 0
+
+
+def packing_step(
+    form: MatrixForm,
+    dtype: str,
+    b: str,
+    packed: str,
+    pack_b: Function | None,
+    hints: Mapping[sympy.Symbol, int],
 ) -> p.DynamicStep:
+    """Packs all of B (buffer b, unless a function makes it) into the buffer `packed`."""
+    called = GemmFunctions(pack_b=pack_b).by_slot()
+    source = packed if pack_b else b
+    offset = 0 if form.made[1] else offset_of(form.rhs)
+
+    def plan(_: Mapping[sympy.Symbol, int], threads: int) -> p.DynamicPlan:
+        def size(value: Size) -> int:
+            return evaluate(value, hints)
+
+        packing = packing_plan(plan_form(form, dtype, size, threads))
+        assert packing is not None
+        pointers = {"B": p.PointerArgument(source, size(offset))}
+        return bind_plan(packing, pointers, called, size, "pack B", packed)
+
+    return dynamic_step(plan, (source, packed), called, f"pack {form.k.extent}x{form.n.extent} {dtype}")
+
+
+def dynamic_step(plan: Any, names: tuple[str, ...], called: dict[str, Function], text: str) -> p.DynamicStep:
     buffers = list(dict.fromkeys([*names, *(name for f in called.values() for name in f.buffers)]))
     kernels: list[Any] = [function.name for function in called.values()]
     return p.DynamicStep(plan, buffers, kernels, " + ".join([text, *kernels]))
@@ -101,12 +170,16 @@ def bind_plan(
     called: dict[str, Function],
     size: Callable[[Size], int],
     title: str,
+    packed: str | None = None,
 ) -> p.DynamicPlan:
-    """The steps of a plan: its table with the operands' pointers and the called functions' own tables."""
-    scratch = -(-gemm.workspace_bytes // 64) * 64
+    """The steps of a plan: its table with the operands' pointers and the called functions' own tables.
+
+    packed: the buffer that holds packed B, if not a workspace
+    """
+    scratch = 0 if packed else -(-gemm.workspace_bytes // 64) * 64
     arguments: dict[str, p.Argument] = {name: p.SizeArgument(gemm.table.get(name, 0)) for name in SLOTS}
     arguments.update(pointers)
-    arguments["WORKSPACE"] = p.WorkspaceArgument(0)
+    arguments["WORKSPACE"] = p.PointerArgument(packed) if packed else p.WorkspaceArgument(0)
     arguments["SCRATCH"] = p.WorkspaceArgument(scratch)
     after: list[p.Argument] = []  # the functions' own tables follow the GEMM's slots
     for slot, function in called.items():
@@ -120,32 +193,3 @@ def bind_plan(
         for e in gemm.entries
     ]
     return p.DynamicPlan(steps, scratch + gemm.scratch_bytes * gemm.threads)
-
-
-def indirect_step(
-    form: IndirectForm, dtype: str, names: tuple[str, str, str], functions: GemmFunctions
-) -> p.DynamicStep:
-    """A product whose rows of A, and of C, functions find."""
-    a, b, c = names
-    batch = form.batch[1]
-    called = functions.by_slot()
-    assert form.run is not None
-    run = form.run.extent
-
-    def plan(symbols: Mapping[sympy.Symbol, int], threads: int) -> p.DynamicPlan:
-        def size(value: Size) -> int:
-            return evaluate(value, symbols)
-
-        m, n, k, length = (size(extent) for extent in (form.m.extent, form.n.extent, form.k.extent, run))
-        segments = size(size_product(axis.extent for axis in form.segments))
-        b_strides = (0, 0, 0, 0) if form.made[1] else (0, *map(size, (batch.b, form.k.b, form.n.b)))
-        gemm = plan_indirect(m, n, segments, length, size(batch.extent), dtype, b_strides, size(form.n.c), threads,
-                             has_pack_b=form.made[1])  # fmt: skip
-        offset = 0 if form.made[1] else size(offset_of(form.rhs))
-        pointers = {"A": p.PointerArgument(a), "B": p.PointerArgument(b, offset), "C": p.PointerArgument(c)}
-        return bind_plan(gemm, pointers, called, size, f"gemm {m}x{n}x{k}")
-
-    text = (
-        f"gemm {form.m.extent}x{form.n.extent}x{form.k.extent} batch {batch.extent} {dtype}, A where it lies"
-    )
-    return dynamic_step(plan, names, called, text)

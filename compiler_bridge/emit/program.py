@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from compiler_bridge.contract import IndirectForm, IndirectPanels, MatrixForm, p
 from compiler_bridge.emit.epilogue import EpilogueWriter, place_of_product
 from compiler_bridge.emit.kernel import INDENT, KernelCode, KernelWriter, combine_nodes
 from compiler_bridge.emit.names import MODULE_HEADER, PHILOX_IMPORT, Names
+from compiler_bridge.emit.once import Once
 from compiler_bridge.emit.prologue import PackWriter, PlacesWriter, SegmentsWriter
 from compiler_bridge.emit.scan import write_scan
 from compiler_bridge.emit.scatter import write_scatter
@@ -52,7 +54,7 @@ class KernelInfo:
 
 
 class ProgramBuilder:
-    def __init__(self, graph: Graph, groups: list[Group], name: str) -> None:
+    def __init__(self, graph: Graph, groups: list[Group], name: str, frozen: Sequence[int] = ()) -> None:
         self.graph = graph
         self.groups = groups
         self.name = name
@@ -66,6 +68,7 @@ class ProgramBuilder:
         self.extern_buffers: set[str] = set()
         self.alias: dict[str, str] = {}
         self.returned = {v.buffer for v in graph.outputs if isinstance(v, BufferView)}
+        self.once = Once(graph, frozen)
 
     # ------------------------------------------------------------ the whole program
 
@@ -73,21 +76,26 @@ class ProgramBuilder:
         self.alias_scatter_bases()
         self.reuse_products()
         for position, group in enumerate(self.groups):
-            self.build_group(group, self.read_elsewhere(position))
+            outputs = self.read_elsewhere(position)
+            reads = self.reads[position] - group.outputs()
+            if self.once.can_take(group, reads, outputs) and not outputs & self.returned:
+                self.build_once(group, outputs)
+            else:
+                self.build_group(group, outputs)
         title = f"{self.name}: {len(self.kernels)} kernels"
         kernels = "".join(self.sources)
         imports = PHILOX_IMPORT if "philox_uniform" in kernels else ""
         source = MODULE_HEADER.format(title=title, description=self.description(), imports=imports) + kernels
         inputs = [self.input_spec(i, name) for i, name in enumerate(self.graph.inputs)]
         outputs = [self.output_spec(o) for o in self.graph.outputs]
+        once = self.once.program(source, self.buffers, inputs, self.name)
+        if once is not None and not self.graph.checks:  # else ATen may have to run the graph
+            inputs = self.once.without_unused(inputs, self.steps, outputs)
+            once.unused = [i for i, spec in enumerate(inputs) if isinstance(spec, p.UnusedInput)]
+        inputs += self.once.inputs_of_main()
+        symbols = p.bind_symbols(inputs)
         return p.Program(
-            source,
-            self.buffers() + self.extra,
-            self.steps,
-            inputs,
-            outputs,
-            p.bind_symbols(inputs),
-            self.name,
+            source, self.buffers(self.steps), self.steps, inputs, outputs, symbols, self.name, once
         )
 
     def description(self) -> str:
@@ -101,6 +109,16 @@ class ProgramBuilder:
         """Buffers of a group that a later group or the caller reads."""
         read = self.returned.union(*(reads for i, reads in enumerate(self.reads) if i != position))
         return self.groups[position].outputs() & read
+
+    def build_once(self, group: Group, outputs: set[str]) -> None:
+        """A kernel of frozen values alone, in the program that runs when they have changed."""
+        steps, self.steps = self.steps, self.once.steps
+        group.notes.append("computed once, of frozen inputs")
+        self.build_group(group, outputs)
+        self.steps = steps
+        for name in sorted(outputs):
+            buffer = self.graph.buffers[name]
+            self.once.keep(p.Buffer(name, torch_dtype(buffer.dtype), buffer.numel(), "input"))
 
     def build_group(self, group: Group, outputs: set[str]) -> None:
         node = group.nodes[0]
@@ -166,7 +184,7 @@ class ProgramBuilder:
         name = self.add_function(code.body, nodes, "begin, end, thread")
         arguments: list[p.Argument] = [p.PointerArgument(self.resolve(b)) for b in code.names.pointers]
         for row, (_, dtype, elements) in code.names.scratch.items():
-            buffer = f"{row}_row{len(self.steps)}"
+            buffer = f"{row}_row{len(self.kernels)}"
             self.extra.append(p.Buffer(buffer, DTYPES[dtype], elements, "thread_scratch"))
             arguments.append(p.PointerArgument(buffer))
         arguments += [p.SizeArgument(size) for size in code.names.sizes]
@@ -206,14 +224,30 @@ class ProgramBuilder:
             if isinstance(form, kind) and isinstance(operand, Load):
                 sources[side] = operand.buffer
         a, b, c = (self.resolve(name) for name in (*sources, node.output))
-        from compiler_bridge.emit.gemm_step import gemm_step, indirect_step
+        from compiler_bridge.emit.gemm_step import gemm_step
 
-        if isinstance(form, IndirectForm):
-            self.steps.append(indirect_step(form, dtypes.pop(), (a, b, c), functions))
-        else:
-            self.steps.append(gemm_step(form, dtypes.pop(), (a, b, c), node.store.const, functions))
+        dtype = dtypes.pop()
+        packed = self.pack_once(form, dtype, b, functions.pack_b, group)
+        self.steps.append(gemm_step(form, dtype, (a, b, c), node.store.const, functions, packed))
         name = " + ".join(["gemm", *(function.name for function in functions.by_slot().values())])
         self.kernels.append(KernelInfo(name, group.nodes, group.notes))
+
+    def pack_once(
+        self, form: MatrixForm, dtype: str, b: str, pack_b: Function | None, group: Group
+    ) -> str | None:
+        """The buffer where B lies packed, if B is frozen."""
+        from compiler_bridge.emit.gemm_step import packed_bytes, packing_step
+
+        hints = self.graph.symbol_hints
+        nbytes = packed_bytes(form, dtype, hints) if self.once.can_pack(form) else 0
+        if not nbytes:
+            return None
+        compute = DTYPES[compute_dtype(dtype)]
+        packed = p.Buffer(f"packed{len(self.kernels)}", compute, nbytes // compute.itemsize, "input")
+        self.once.steps.append(packing_step(form, dtype, b, packed.name, pack_b, hints))
+        self.once.keep(packed)
+        group.notes.append("its weight is packed once")
+        return packed.name
 
     def gemm_functions(
         self, node: Contract, form: MatrixForm, group: Group, outputs: set[str]
@@ -300,10 +334,11 @@ class ProgramBuilder:
 
     # ------------------------------------------------------------ buffers, inputs, outputs
 
-    def buffers(self) -> list[p.Buffer]:
-        result = []
+    def buffers(self, steps: list[Any]) -> list[p.Buffer]:
+        """The buffers of a program made of these steps."""
+        result = list(self.once.kept.values())
         for name, buffer in self.graph.buffers.items():
-            if name in self.alias:
+            if name in self.alias or name in self.once.kept:
                 continue
             kind: Any = "arena"
             value = None
@@ -316,12 +351,10 @@ class ProgramBuilder:
             elif name in self.returned:
                 kind = "output"
             result.append(p.Buffer(name, torch_dtype(buffer.dtype), buffer.numel(), kind, value))
-        return self.used(result)
-
-    def used(self, buffers: list[p.Buffer]) -> list[p.Buffer]:
-        """Arena buffers that no step touches are values that live in registers."""
-        touched = {name for step in self.steps for name in step.buffer_names()}
-        return [b for b in buffers if b.kind != "arena" or b.name in touched]
+        # others that no step touches are values that live in registers, or belong to the other program
+        touched = {name for step in steps for name in step.buffer_names()}
+        always = ("input", "output") if steps is self.steps else ()
+        return [b for b in result + self.extra if b.kind in always or b.name in touched]
 
     def tensor_view(self, view: BufferView) -> p.TensorView:
         name = self.resolve(view.buffer)
@@ -370,6 +403,9 @@ def docstring(nodes: list[Any]) -> str:
     return f'{INDENT}"""{text}\n{INDENT}"""\n'
 
 
-def build_program(graph: Graph, groups: list[Group], name: str) -> tuple[p.Program, list[KernelInfo]]:
-    builder = ProgramBuilder(graph, groups, name)
+def build_program(
+    graph: Graph, groups: list[Group], name: str, frozen: Sequence[int] = ()
+) -> tuple[p.Program, list[KernelInfo]]:
+    """frozen: positions of inputs that seldom change; what needs only them goes into `Program.once`."""
+    builder = ProgramBuilder(graph, groups, name, frozen)
     return builder.build(), builder.kernels
