@@ -162,7 +162,7 @@ def compile_graph(
         from compiler_bridge.explain import report_graph
 
         report_graph(record, settings.DEBUG)
-    result = with_checks(compiled, module) if fused.checks else compiled
+    result: Any = with_checks(compiled, module) if fused.checks else compiled
     if program.once is not None:
         once = program.once
         result.once = OnceCall(load(once.program), once.positions, once.unused)

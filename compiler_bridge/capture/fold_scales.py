@@ -145,7 +145,7 @@ def can_take(product: fx.Node, vector: fx.Node, known: dict[fx.Node, bool]) -> b
     if bias is not None and bias.meta["val"].dim() != 1:
         return False
     transposed, groups = (product.args[6], product.args[8]) if is_convolution(product) else (False, 1)
-    return not transposed or groups == 1
+    return not transposed or bool(groups == 1)
 
 
 def is_convolution(product: fx.Node) -> bool:

@@ -72,7 +72,7 @@ def frozen_inputs(module: fx.GraphModule) -> list[fx.Node]:
     context = TracingContext.try_get()
     metadata = None if context is None else context.fw_metadata
     placeholders = module.graph.find_nodes(op="placeholder")
-    infos = getattr(metadata, "input_info", ())
+    infos: Any = getattr(metadata, "input_info", ())
     if metadata is None or len(infos) != len(placeholders):
         return []
     return [

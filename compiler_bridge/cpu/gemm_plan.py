@@ -362,7 +362,12 @@ def packing_plan(plan: GemmPlan) -> GemmPlan | None:
     table = plan.table
     is_indirect = table.get("SEGMENTS", 0) > 0
     panels = table.get("B_BATCHES", 0) * _divide_up(table.get("N", 0), panel_columns(plan.dtype))
-    if not plan.entries or table["SWAPPED"] or panels * table["K"] == 0 or (table["RUN"] > 0 and not is_indirect):
+    if (
+        not plan.entries
+        or table["SWAPPED"]
+        or panels * table["K"] == 0
+        or (table["RUN"] > 0 and not is_indirect)
+    ):
         return None
     itemsize = 8 if plan.dtype == "float64" else 4
     nbytes = panels * panel_columns(plan.dtype) * table["K"] * itemsize

@@ -44,6 +44,8 @@ def schedule_window(group: Group, form: WindowForm, hints: dict[Any, int]) -> Sc
     extent = form.lane.extent
     while registers > 1 and not (isinstance(extent, int) and extent % (native * registers) == 0):
         registers //= 2
+    while isinstance(extent, int) and native * registers >= 2 * extent and native > 4:
+        native //= 2  # few channels do not fill a register
     role = "reduce" if form.gathers else "sink"
     roles = {node.output: "row" for node in group.nodes} | {group.nodes[0].output: role}
     inner = () if form.gathers else (form.lane,)
@@ -66,7 +68,9 @@ class WindowWriter(KernelWriter):
         self.form = form
         super().__init__(schedule, dtypes, outputs, sink_names)
         self.native = NATIVE_LANES // (2 if form.source.dtype == "float64" else 1)
-        self.jam = max(1, REGISTERS * self.native // schedule.lanes)
+        self.jam = (
+            REGISTERS if schedule.lanes <= self.native else max(1, REGISTERS * self.native // schedule.lanes)
+        )
         self.ranges: dict[str, tuple[str, str]] = {}
 
     def choose_blocks(self) -> int:
@@ -187,10 +191,10 @@ class WindowWriter(KernelWriter):
         begins: list[Any] = [0]
         ends: list[Any] = [form.column.extent]
         for condition in filter(self.is_column_bound, form.conditions):
-            factor = condition.coefficient(form.column.name)
+            factor: Any = condition.coefficient(form.column.name)
             rest = substitute_index(condition, {form.column.name: Index()})
             known = index_range(rest, self.extents())
-            least = known[0] if known else f"({self.least_text(rest)})"
+            least: Any = known[0] if known else f"({self.least_text(rest)})"
             if not isinstance(factor, int) or factor > 0:
                 step = self.names.size(factor)
                 begins.append(-(least // factor) if known else f"-({least} // {step})")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
 
 from compiler_bridge.ir import (
     Axis,
-    BufferView,
     Expr,
 )
-from compiler_bridge.lower.contractions import contract, contract_into, contract_wide, sizes_of
+from compiler_bridge.lower.contractions import contract, contract_wide, sizes_of
 from compiler_bridge.lower.input_gradient import convolution_input_gradient
 from compiler_bridge.lower.lowering import (
     Lowering,
@@ -20,8 +18,6 @@ from compiler_bridge.lower.lowering import (
     axes_of,
     dtype_name,
     lowers,
-    real_axes,
-    sizes,
 )
 from compiler_bridge.lower.narrow_convolutions import (
     Rows,
@@ -31,7 +27,8 @@ from compiler_bridge.lower.narrow_convolutions import (
     narrow_weight_gradient,
 )
 from compiler_bridge.lower.reductions import reduce_value
-from compiler_bridge.lower.window import Window, input_places, padded, window_load, window_of
+from compiler_bridge.lower.weight_gradient import convolution_weight_gradient
+from compiler_bridge.lower.window import input_places, padded, window_load, window_of
 from compiler_bridge.ops import compute_dtype
 
 
@@ -93,27 +90,3 @@ def lower_convolution_backward(lowering: Lowering, node: fx.Node) -> Any:
 
         bias_gradient = reduce_value(lowering, vals[2], grad, dims, False, "sum", value)
     return input_gradient, weight_gradient, bias_gradient
-
-
-def convolution_weight_gradient(
-    lowering: Lowering, val: torch.Tensor, grad: BufferView, x: BufferView, window: Window
-) -> BufferView:
-    """dw[o, c, d] = sum over n, y of grad[n, o, y] * input[n, c, y * stride + d * dilation - padding]
-
-    Made as [o, d, c], so that the channels, which lie side by side in a channels-last input, do so in the product.
-    """
-    out, channel, *taps = axes_of(sizes(val.shape))
-    batch = Axis("n", grad.shape[0])
-    places = [Axis(f"y{k}", extent) for k, extent in enumerate(grad.shape[2:])]
-    left = lowering.load_view(grad, [batch, out, *places])
-    right = window_load(lowering, x, [batch, channel], input_places(window, places, taps), padded(window))
-    if x.strides[1] != 1 or not real_axes(taps):
-        return contract(lowering, val, (out, channel, *taps), (batch, *places), left, right)
-    dtype = compute_dtype(dtype_name(val.dtype))
-    taps_inside = lowering.new_buffer([axis.extent for axis in (out, *taps, channel)], dtype)
-    made = contract_into(lowering, taps_inside, (out, *taps, channel), (batch, *places), left, right)
-
-    def value(axes: tuple[Axis, ...]) -> Expr:
-        return lowering.load_view(made, (axes[0], *axes[2:], axes[1]))
-
-    return lowering.map(val, value)
