@@ -20,14 +20,28 @@ aten = torch.ops.aten
 
 Decompositions = dict[OpOverload, Callable[..., Any]]
 
-KEPT_WHOLE: frozenset[OpOverload] = frozenset({aten.convolution.default, aten.convolution_backward.default})
+_WINDOWS_KEPT = (
+    f"{name}{dims}d{suffix}"
+    for dims in (2, 3)
+    for name, suffixes in {
+        "max_pool": ("_with_indices", "_with_indices_backward"),
+    }.items()
+    for suffix in suffixes
+)
+
+KEPT_WHOLE: frozenset[OpOverload] = frozenset(
+    {
+        aten.convolution.default,
+        aten.convolution_backward.default,
+        *(getattr(aten, name).default for name in _WINDOWS_KEPT),
+    }
+)
 """Operations with a definition that the lowering takes whole: its kernels know more than the definition."""
 
 _POOLING = (
     f"{name}{dims}d{suffix}"
     for dims in (2, 3)
     for name, suffixes in {
-        "max_pool": ("_with_indices", "_with_indices_backward"),
         "avg_pool": ("", "_backward"),
         "adaptive_max_pool": ("", "_backward"),
         "_adaptive_avg_pool": ("", "_backward"),

@@ -11,6 +11,7 @@ from compiler_bridge.lower import (  # noqa: F401  (each registers its lowerings
     gathers,
     placement,
     pointwise,
+    pooling,
     reductions,
     scans,
     scatters,
