@@ -20,11 +20,15 @@ aten = torch.ops.aten
 
 Decompositions = dict[OpOverload, Callable[..., Any]]
 
-_WINDOWS_KEPT = (
+_POOLING = (
     f"{name}{dims}d{suffix}"
     for dims in (2, 3)
     for name, suffixes in {
         "max_pool": ("_with_indices", "_with_indices_backward"),
+        "avg_pool": ("", "_backward"),
+        "adaptive_max_pool": ("", "_backward"),
+        "_adaptive_avg_pool": ("", "_backward"),
+        "fractional_max_pool": ("_backward",),
     }.items()
     for suffix in suffixes
 )
@@ -33,23 +37,10 @@ KEPT_WHOLE: frozenset[OpOverload] = frozenset(
     {
         aten.convolution.default,
         aten.convolution_backward.default,
-        *(getattr(aten, name).default for name in _WINDOWS_KEPT),
+        *(getattr(aten, name).default for name in _POOLING),
     }
 )
 """Operations with a definition that the lowering takes whole: its kernels know more than the definition."""
-
-_POOLING = (
-    f"{name}{dims}d{suffix}"
-    for dims in (2, 3)
-    for name, suffixes in {
-        "avg_pool": ("", "_backward"),
-        "adaptive_max_pool": ("", "_backward"),
-        "_adaptive_avg_pool": ("", "_backward"),
-        "fractional_max_pool": ("", "_backward"),
-        "max_unpool": ("",),
-    }.items()
-    for suffix in suffixes
-)
 
 _INTERPOLATION = [
     f"{name}{suffix}"
@@ -87,7 +78,6 @@ WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
         # windows and scatters
         aten.im2col.default,
         aten.col2im.default,
-        *(getattr(aten, name).default for name in _POOLING),
     }
 )
 """Operations with a definition from which today's stages would make poor kernels, or too many.
