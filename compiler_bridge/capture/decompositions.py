@@ -20,9 +20,6 @@ aten = torch.ops.aten
 
 Decompositions = dict[OpOverload, Callable[..., Any]]
 
-KEPT_WHOLE: frozenset[OpOverload] = frozenset({aten.convolution.default, aten.convolution_backward.default})
-"""Operations with a definition that the lowering takes whole: its kernels know more than the definition."""
-
 _POOLING = (
     f"{name}{dims}d{suffix}"
     for dims in (2, 3)
@@ -31,11 +28,19 @@ _POOLING = (
         "avg_pool": ("", "_backward"),
         "adaptive_max_pool": ("", "_backward"),
         "_adaptive_avg_pool": ("", "_backward"),
-        "fractional_max_pool": ("", "_backward"),
-        "max_unpool": ("",),
+        "fractional_max_pool": ("_backward",),
     }.items()
     for suffix in suffixes
 )
+
+KEPT_WHOLE: frozenset[OpOverload] = frozenset(
+    {
+        aten.convolution.default,
+        aten.convolution_backward.default,
+        *(getattr(aten, name).default for name in _POOLING),
+    }
+)
+"""Operations with a definition that the lowering takes whole: its kernels know more than the definition."""
 
 _INTERPOLATION = [
     f"{name}{suffix}"
@@ -73,7 +78,6 @@ WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
         # windows and scatters
         aten.im2col.default,
         aten.col2im.default,
-        *(getattr(aten, name).default for name in _POOLING),
     }
 )
 """Operations with a definition from which today's stages would make poor kernels, or too many.

@@ -5,10 +5,12 @@
 from compiler_bridge.lower import (  # noqa: F401  (each registers its lowerings)
     arithmetic,
     assertions,
+    average_pooling,
     contractions,
     convolutions,
     creation,
     gathers,
+    max_pooling,
     placement,
     pointwise,
     reductions,

@@ -1,0 +1,222 @@
+"""Max pooling: the largest element of each window and its place, and the gradient that goes back there.
+
+Two loops at the same points, which become one kernel: the largest element, and the place of the first tap that
+equals it (of the last NaN, as in ATen). The gradient is a sum over the windows that may cover an element where
+channels lie side by side, else a scatter within each image and channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from compiler_bridge.ir import Axis, BufferView, Expr, Index, size_product, strided_index
+from compiler_bridge.lower.gathers import checked_index
+from compiler_bridge.lower.lowering import (
+    Lowering,
+    NoLowering,
+    apply,
+    axes_of,
+    both,
+    cast,
+    compute_dtype_of,
+    constant,
+    dtype_name,
+    lowers,
+    sizes,
+)
+from compiler_bridge.lower.pool_windows import (
+    Adaptive,
+    Sliding,
+    Windows,
+    all_taps,
+    channels_side_by_side,
+    combine,
+    covering_counts,
+    element,
+    finished,
+    flat_place,
+    gradient_loops,
+    is_small,
+    masked,
+    position_value,
+    sliding,
+    spatial_dims,
+    within,
+)
+from compiler_bridge.lower.scatters import scatter
+from compiler_bridge.ops import compute_dtype, dtype_kind, reduce_identity
+
+
+@lowers("aten.max_pool2d_with_indices", "aten.max_pool3d_with_indices")
+def lower_max_pool(lowering: Lowering, node: fx.Node) -> Any:
+    given: dict[str, Any] = dict(zip(("self", "kernel_size", "stride", "padding", "dilation"), node.args))
+    given.update(node.kwargs)
+    x, dims = lowering.view(given["self"]), spatial_dims(node)
+    padding, dilation = given.get("padding", 0), given.get("dilation", 1)
+    windows = sliding(lowering, x.shape, given["kernel_size"], given.get("stride"), padding, dims, dilation)
+    return largest(lowering, x, windows, node.meta["val"])
+
+
+@lowers("aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d")
+def lower_adaptive_max_pool(lowering: Lowering, node: fx.Node) -> Any:
+    x, dims, vals = lowering.view(node.args[0]), spatial_dims(node), node.meta["val"]
+    windows = Adaptive.over(x.shape[len(x.shape) - dims :], sizes(vals[0].shape)[len(x.shape) - dims :])
+    return largest(lowering, x, windows, vals)
+
+
+def largest(lowering: Lowering, x: BufferView, windows: Windows, vals: Any) -> tuple[BufferView, BufferView]:
+    """(the largest element of each window, its place in the flattened spatial dimensions)"""
+    stored = dtype_name(vals[0].dtype)
+    dtype = compute_dtype(stored)
+    lowest = reduce_identity("max", dtype)
+    buffer = lowering.buffer_like(vals[0])
+    axes = axes_of(buffer.shape)
+
+    def seen(tap: Sequence[Index]) -> tuple[Expr, Expr | None]:
+        return element(lowering, windows, x, axes, tap, dtype, lowest)
+
+    store = strided_index(axes, buffer.strides)
+    values = combine(lowering, buffer, axes, store, windows.size, "max", lambda tap: seen(tap)[0])
+    best = lowering.load_view(values, axes)
+    places = windows.split(axes)[1]
+    if not is_small(windows.size):
+        return values, place_by_reduction(lowering, windows, places, seen, best, vals[1])
+    index = place_by_taps(windows, places, [(tap, *seen(tap)) for tap in all_taps(windows.size)], best)
+    return values, lowering.map(vals[1], lambda _: index)
+
+
+def place_by_taps(windows: Windows, places: Sequence[Axis], taps: list[Any], best: Expr) -> Expr:
+    """The first tap that is the best, else the last NaN; as an offset in int32 until the end."""
+    extents = windows.extents
+    known = [
+        (value, mask, constant(flat_place(windows.offset(tap), extents).const, "int32"))
+        for tap, value, mask in taps
+    ]
+    chosen: Expr = known[0][2]
+    if dtype_kind(best.dtype) == "float":
+        for value, _, offset in known[1:]:
+            chosen = apply("where", apply("isnan", value), offset, chosen)
+    for value, mask, offset in reversed(known):
+        hit = apply("eq", value, best)
+        chosen = apply("where", hit if mask is None else both(mask, hit), offset, chosen)
+    origin = position_value(flat_place(windows.begin(places), extents))
+    return unless_empty(windows, places, apply("add", cast(chosen, "int64"), origin))
+
+
+def place_by_reduction(
+    lowering: Lowering, windows: Windows, places: Sequence[Axis], seen: Any, best: Expr, val: torch.Tensor
+) -> BufferView:
+    """The smallest place of an element that is the best; the largest place of a NaN goes before it."""
+    extents = windows.extents
+    count = size_product(extents)
+    axes = axes_of(sizes(val.shape))
+
+    def place(tap: Sequence[Index]) -> Expr:
+        return position_value(flat_place(windows.position(places, tap)[0], extents))
+
+    def first(tap: Sequence[Index]) -> Expr:
+        value, mask = seen(tap)
+        hit = apply("eq", value, best)
+        return masked(hit if mask is None else both(mask, hit), place(tap), count)
+
+    def last_nan(tap: Sequence[Index]) -> Expr:
+        return masked(apply("isnan", seen(tap)[0]), place(tap), -1)
+
+    def reduced(op: str, term: Any) -> Expr:
+        buffer = lowering.buffer_like(val)
+        store = strided_index(axes, buffer.strides)
+        return lowering.load_view(combine(lowering, buffer, axes, store, windows.size, op, term), axes)
+
+    found = reduced("min", first)
+    if dtype_kind(best.dtype) == "float":
+        nan = reduced("max", last_nan)
+        found = apply("where", apply("ge", nan, constant(0, "int64")), nan, found)
+    index = unless_empty(windows, places, found)
+    return lowering.map(val, lambda _: index)
+
+
+def unless_empty(windows: Windows, places: Sequence[Axis], index: Expr) -> Expr:
+    """The index, but ATen's where a window has no element: only steps wider than the input pass over it."""
+    if not isinstance(windows, Sliding):
+        return index
+    if all(
+        step == 1 or (isinstance(size, int) and isinstance(step, int) and step <= size)
+        for step, size in zip(windows.dilation, windows.extents)
+    ):
+        return index
+    zero, one, total = constant(0, "int64"), constant(1, "int64"), constant(0, "int64")
+    empty = constant(False, "bool")
+    for place, step, size in zip(windows.begin(places), windows.dilation, windows.extents):
+        begin, limit = position_value(place), constant(size, "int64")
+        inside = apply("remainder", begin, constant(step, "int64"))
+        first = apply("where", apply("lt", begin, zero), inside, begin)
+        empty = apply("bitwise_or", empty, apply("ge", first, limit))
+        held = apply("minimum", first, apply("sub", limit, one))
+        total = apply("add", apply("mul", total, limit), held)
+    return apply("where", empty, total, index)
+
+
+# ---- the gradient ----------------------------------------------------------------------------------------
+
+
+@lowers("aten.max_pool2d_with_indices_backward", "aten.max_pool3d_with_indices_backward")
+def lower_max_pool_backward(lowering: Lowering, node: fx.Node) -> Any:
+    grad, x, size, stride, padding, dilation, _, indices = node.args
+    dims = spatial_dims(node)
+    windows = sliding(lowering, lowering.view(x).shape, size, stride, padding, dims, dilation)
+    if channels_side_by_side(node.meta["val"], dims) and is_small(covering_counts(windows)):
+        return gather_gradient(lowering, node, grad, indices, windows)
+    return scatter_gradient(lowering, node, grad, indices, dims)
+
+
+@lowers(
+    "aten.adaptive_max_pool2d_backward",
+    "aten.adaptive_max_pool3d_backward",
+    "aten.fractional_max_pool2d_backward",
+    "aten.fractional_max_pool3d_backward",
+)
+def lower_other_max_pool_backward(lowering: Lowering, node: fx.Node) -> Any:
+    return scatter_gradient(lowering, node, node.args[0], node.args[-1], spatial_dims(node))
+
+
+def scatter_gradient(lowering: Lowering, node: fx.Node, grad: Any, indices: Any, dims: int) -> BufferView:
+    """dx[n, c, index[n, c, o]] += grad[n, c, o]"""
+    val = node.meta["val"]
+    axes = axes_of(lowering.view(grad).shape)
+    lead = list(axes[: len(axes) - dims])
+    shape, strides = sizes(val.shape)[val.dim() - dims :], sizes(val.stride())[val.dim() - dims :]
+    for k in range(dims - 1):
+        if strides[k] != strides[k + 1] * shape[k + 1]:
+            raise NoLowering("a gradient whose spatial dimensions cannot be seen as one")
+    place, inside = checked_index(lowering, indices, axes, size_product(shape))
+    value = lowering.operand(grad, axes, compute_dtype_of(node))
+    position: list[Any] = [*lead, *[Axis("one", 1)] * (dims - 1), place]
+    return scatter(lowering, node, axes, position, inside, value, "add")
+
+
+def gather_gradient(
+    lowering: Lowering, node: fx.Node, grad: Any, indices: Any, windows: Sliding
+) -> BufferView:
+    """dx[n, c, y] = sum over the windows o that may cover y of grad[n, c, o] where index[n, c, o] == y"""
+    val, dtype = node.meta["val"], compute_dtype_of(node)
+    gradient, index = lowering.view(grad), lowering.view(indices)
+    counts = gradient.shape[len(gradient.shape) - windows.dims :]
+    buffer, lead, loops, store, places = gradient_loops(
+        lowering, val, dtype_name(val.dtype), windows.stride, split=False
+    )
+    here = position_value(flat_place([place.y for place in places], windows.extents))
+    last = [place.window(step, pad) for place, step, pad in zip(places, windows.stride, windows.padding)]
+
+    def term(back: Sequence[Index]) -> Expr:
+        position = [window + j.scaled(-1) for window, j in zip(last, back)]
+        mask = within(position, counts)
+        found = lowering.load_view(index, [*lead, *position], mask=mask)
+        share = lowering.load_view(gradient, [*lead, *position], mask=mask)
+        return masked(both(mask, apply("eq", found, here)), cast(share, dtype), 0)
+
+    total = combine(lowering, buffer, [*lead, *loops], store, covering_counts(windows), "sum", term)
+    return finished(lowering, val, total)
