@@ -92,7 +92,7 @@ def compilers(chosen: set[str], freeze: bool = False) -> dict[str, Callable[[Cal
         "eager": lambda function: function,
         "inductor": frozen_by_inductor if freeze else torch.compile,
         # strict: what does not become kernels is an error, not a measurement of something else.
-        "pynn": partial(pynn.compile, strict=True, freeze=freeze and can_freeze()),
+        "pynn": partial(pynn.compile, strict=True, freeze=freeze),
     }
     if not cxx_compiler():
         known.pop("inductor")
@@ -113,18 +113,6 @@ def frozen_by_inductor(function: Callable) -> Callable:
 
     run: Callable = first
     return lambda *inputs: run(*inputs)
-
-
-def can_freeze() -> bool:
-    """Whether this pynn.compile takes freeze=True."""
-    from compiler_bridge.backend import make_options
-    from compiler_bridge.errors import NotYet
-
-    try:
-        make_options({"freeze": True})
-    except NotYet:
-        return False
-    return True
 
 
 def forward_work(function: Callable, inputs: list) -> Work:

@@ -114,13 +114,16 @@ def mobilenet_v2(size: Size, nn: ModuleType) -> Workload:
 
 
 def efficientnet(size: Size, nn: ModuleType) -> Workload:
-    """EfficientNet-B0's sizes (the default configuration is B7's)."""
+    """EfficientNet-B0's sizes (the default configuration is B7's); cut down, its first four stages."""
     from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
+    stages = 7 if size.shrink == 1 else 4
     config = EfficientNetConfig(
         image_size=size.image, width_coefficient=1.0 if size.shrink == 1 else 0.25, depth_coefficient=1.0,
-        num_block_repeats=size.depths(1, 2, 2, 3, 3, 4, 1), hidden_dim=1280 if size.shrink == 1 else 320,
-        dropout_rate=0.0, drop_connect_rate=0.0, num_labels=CLASSES,
+        in_channels=[32, 16, 24, 40, 80, 112, 192][:stages], out_channels=[16, 24, 40, 80, 112, 192, 320][:stages],
+        strides=[1, 2, 2, 2, 1, 2, 1][:stages], kernel_sizes=[3, 3, 5, 3, 5, 5, 3][:stages],
+        expand_ratios=[1, 6, 6, 6, 6, 6, 6][:stages], num_block_repeats=size.depths(1, 2, 2, 3, 3, 4, 1)[:stages],
+        hidden_dim=1280 if size.shrink == 1 else 320, dropout_rate=0.0, drop_connect_rate=0.0, num_labels=CLASSES,
     )  # fmt: skip
     return classifier("efficientnet", EfficientNetForImageClassification(config), size)
 

@@ -31,6 +31,8 @@ BATCH = 3
 KNOWN_EXTERNS = {
     "aten::_adaptive_avg_pool2d",
     "aten::_adaptive_avg_pool2d_backward",
+    "aten::avg_pool2d",
+    "aten::avg_pool2d_backward",
     "aten::max_pool2d_with_indices",
     "aten::max_pool2d_with_indices_backward",
 }
