@@ -6,14 +6,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from pynn.definitions import Function, traced_as, type_name
+from pynn.memory_format import with_channels_last_strides
 from pynn.modules import _average_pooling as average
 from pynn.modules import _max_pooling as largest
 from pynn.modules import _pooling_checks as checks
 from pynn.modules._max_pooling_functions import max_pool1d, max_pool2d, max_pool3d
 from pynn.modules._pooling_checks import adaptive_counts, per_dim
 from pynn.modules._rectifiers import relu
+from pynn.out import takes_out
 
 Numbers = int | Sequence[int]
 
@@ -51,12 +54,14 @@ def _avg_pool(
         raise RuntimeError("divisor must be not zero")
     rank = max(input.dim(), 1)
     if dims == 2 and rank < 3:
-        raise IndexError(f"Dimension out of range (expected to be in range of [{-rank}, {rank - 1}], but got -3)")
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [{-rank}, {rank - 1}], but got -3)"
+        )
     width = per_dim(kernel_size, dims)
     numbers = (width, per_dim(stride, dims) or width, per_dim(padding, dims))
     checks.check_window(name, input, [(*each, 1) for each in zip(*numbers)], ceil_mode)
     if not input.is_floating_point() and input.dtype != torch.int64:
-        raise NotImplementedError(f'"avg_pool{max(dims, 2)}d" not implemented for \'{type_name(input)}\'')
+        raise NotImplementedError(f"\"avg_pool{max(dims, 2)}d\" not implemented for '{type_name(input)}'")
     input = input.contiguous() if dims == 3 else input  # volumes lose the channels-last format, as in C++
     return _AveragePool.apply(input, dims, *numbers, ceil_mode, count_include_pad, divisor_override)
 
@@ -81,6 +86,7 @@ def avg_pool1d(
 
 
 @traced_as(F.avg_pool2d)
+@takes_out
 def avg_pool2d(
     input: Tensor, kernel_size: Numbers, stride: Any = None, padding: Numbers = 0, ceil_mode: bool = False,
     count_include_pad: bool = True, divisor_override: int | None = None,
@@ -100,6 +106,7 @@ def avg_pool2d(
 
 
 @traced_as(F.avg_pool3d)
+@takes_out
 def avg_pool3d(
     input: Tensor, kernel_size: Numbers, stride: Any = None, padding: Numbers = 0, ceil_mode: bool = False,
     count_include_pad: bool = True, divisor_override: int | None = None,
@@ -117,7 +124,14 @@ def avg_pool3d(
 
 
 def _lp_pool(
-    input: Tensor, norm_type: float, size: int, kernel_size: Any, stride: Any, ceil_mode: bool, average: Any, max: Any
+    input: Tensor,
+    norm_type: float,
+    size: int,
+    kernel_size: Any,
+    stride: Any,
+    ceil_mode: bool,
+    average: Any,
+    max: Any,
 ) -> Tensor:
     if isinstance(norm_type, (int, float)) and abs(norm_type) == torch.inf:
         sign = 1 if norm_type > 0 else -1
@@ -182,7 +196,7 @@ def _adaptive_avg_pool(dims: int, input: Tensor, output_size: Any) -> Tensor:
                 f"Got: {type_name(input)}"
             )
         kernel = "adaptive_avg_pool3d_cpu" if dims == 3 else "adaptive_avg_pool2d"
-        raise NotImplementedError(f'"{kernel}" not implemented for \'{type_name(input)}\'')
+        raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
     return _AdaptiveAveragePool.apply(input.contiguous() if dims == 3 else input, counts)
 
 
@@ -191,7 +205,10 @@ class _AdaptiveAveragePool(Function):
 
     @staticmethod
     def forward(x: Tensor, counts: list[Any]) -> Tensor:
-        return average.adaptive_average(x, counts)
+        out = average.adaptive_average(x, counts)
+        if list(counts) == [1, 1] and x.dim() == 4 and suggest_memory_format(x) == torch.channels_last:
+            return with_channels_last_strides(out)
+        return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -201,7 +218,9 @@ class _AdaptiveAveragePool(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         (x,) = ctx.saved_tensors
-        return average.adaptive_average_backward(grad, x, len(ctx.counts)), None
+        dims = len(ctx.counts)
+        checks.check_adaptive_gradient("avg", grad.unsqueeze(-2) if dims == 1 else grad, max(dims, 2))
+        return average.adaptive_average_backward(grad, x, dims), None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: Any) -> Tensor:
