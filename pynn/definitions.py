@@ -259,6 +259,22 @@ def apply_in_place(function: Callable, input: Tensor, *constants: Any) -> Tensor
     return input.copy_(function(input.clone() if keeps_values else input, *constants))
 
 
+def refuse_negative_slope(name: str) -> Callable:
+    """The gradient formula of an in-place activation with a negative slope, which ATen has none for.
+
+    ATen's backward sees the overwritten values alone, whose sign then does not tell that of the input.
+    """
+
+    def refuse(*_: Any) -> Tensor:
+        raise RuntimeError(
+            f"In-place {name} backward calculation is triggered with a negative slope which is not supported. This is "
+            "caused by calling in-place forward function with a negative slope, please call out-of-place version "
+            "instead."
+        )
+
+    return refuse
+
+
 def can_read_values(x: Tensor) -> bool:
     """Whether a check may look at the elements: not those of meta and fake tensors, nor while tracing.
 

@@ -15,6 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 import torch
+from torch.nn.utils._expanded_weights.expanded_weights_impl import HANDLED_FUNCTIONS
 
 from pynn.counterparts import KINDS, class_pairs, object_pairs, pairs_of
 from pynn.sharing import written_submodules
@@ -51,6 +52,8 @@ def install() -> Installation:
             _originals.extend(_replaceable_names(replacements))
             for module, name, original in _originals:
                 setattr(module, name, replacements[original])
+            for function, rule in list(HANDLED_FUNCTIONS.items()):  # what it meets by name is pynn's now
+                HANDLED_FUNCTIONS[replacements.get(function, function)] = rule
             for original in class_pairs():
                 copyreg.pickle(original, _reduce)  # type: ignore[arg-type]
             sys.meta_path.insert(0, _LATER)

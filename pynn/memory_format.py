@@ -20,6 +20,26 @@ def in_format(layout: torch.memory_format, out: Tensor) -> Tensor:
     return out.contiguous(memory_format=layout)
 
 
+def in_contiguous_format_of(x: Tensor, out: Tensor) -> Tensor:
+    """Lay `out` out channels-last where x is contiguous so and not plainly; else plainly.
+
+    Unlike in_format_of it looks past the strides of dimensions of size 1, which do not matter.
+    """
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    is_so = (
+        channels_last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=channels_last)
+    )
+    return in_format(channels_last if is_so else torch.contiguous_format, out)
+
+
+def with_channels_last_strides(out: Tensor) -> Tensor:
+    """Images of one pixel with the strides of channels-last ones also where a size of 1 leaves them open."""
+    if torch._C._are_functorch_transforms_active():
+        return out
+    channels = out.size(1)
+    return out.new_empty_strided(out.shape, (channels, 1, channels, channels)).copy_(out)
+
+
 def image_in_format_of(x: Tensor, out: Tensor, dims: int) -> Tensor:
     """in_format_of for images; contiguous for volumes, where not every kernel of ATen's knows channels-last."""
     return in_format_of(x, out) if dims < 3 else in_format(torch.contiguous_format, out)

@@ -6,14 +6,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from pynn.definitions import Function, traced_as, type_name
+from pynn.memory_format import with_channels_last_strides
 from pynn.modules import _average_pooling as average
 from pynn.modules import _max_pooling as largest
 from pynn.modules import _pooling_checks as checks
 from pynn.modules._max_pooling_functions import max_pool1d, max_pool2d, max_pool3d
 from pynn.modules._pooling_checks import adaptive_counts, per_dim
 from pynn.modules._rectifiers import relu
+from pynn.out import takes_out
 
 Numbers = int | Sequence[int]
 
@@ -83,6 +86,7 @@ def avg_pool1d(
 
 
 @traced_as(F.avg_pool2d)
+@takes_out
 def avg_pool2d(
     input: Tensor, kernel_size: Numbers, stride: Any = None, padding: Numbers = 0, ceil_mode: bool = False,
     count_include_pad: bool = True, divisor_override: int | None = None,
@@ -102,6 +106,7 @@ def avg_pool2d(
 
 
 @traced_as(F.avg_pool3d)
+@takes_out
 def avg_pool3d(
     input: Tensor, kernel_size: Numbers, stride: Any = None, padding: Numbers = 0, ceil_mode: bool = False,
     count_include_pad: bool = True, divisor_override: int | None = None,
@@ -200,7 +205,10 @@ class _AdaptiveAveragePool(Function):
 
     @staticmethod
     def forward(x: Tensor, counts: list[Any]) -> Tensor:
-        return average.adaptive_average(x, counts)
+        out = average.adaptive_average(x, counts)
+        if list(counts) == [1, 1] and x.dim() == 4 and suggest_memory_format(x) == torch.channels_last:
+            return with_channels_last_strides(out)
+        return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -210,7 +218,9 @@ class _AdaptiveAveragePool(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         (x,) = ctx.saved_tensors
-        return average.adaptive_average_backward(grad, x, len(ctx.counts)), None
+        dims = len(ctx.counts)
+        checks.check_adaptive_gradient("avg", grad.unsqueeze(-2) if dims == 1 else grad, max(dims, 2))
+        return average.adaptive_average_backward(grad, x, dims), None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: Any) -> Tensor:

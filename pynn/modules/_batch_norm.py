@@ -6,10 +6,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pynn.blocks import in_slices
 from pynn.definitions import Function, defines, traced_as, widen
-from pynn.memory_format import in_format_of
+from pynn.memory_format import in_contiguous_format_of
 from pynn.modules._normalization_checks import (
     check_parameter_dtypes,
     check_statistics,
@@ -81,7 +82,7 @@ def normalised_by_batch(
         return (centred * scale + shift).to(x.dtype), mean.flatten(), variance.flatten()
 
     out, mean, variance = in_slices(of_channels, (x, weight, bias), (1, 0, 0), (1, 0, 0))
-    return in_format_of(x, out), mean, variance
+    return in_contiguous_format_of(x, out), mean, variance
 
 
 def normalised_by_running(
@@ -93,7 +94,7 @@ def normalised_by_running(
     shift = -widen(mean) * scale
     shift = shift if bias is None else shift + widen(bias)
     out = widen(x) * along_channels(scale, x) + along_channels(shift, x)
-    return in_format_of(x, out.to(x.dtype))
+    return in_contiguous_format_of(x, out.to(x.dtype))
 
 
 def moved_statistics(
@@ -277,7 +278,7 @@ def batch_norm_backward(
     dx, dweight, dbias = in_slices(of_channels, (grad, x, weight, mean, rstd), (1, 1, 0, 0, 0), (1, 0, 0))
     like = mean if weight is None else weight
     return (
-        in_format_of(x, dx) if wants_dx else None,
+        in_contiguous_format_of(x, dx) if wants_dx else None,
         dweight.to(like.dtype) if wants_dweight else None,
         dbias.to(like.dtype) if wants_dbias else None,
     )
@@ -434,6 +435,20 @@ def batch_norm(
     if eps < 0.0 or (training and eps <= 0.0):
         kind = "positive during training" if training else "non-negative"
         raise ValueError(f"batch_norm eps must be {kind}, but got {eps}")
+    return normalise(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def normalise(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """batch_norm without the checks that torch makes in Python: at::batch_norm, which instance_norm calls too."""
     if input.numel() == 0:
         return _of_nothing(input, weight, bias)
     channels = input.size(1) if input.dim() > 1 else 0
@@ -447,6 +462,11 @@ def batch_norm(
     check_statistics(input, running_mean, running_var, training)
     input.size(1)  # raises IndexError where there are no channels
     if not training:
+        if has_tangent(input, weight, bias) and has_tangent(running_mean, running_var):
+            raise RuntimeError(
+                "batch_norm is not differentiable wrt running_mean and running_var, they cannot have forward grad "
+                "defined"
+            )
         return _RunningNorm.apply(input, weight, bias, running_mean, running_var, eps)
     out, mean, variance = _BatchNorm.apply(input, weight, bias, eps)
     if running_mean is not None and running_var is not None:
@@ -457,6 +477,13 @@ def batch_norm(
         running[0].copy_(moved[0])
         running[1].copy_(moved[1])
     return out
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode AD differentiates one of these."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def _of_nothing(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

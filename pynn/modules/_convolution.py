@@ -241,11 +241,14 @@ def convolution_forward(
     """convolve(input, weight) + bias; transposed: the adjoint, spread(input, weight) + bias.
 
     Shape:   input: [batch, channels, L...]   weight: [features, channels / groups, K...], transposed:
-             [channels, features / groups, K...]   bias: [features]   returns: [batch, features, O...]
+             [channels, features / groups, K...]   bias: [features]   returns: [batch, features, O...],
+             [batch, 0, O...] without channels
     dtype:   computes in float32 for 16-bit inputs, rounds once
     """
     geometry = geometry_of(input.dim() - 2, stride, padding, dilation, groups)
     x, kernel = widen(input), widen(weight)
+    if input.size(1) == 0 and not transposed:
+        kernel, bias = kernel[:0], None  # no channels in, none out: as in ATen
     if transposed:
         extra = expanded("output_padding", output_padding, input.dim() - 2)
         moves = geometry.stride, geometry.padding, extra, geometry.dilation
@@ -284,6 +287,11 @@ def convolution_backward(
     geometry = geometry_of(input.dim() - 2, stride, padding, dilation, groups)
     grad, x, kernel = widen(grad_output), widen(input), widen(weight)
     grad_input = grad_weight = grad_bias = None
+    if input.size(1) == 0 and not transposed:
+        zeros = input.new_zeros, weight.new_zeros, weight.new_zeros
+        shapes = input.shape, weight.shape, weight.shape[:1]
+        found = [new(shape) if wanted else None for new, shape, wanted in zip(zeros, shapes, output_mask)]
+        return found[0], found[1], found[2]
     if output_mask[0]:
         if transposed:
             grad_input = convolve(grad, kernel, geometry, input.shape[2:])
@@ -333,7 +341,7 @@ class Convolution(Function):
             terms.append(convolution_forward(input, dweight, None, *ctx.geometry))
         out = sum(terms[1:], terms[0]) if terms else None
         if dbias is not None:
-            shifted = dbias.view(-1, *[1] * (input.dim() - 2))
+            shifted = dbias[: 0 if input.size(1) == 0 else None].view(-1, *[1] * (input.dim() - 2))
             if out is None:
                 out = torch.zeros_like(convolution_forward(input, weight, None, *ctx.geometry))
             out = out + shifted

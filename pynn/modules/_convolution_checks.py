@@ -39,6 +39,15 @@ def expanded(name: str, value: Any, dims: int, same: bool = False) -> list[Any]:
     return values
 
 
+def require_tensors(function: str, input: Any, weight: Any, bias: Any) -> None:
+    named = {"input": input, "weight": weight, "bias": bias}
+    for position, (name, value) in enumerate(named.items(), 1):
+        if not isinstance(value, Tensor) and not (name == "bias" and value is None):
+            raise TypeError(
+                f"{function}(): argument '{name}' (position {position}) must be Tensor, not {type(value).__name__}"
+            )
+
+
 def check_batched(function: str, input: Tensor, dims: int) -> None:
     if input.dim() not in (dims + 1, dims + 2):
         raise RuntimeError(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pynn.definitions import Function, can_read_values, defines, traced_as, widen
+from pynn.definitions import NARROW_DTYPES, Function, can_read_values, defines, traced_as, widen
 
 __all__ = [
     "embedding",
@@ -53,14 +53,24 @@ def embedding_dense_backward(
     return table.index_add(0, flat_indices, rows).to(grad.dtype)
 
 
-def embedding_sparse_backward(grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int) -> Tensor:
-    """The same sum as a sparse tensor that lists one row per position."""
+def embedding_sparse_backward(
+    grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, dtype: torch.dtype
+) -> Tensor:
+    """The same sum as a sparse tensor of that dtype, which lists one row per position.
+
+    Of 16 bits one row per index, already added up in float32: the sparse tensor's own sum rounds after each row.
+    """
     flat_indices = indices.reshape(-1)
     rows = grad.reshape(flat_indices.numel(), grad.size(-1))
     if padding_idx >= 0:
         keeps = flat_indices != padding_idx
         flat_indices, rows = flat_indices[keeps], rows[keeps]
-    shape = (num_weights, grad.size(-1))
+    if dtype in NARROW_DTYPES and can_read_values(flat_indices):
+        flat_indices, places = flat_indices.unique(return_inverse=True)
+        rows = rows.new_zeros(len(flat_indices), grad.size(-1), dtype=torch.float32).index_add(
+            0, places, widen(rows)
+        )
+    rows, shape = rows.to(dtype), (num_weights, grad.size(-1))
     return torch.sparse_coo_tensor(flat_indices.unsqueeze(0), rows, shape, check_invariants=False)
 
 
@@ -108,7 +118,7 @@ class _Embedding(Function):
                 raise RuntimeError(
                     "embedding_backward: scale_grad_by_freq not supported with sparse gradients"
                 )
-            grad_weight = embedding_sparse_backward(grad, indices, ctx.num_weights, padding_idx)
+            grad_weight = embedding_sparse_backward(grad, indices, ctx.num_weights, padding_idx, grad.dtype)
         else:
             grad_weight = embedding_dense_backward(
                 grad, indices, ctx.num_weights, padding_idx, scale_grad_by_freq

@@ -212,7 +212,6 @@ class _BagSum(Function):
         if ctx.needs_input_grad[0]:
             if per_sample_weights is not None:
                 rows = rows * widen(per_sample_weights).unsqueeze(1)
-            rows = rows.to(weight.dtype) if ctx.sparse else rows
             grad_weight = weight_gradient(rows, indices, weight, ctx)
         return grad_weight, grad_samples, *[None] * 7
 
@@ -234,7 +233,7 @@ def weight_gradient(rows: Tensor, indices: Tensor, weight: Tensor, options: Any)
         return table.to(weight.dtype)
     if options.scale_grad_by_freq:
         raise RuntimeError("embedding_backward: scale_grad_by_freq not supported with sparse gradients")
-    return embedding_sparse_backward(rows, indices, weight.size(0), options.padding_idx)
+    return embedding_sparse_backward(rows, indices, weight.size(0), options.padding_idx, weight.dtype)
 
 
 @traced_as(F.embedding_bag)

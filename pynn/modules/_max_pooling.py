@@ -16,7 +16,7 @@ from torch._prims_common import suggest_memory_format
 
 from pynn.definitions import Function, defines
 from pynn.memory_format import image_in_format_of, in_format, in_format_of
-from pynn.modules._pooling_checks import per_dim
+from pynn.modules._pooling_checks import check_adaptive_gradient, per_dim
 from pynn.windows import along, output_size, sliding_windows
 
 aten = torch.ops.aten
@@ -237,6 +237,7 @@ class Largest(Function):
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, ctx.dims, choose, *rest = inputs
         ctx.sizes, ctx.count = x.shape[x.dim() - ctx.dims :], len(rest)
+        ctx.is_adaptive = choose in ADAPTIVE_MAX_POOL.values()
         contiguous = choose in (ADAPTIVE_MAX_POOL[3], *FRACTIONAL_MAX_POOL.values())
         ctx.layout = torch.contiguous_format if contiguous else suggest_memory_format(x)
         ctx.mark_non_differentiable(output[1])
@@ -246,6 +247,8 @@ class Largest(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
         (index,) = ctx.saved_tensors
+        if ctx.is_adaptive:
+            check_adaptive_gradient("max", grad, ctx.dims)
         return in_format(ctx.layout, put_back(grad, index, ctx.sizes)), *[None] * (2 + ctx.count)
 
     @staticmethod

@@ -1,31 +1,89 @@
 """Sequences of unequal lengths in the Transformer's layers: torch's nested tensors, and its zeros for padding."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pynn.definitions import can_read_values, is_traced
+from pynn.overrides import is_taken_over
 
 from .module import Module
 
 
-def sequence_by_sequence(forward: Callable[[Tensor], Tensor], src: Tensor, *masks: Tensor | None) -> Tensor:
+def sequence_by_sequence(
+    attention: Any, forward: Callable[[Tensor], Tensor], src: Tensor, *masks: Tensor | None
+) -> Tensor:
     """forward of every sequence of a nested tensor alone.
 
+    Args:    attention: the first layer's
     Shape:   src: nested [batch, seq, width], seq of its own for each   returns: as src
-    Raises:  AssertionError when a mask is given: a mask has one length for all
+    Raises:  AssertionError as require_fast_path
     """
-    refuse_masks(*masks)
+    require_fast_path(attention, src, src, src, *masks)
     return torch.nested.as_nested_tensor([forward(sequence) for sequence in src.unbind()], layout=src.layout)
 
 
-def refuse_masks(*masks: Tensor | None) -> None:
-    if any(mask is not None for mask in masks):
+def require_fast_path(
+    attention: Any, query: Tensor, key: Tensor, value: Tensor, *masks: Tensor | None
+) -> None:
+    """Raise where torch.nn.MultiheadAttention would not take nested tensors: outside its fast path of evaluation."""
+    reason = why_not_fast_path(attention, query, key, value, *masks)
+    if reason:
         raise AssertionError(
-            "MultiheadAttention does not support NestedTensor together with src_key_padding_mask or src_mask: "
-            "the lengths of its sequences are the mask"
+            "MultiheadAttention does not support NestedTensor outside of its fast path. The fast path was not hit "
+            f"because {reason}"
         )
+
+
+def why_not_fast_path(
+    attention: Any, query: Tensor, key: Tensor, value: Tensor, *masks: Tensor | None
+) -> str:
+    """The first obstacle, in torch's order and words; "" if there is none."""
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    tensors = [query, key, value, weight, bias, attention.out_proj.weight, attention.out_proj.bias]
+    obstacles: list[tuple[Callable[[], bool], str]] = [
+        (
+            lambda: not torch.backends.mha.get_fastpath_enabled(),
+            "torch.backends.mha.get_fastpath_enabled() was not True",
+        ),
+        (
+            lambda: query.dim() != 3,
+            f"input not batched; expected query.dim() of 3 but got {query.dim()}",
+        ),
+        (
+            lambda: not (query is key and key is value),
+            "non-self attention was used (query, key, and value are not the same Tensor)",
+        ),
+        (
+            lambda: bias is not None and query.dtype != bias.dtype,
+            f"dtypes of query ({query.dtype}) and self.in_proj_bias don't match",
+        ),
+        (lambda: weight is None, "in_proj_weight was None"),
+        (
+            lambda: query.dtype != weight.dtype,
+            f"dtypes of query ({query.dtype}) and self.in_proj_weight don't match",
+        ),
+        (lambda: attention.training, "training is enabled"),
+        (lambda: attention.num_heads % 2 != 0, "self.num_heads is not even"),
+        (lambda: not attention.batch_first, "batch_first was not True"),
+        (lambda: attention.bias_k is not None, "self.bias_k was not None"),
+        (lambda: attention.bias_v is not None, "self.bias_v was not None"),
+        (lambda: attention.add_zero_attn, "add_zero_attn was enabled"),
+        (
+            lambda: any(mask is not None for mask in masks),
+            "supplying both src_key_padding_mask and src_mask at the same time is not supported with NestedTensor "
+            "input",
+        ),
+        (torch.is_autocast_enabled, "autocast is enabled"),
+        (lambda: is_taken_over(tensors), "some Tensor argument has_torch_function"),
+        (
+            lambda: torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors),
+            "grad is enabled and at least one of query or the input/output projection weights or biases requires_grad",
+        ),
+    ]
+    return next((reason for is_present, reason in obstacles if is_present()), "")
 
 
 def attend_by_sequence(
@@ -36,8 +94,6 @@ def attend_by_sequence(
     Shape:   query, key, value: nested [batch, seq, width]
              returns: as query, weights padded with zeros [batch, (heads,) longest query, longest key] or None
     """
-    if not (query.is_nested and key.is_nested and value.is_nested):
-        raise AssertionError("MultiheadAttention needs query, key and value all nested, or none of them")
     results = [attention(*parts) for parts in zip(query.unbind(), key.unbind(), value.unbind(), strict=True)]
     out = torch.nested.as_nested_tensor([result for result, _ in results], layout=query.layout)
     weights = [each for _, each in results if each is not None]

@@ -184,6 +184,16 @@ def check_adaptive(function: str, x: Tensor, counts: Sequence[Any], dims: int, c
             )
 
 
+def check_adaptive_gradient(kind: str, grad: Tensor, dims: int) -> None:
+    """kind: "avg" or "max". Windows that are none have no gradient: C++ refuses it, but not their forward pass."""
+    for dim in range(1, grad.dim()):
+        if grad.size(dim) == 0:
+            raise RuntimeError(
+                f"adaptive_{kind}_pool{dims}d_backward(): Expected grad_output to have non-zero size for non-batch "
+                f"dimensions, but grad_output has sizes {list(grad.shape)} with dimension {dim} being empty"
+            )
+
+
 def check_fractional(
     x: Tensor, width: Sequence[Any], counts: Sequence[Any], samples: Tensor, dims: int
 ) -> None:

@@ -55,7 +55,7 @@ def multi_margin_loss_forward(
     reduction: int = MEAN,
 ) -> Tensor:
     """sum over c != target of weight[target] * max(0, margin - x[target] + x[c])^p / classes."""
-    x = x.reshape(*target.shape, -1)  # [*, classes]
+    x = x.reshape(*target.shape, x.size(-1) if x.dim() > 0 else 1)  # [*, classes]
     violations, _ = _margins(x, target, margin)
     violations = violations if p == 1 else violations * violations
     if weight is not None:
@@ -76,7 +76,7 @@ def multi_margin_loss_backward(
 ) -> Tensor:
     """weight[target] * p * max(0, ..)^(p - 1) / classes at c != target, minus their sum at the target."""
     shape = x.shape
-    x = x.reshape(*target.shape, -1)  # [*, classes]
+    x = x.reshape(*target.shape, x.size(-1) if x.dim() > 0 else 1)  # [*, classes]
     violations, is_target = _margins(x, target, margin)
     slopes = (violations > 0).to(x.dtype) if p == 1 else 2 * violations
     if weight is not None:

@@ -14,9 +14,11 @@ from pynn.definitions import (
     computes_in_float32,
     defines,
     differentiable,
+    refuse_negative_slope,
     require_floating_point,
     traced_as,
 )
+from pynn.out import takes_out
 
 __all__ = [
     "hardshrink",
@@ -50,12 +52,14 @@ def relu_forward(x: Tensor) -> Tensor:
 
 
 @defines(aten.threshold.default)
+@computes_in_float32
 def threshold_forward(x: Tensor, threshold: float, value: float) -> Tensor:
     """x above the threshold, else value; NaN stays NaN."""
     return torch.where(x <= threshold, value, x)
 
 
 @defines(aten.threshold_backward.default)
+@computes_in_float32
 def threshold_backward(grad: Tensor, x: Tensor, threshold: float) -> Tensor:
     """0 where x <= threshold, else grad."""
     return torch.where(x <= threshold, 0, grad)
@@ -198,6 +202,9 @@ _threshold = differentiable(
     threshold_forward, lambda grad, x, threshold, value: threshold_backward(grad, x, threshold), is_short=True
 )
 _leaky_relu = differentiable(leaky_relu_forward, leaky_relu_backward, is_short=True)
+_leaky_relu_negative_in_place = differentiable(
+    leaky_relu_forward, refuse_negative_slope("leakyReLu"), is_short=True
+)
 _hardtanh = differentiable(hardtanh_forward, hardtanh_backward, is_short=True)
 _hardsigmoid = differentiable(hardsigmoid_forward, hardsigmoid_backward)
 _hardswish = differentiable(hardswish_forward, hardswish_backward)
@@ -234,15 +241,19 @@ def threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fal
     Shape:   input: [*]   returns: same as input
     Source:  aten/native/Activation.cpp
     """
-    if inplace:
-        return apply_in_place(_threshold, input, threshold, value)
-    return _threshold(input, threshold, value)
+    return threshold_.__wrapped__(input, threshold, value) if inplace else _threshold(input, threshold, value)
 
 
 @traced_as(F.threshold_)
 def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
-    """In-place version of `threshold`."""
-    return apply_in_place(_threshold, input, threshold, value)
+    """In-place version of `threshold`; of an expanded input each element is written once."""
+    apply_in_place(_threshold, input[tuple(_first_if_same(input))], threshold, value)
+    return input
+
+
+def _first_if_same(x: Tensor) -> list[slice]:
+    """Along dimensions whose elements are all the same one (stride 0) the first, along others all."""
+    return [slice(0, 1) if step == 0 else slice(None) for step in x.stride()]
 
 
 @traced_as(F.leaky_relu)
@@ -255,7 +266,8 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     """
     require_floating_point("leaky_relu_cpu", input)
     if inplace:
-        return apply_in_place(_leaky_relu, input, negative_slope)
+        function = _leaky_relu if negative_slope >= 0 else _leaky_relu_negative_in_place
+        return apply_in_place(function, input, negative_slope)
     return _leaky_relu(input, negative_slope)
 
 
@@ -329,6 +341,7 @@ def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 @traced_as(F.hardshrink)
+@takes_out
 def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     """out = 0 where |input| <= lambd, else input.
 
@@ -341,6 +354,7 @@ def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 
 
 @traced_as(F.softshrink)
+@takes_out
 def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     """out = input - lambd above lambd, input + lambd below -lambd, 0 between.
 

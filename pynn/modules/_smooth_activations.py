@@ -16,9 +16,11 @@ from pynn.definitions import (
     computes_in_float32,
     defines,
     differentiable,
+    refuse_negative_slope,
     require_floating_point,
     traced_as,
 )
+from pynn.out import takes_out
 
 __all__ = [
     "celu",
@@ -246,6 +248,7 @@ _elu = differentiable(
     elu_forward,
     lambda grad, x, alpha, scale, input_scale: elu_backward(grad, alpha, scale, input_scale, False, x),
 )
+_elu_negative_in_place = differentiable(elu_forward, refuse_negative_slope("elu"))
 _log_sigmoid = differentiable(lambda x: log_sigmoid_forward(x)[0], log_sigmoid_backward)
 _softplus = differentiable(softplus_forward, softplus_backward)
 
@@ -295,6 +298,7 @@ def mish(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 @traced_as(F.gelu)
+@takes_out
 def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
     """out = input * P(N <= input) for a standard normal N.
 
@@ -370,7 +374,9 @@ def selu_(input: Tensor) -> Tensor:
 def _scaled_elu(input: Tensor, inplace: bool, alpha: float, scale: float, input_scale: float) -> Tensor:
     require_floating_point("elu_cpu", input)
     if inplace:
-        return apply_in_place(_elu, input, alpha, scale, input_scale)
+        return apply_in_place(
+            _elu if alpha * scale >= 0 else _elu_negative_in_place, input, alpha, scale, input_scale
+        )
     return _elu(input, alpha, scale, input_scale)
 
 
@@ -420,6 +426,7 @@ class _Glu(Function):
 
 
 @traced_as(F.logsigmoid)
+@takes_out
 def logsigmoid(input: Tensor) -> Tensor:
     """out = log(1 / (1 + exp(-input))) = min(input, 0) - log(1 + exp(-|input|)).
 
@@ -432,6 +439,7 @@ def logsigmoid(input: Tensor) -> Tensor:
 
 
 @traced_as(F.softplus)
+@takes_out
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """out = log(1 + exp(beta * input)) / beta; input itself where beta * input > threshold.
 

@@ -11,7 +11,13 @@ from torch.nn.modules import conv as torch_conv
 
 from pynn.definitions import traced_as
 from pynn.modules._convolution import Convolution, conv_tbc_forward
-from pynn.modules._convolution_checks import check_batched, check_dtypes, check_shapes, expanded
+from pynn.modules._convolution_checks import (
+    check_batched,
+    check_dtypes,
+    check_shapes,
+    expanded,
+    require_tensors,
+)
 from pynn.modules.padding import pad
 
 __all__ = [
@@ -55,7 +61,9 @@ def _convolution(
     output_padding: Any = 0,
 ) -> Tensor:
     """Check, add the batch dimension where there is none, convolve."""
-    check_batched(f"conv{'_transpose' * transposed}{dims}d", input, dims)
+    function = f"conv{'_transpose' * transposed}{dims}d"
+    require_tensors(function, input, weight, bias)
+    check_batched(function, input, dims)
     is_batched = input.dim() == dims + 2
     x = input if is_batched else input.unsqueeze(0)
     spatial = max(weight.dim() - 2, 1)

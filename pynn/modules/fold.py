@@ -216,6 +216,11 @@ def _check_columns(
             for name, values in (("output_size", size), ("kernel_size", kernel_size), ("dilation", dilation),
                                  ("padding", padding), ("stride", stride))
         )  # fmt: skip
+        if counts[0] * counts[1] == input.size(-1):
+            raise RuntimeError(
+                f"Given {given}, calculated shape of the array of sliding blocks as {tuple(counts)}, which is too "
+                "small (non-positive)"
+            )
         raise RuntimeError(
             f"Given {given}, expected size of input's dimension {dim + 1} to match the calculated number of sliding "
             f"blocks {counts[0]} * {counts[1]} = {counts[0] * counts[1]}, but got input.size({dim + 1})="

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.modules import instancenorm as _torch_instancenorm
 
 from pynn.definitions import traced_as
-from pynn.modules._batch_norm import batch_norm
+from pynn.modules._batch_norm import normalise
 from pynn.modules.batchnorm import _LazyNormBase, _NormBase, require_dims
 
 __all__ = [
@@ -59,7 +59,7 @@ def instance_norm(
     # [batch, channels, *] -> [1, batch * channels, *]
     spread = input.contiguous().view(1, batch * channels, *sizes)
     weights = for_every_sample(weight), for_every_sample(bias)
-    out = batch_norm(spread, mean, variance, *weights, use_input_stats, momentum, eps)
+    out = normalise(spread, mean, variance, *weights, use_input_stats, momentum, eps)
     if use_input_stats:
         for running, moved in ((running_mean, mean), (running_var, variance)):
             if running is not None and moved is not None:

@@ -11,7 +11,7 @@ from torch.nn.parameter import Parameter
 
 from pynn.definitions import PUBLIC, defines
 
-from ._nested import attend_by_sequence, refuse_masks
+from ._nested import attend_by_sequence, require_fast_path
 from ._softmax import softmax_of
 from .activation import softmax
 from .attention import scaled_dot_product_attention
@@ -231,8 +231,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     Shape:   query: [queries, batch, embed_dim]   key: [keys, batch, kdim]   value: [keys, batch, vdim]
              returns: output as query, weights [batch, queries, keys] or None
     Raises:  ValueError when embed_dim or num_heads is not positive
-    Source:  torch.nn.MultiheadAttention. Differs from torch in: evaluation takes the same path as training,
-             nested tensors are taken in training too
+    Source:  torch.nn.MultiheadAttention. Differs from torch in: evaluation takes the same path as training
     """
 
     def __init__(
@@ -322,7 +321,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         if query.is_nested or key.is_nested or value.is_nested:
-            refuse_masks(attn_mask, key_padding_mask)
+            require_fast_path(self, query, key, value, attn_mask, key_padding_mask)
             options = {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
             return attend_by_sequence(functools.partial(self.forward, **options), query, key, value)
         key_padding_mask = canonical_mask(

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pynn.definitions import is_traced, type_name, widen
 from pynn.modules._recurrence import STEPS, State, Weights, affine, run_layers
+from pynn.overrides import is_taken_over
 
 __all__ = [
     "GRU",
@@ -101,6 +102,11 @@ class _Recurrent:
         self._check(x if packed is not None else self._as_given(x), state, batch_sizes)
         return state
 
+    def _is_taken_over(self) -> bool:
+        """Whether weights of another kind (per-sample gradients) answer themselves, to torch's function."""
+        self._update_flat_weights()
+        return is_taken_over(self._flat_weights)
+
     def _as_given(self, x: Tensor) -> Tensor:
         """torch's checks look at the input as it was given, batch first or not."""
         return x.transpose(0, 1) if self.batch_first else x
@@ -155,7 +161,7 @@ class RNN(_Recurrent, torch_rnn.RNN):
     """
 
     def forward(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
-        if is_traced():
+        if is_traced() or self._is_taken_over():
             return super().forward(input, hx)
         out, (h,) = self._run(input, None if hx is None else (hx,))
         return out, h
@@ -178,7 +184,7 @@ class LSTM(_Recurrent, torch_rnn.LSTM):
     def forward(
         self, input: Any, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Any, tuple[Tensor, Tensor]]:
-        if is_traced():
+        if is_traced() or self._is_taken_over():
             return super().forward(input, hx)
         out, (h, c) = self._run(input, hx)
         return out, (h, c)
@@ -199,7 +205,7 @@ class GRU(_Recurrent, torch_rnn.GRU):
     """
 
     def forward(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
-        if is_traced():
+        if is_traced() or self._is_taken_over():
             return super().forward(input, hx)
         out, (h,) = self._run(input, None if hx is None else (hx,))
         return out, h

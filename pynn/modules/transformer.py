@@ -53,7 +53,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     Shape:   src: [seq, batch, d_model]   src_mask: [seq, seq] or [batch * nhead, seq, seq]
              src_key_padding_mask: [batch, seq]   returns: as src
     Source:  torch.nn.TransformerEncoderLayer. Differs from torch in: evaluation takes the same path as
-             training; nested tensors are taken in training too
+             training
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         is_causal: bool = False,
     ) -> Tensor:
         if src.is_nested:
-            return sequence_by_sequence(self.forward, src, src_mask, src_key_padding_mask)
+            return sequence_by_sequence(self.self_attn, self.forward, src, src_mask, src_key_padding_mask)
         src_key_padding_mask = canonical_mask(
             src_key_padding_mask, "src_key_padding_mask", dtype_of(src_mask), "src_mask", src.dtype
         )
@@ -260,7 +260,9 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         is_causal: bool | None = None,
     ) -> Tensor:
         if src.is_nested:
-            return sequence_by_sequence(self.forward, src, mask, src_key_padding_mask)
+            return sequence_by_sequence(
+                self.layers[0].self_attn, self.forward, src, mask, src_key_padding_mask
+            )
         src_key_padding_mask = canonical_mask(
             src_key_padding_mask, "src_key_padding_mask", dtype_of(mask), "mask", src.dtype
         )

@@ -122,6 +122,10 @@ def _sizes(
             f"dimensions of {list(input.shape[2:])} and scale_factor of shape {scale_factor}. Please provide input "
             "tensor in (N, C, d1, d2, ...,dK) format and scale_factor in (s1, s2, ...,sK) format."
         )
+    if not recompute and not all(
+        abs(length * factor) < 2**63 for length, factor in zip(input.shape[2:], factors)
+    ):
+        raise RuntimeError("value cannot be converted to type int64_t without overflow")
     counts = [int(length * factor) for length, factor in zip(input.shape[2:], factors)]
     return counts, [None] * dims if recompute else [float(factor) for factor in factors]
 

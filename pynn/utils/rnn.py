@@ -78,10 +78,8 @@ def _require_lengths(lengths: Tensor) -> None:
         )
 
 
-def _check_lengths(input: Tensor, lengths: Tensor, batch: int) -> None:
+def _check_lengths(lengths: Tensor, batch: int) -> None:
     """The lengths must be positive, one a sequence, the longest first."""
-    if input.numel() == 0:
-        raise RuntimeError("Cannot pack empty tensors.")
     if lengths.size(0) != batch:
         raise RuntimeError(
             f"Expected `len(lengths)` to be equal to batch_size, but got {lengths.size(0)} (batch_size={batch})"
@@ -128,9 +126,11 @@ def pack_padded_sequence(
         input = input.index_select(0 if batch_first else 1, order)
     _require_kind("_pack_padded_sequence", "input", 1, input, Tensor, "Tensor")
     _require_kind("_pack_padded_sequence", "batch_first", 3, batch_first, bool, "bool")
+    if input.numel() == 0:
+        raise RuntimeError("Cannot pack empty tensors.")
     _require_lengths(lengths)
     batch, time = (input.size(0), input.size(1)) if batch_first else (input.size(1), input.size(0))
-    _check_lengths(input, lengths, batch)
+    _check_lengths(lengths, batch)
 
     # [longest, batch]: whether sequence b is still running at time t
     running = torch.arange(int(lengths[0])).unsqueeze(1) < lengths

@@ -67,8 +67,9 @@ def normalised_weight(v: Tensor, g: Tensor, dim: int) -> Tensor:
     """
     if is_traced():
         return torch._weight_norm(v, g, dim)
-    values = widen(v)
-    return (values * (widen(g) / norm_except_dim(values, dim))).to(v.dtype)
+    # rounded like g, which as often as not was set from it: then g / norm is 1 and the weight v
+    norm = widen(norm_except_dim(v, dim))
+    return (widen(v) * (widen(g) / norm)).to(v.dtype)
 
 
 class WeightNorm(_TorchWeightNorm):
