@@ -2,6 +2,7 @@
 
 torch.compile hands over      gm, example_inputs
 rewrite_attention             scaled_dot_product_attention -> pynn::attention
+lay_out_channels_last         convolutions work channels-last, where nobody can tell (`layout.py`)
 aot_autograd                  functional graphs of elementary operations (`decompositions.py`),
                               forward and backward cut by `partition.py`
 compile_graph                 each graph -> kernels (`pipeline.py`)
@@ -20,6 +21,7 @@ from torch._dynamo.backends.common import aot_autograd
 from compiler_bridge.capture.attention_rewrite import rewrite_attention
 from compiler_bridge.capture.decompositions import decompositions
 from compiler_bridge.capture.freeze import compile_frozen
+from compiler_bridge.capture.layout import lay_out_channels_last
 from compiler_bridge.capture.lean import Kind, LeanCall
 from compiler_bridge.capture.partition import functorch_settings, partition
 from compiler_bridge.capture.simplify import simplify_graph
@@ -49,6 +51,7 @@ def capture(
 ) -> Callable[..., Any]:
     """A callable for a Dynamo graph, its pieces made by `compile_graph`."""
     rewrite_attention(gm, options.eager_random)
+    lay_out_channels_last(gm, example_inputs, options.eager_random)
     lean = LeanCall(example_inputs)
 
     def compile_main(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:

@@ -16,6 +16,8 @@ import torch
 from torch._decomp import get_decompositions
 from torch._ops import OpOverload
 
+from compiler_bridge.capture import channels_last
+
 aten = torch.ops.aten
 
 Decompositions = dict[OpOverload, Callable[..., Any]]
@@ -166,7 +168,7 @@ def decompositions(eager_random: bool) -> Decompositions:
     table.update(_optional_table("compiler_bridge.capture.random", random))
     for operation in KEPT_WHOLE | WAITS_FOR_LOWERING:
         table.pop(operation, None)
-    return table
+    return {**table, **channels_last.DECOMPOSITIONS}
 
 
 def _optional_table(module: str, name: str) -> Decompositions:

@@ -20,6 +20,7 @@ import torch
 from torch import fx
 from torch._functorch import config, partitioners
 
+from compiler_bridge.capture.gradient_layout import lay_out_gradients
 from compiler_bridge.capture.simplify import simplify_graph
 
 _lock = threading.RLock()
@@ -59,6 +60,7 @@ def functorch_settings(**wanted: Any) -> Any:
 def partition(joint_module: fx.GraphModule, joint_inputs: Any, **kwargs: Any) -> Any:
     """Joint graph -> (forward graph, backward graph)."""
     simplify_graph(joint_module.graph)
+    lay_out_gradients(joint_module.graph, kwargs["num_fwd_outputs"])
     joint_module.recompile()
     with our_operations_known(), functorch_settings(cse=False):
         return partitioners.min_cut_rematerialization_partition(joint_module, joint_inputs, **kwargs)
