@@ -30,6 +30,8 @@ from compiler_bridge.ir import (
 )
 from compiler_bridge.lower.convolutions import (
     Window,
+    convolution_input_gradient,
+    convolution_weight_gradient,
     input_places,
     padded,
     spread_gradient,
@@ -140,6 +142,8 @@ def grouped_input_gradient(
     where the division leaves no remainder: either the taps for which it does are left out (`reached_by`), or the
     gradient is spread.
     """
+    if groups == 1:
+        return convolution_input_gradient(lowering, val, grad, w, window)
     w = in_groups(w, 0, groups)
     direct = is_direct(w)
     if not direct or not is_regular(val, window):
@@ -165,6 +169,8 @@ def grouped_weight_gradient(
     lowering: Lowering, val: torch.Tensor, grad: BufferView, x: BufferView, window: Window, groups: int
 ) -> BufferView:
     """dw[g, o, c, d] = sum over n, y of grad[n, g, o, y] * input[n, g, c, y * stride + d * dilation - padding]"""
+    if groups == 1:
+        return convolution_weight_gradient(lowering, val, grad, x, window)
     grad, x = in_groups(grad, 1, groups), in_groups(x, 1, groups)
     group, out, channel, taps = weight_axes((groups, grad.shape[2], *sizes(val.shape[1:])))
     direct = is_direct(grad, x)
