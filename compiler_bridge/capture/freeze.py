@@ -48,6 +48,8 @@ class Cut:
 def compile_frozen(module: fx.GraphModule, compile_main: CompileMain) -> Callable[..., Sequence[Any]]:
     """The graph as a function of its inputs that computes what it can once."""
     frozen = frozen_inputs(module)
+    if not frozen:
+        return compile_main(module, [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")])
     known = only_frozen(module.graph, frozen)
     move_scales_into_weights(module.graph, known)
     module.recompile()
