@@ -99,12 +99,16 @@ def only_frozen(graph: fx.Graph, frozen: Sequence[fx.Node]) -> dict[fx.Node, boo
 
 
 def can_run_once(node: fx.Node) -> bool:
-    """An elementary function of its arguments; what has a definition of its own is compiled, never run by ATen."""
-    if node.target is operator.getitem:
+    """An elementary function of its arguments. What has a definition of its own is compiled, never run by ATen; what
+    has no kernel stays in the main graph, where it is counted and shown."""
+    from compiler_bridge.lower.graph import lowering_of
+
+    target: Any = node.target
+    if target is operator.getitem:
         return True
-    if not is_pure(node.target) or node.target in KEPT_WHOLE | WAITS_FOR_LOWERING:
+    if not is_pure(target) or target in KEPT_WHOLE | WAITS_FOR_LOWERING or target.namespace != "aten":
         return False
-    return node.target.namespace == "aten"  # type: ignore[union-attr]
+    return lowering_of(target) is not None
 
 
 def is_view(node: fx.Node) -> bool:
