@@ -81,8 +81,13 @@ def frozen_inputs(module: fx.GraphModule) -> list[fx.Node]:
         placeholders[index]
         for index in getattr(metadata, "static_input_indices", ())
         if not (infos[index].mutates_data or infos[index].mutates_metadata)
-        and isinstance(placeholders[index].meta.get("val"), torch.Tensor)
+        and has_memory(placeholders[index].meta.get("val"))
     ]
+
+
+def has_memory(value: Any) -> bool:
+    """Whether it is a tensor with an address and a version to look at."""
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided and value.device.type == "cpu"
 
 
 def only_frozen(graph: fx.Graph, frozen: Sequence[fx.Node]) -> dict[fx.Node, bool]:

@@ -116,7 +116,8 @@ def gemm_step(
             gemm = plan_form(form, dtype, size, threads, b_prepacked=True)
         order = "BAC" if gemm.table["SWAPPED"] else "ABC"
         pointers = {
-            slot: p.PointerArgument(n, size(at)) for slot, (n, at) in zip("ABC", (operands[name] for name in order))
+            slot: p.PointerArgument(n, size(at))
+            for slot, (n, at) in zip("ABC", (operands[name] for name in order))
         }
         m, n, k = (size(d.extent) for d in (form.m, form.n, form.k))
         return bind_plan(gemm, pointers, called, size, f"gemm {m}x{n}x{k}", source)
