@@ -81,11 +81,13 @@ def compile(
 
     Args:  strict: raise where a graph can't be compiled (default: one warning, ATen runs it)
            eager_random: draw exactly torch's eager random numbers, for comparison with eager runs
-           freeze: in inference, compute once what depends on parameters and buffers alone (batch norm becomes
-                   part of the weights). Changes are noticed at the next call and folded again: optimizer steps,
-                   load_state_dict, in-place operations, assignment of a parameter or to its `.data`. Not noticed
-                   is what torch doesn't count either: writing through `p.data.copy_(...)` or a numpy array.
-                   Graphs that need gradients are compiled as without it.
+           freeze: in inference, compute once what depends on parameters and buffers alone: batch norm goes into
+               the weights, weights are packed. Every call looks whether one has changed, and then does it again:
+               after optimizer steps (also torch's fused ones), load_state_dict, in-place operations, assignment of
+               a parameter or to its `.data`, C++'s batch norm in training mode. Not noticed are writes that torch
+               doesn't count, `p.data.copy_(...)` or through a numpy array: follow them with
+               `with torch.no_grad(): p.mul_(1)`. Takes memory for the packed weights beside the model's own.
+               Graphs that need gradients are compiled as without it.
            dynamic, torch_compile_arguments: as in torch.compile (fullgraph, ...)
     """
     chosen: dict[str, Any] = {

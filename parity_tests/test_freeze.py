@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import re
 import weakref
 
 import pytest
 import torch
 from torch import nn
 
+import parity_tests.elementary
 import pynn
 from compiler_bridge import backend, pipeline
 from compiler_bridge.capture import refold
@@ -112,12 +114,13 @@ def test_no_batch_norm_arithmetic_is_left(graphs):
     assert "rsqrt" in main.meta["folding"] and "rsqrt" not in str(main.graph)
 
 
-def test_kernels_show_no_batch_norm():
+def test_kernels_show_no_batch_norm(tmp_path):
     model = small_network()
     plain = pynn.explain(model, images(), file="/dev/null")
     torch._dynamo.reset()
     with torch.no_grad():
-        explanation = pynn.explain(model, images(), file="/dev/null", freeze=True)
+        explanation = pynn.explain(model, images(), file=tmp_path / "frozen.txt", freeze=True)
+    assert "computed once, of parameters" in (tmp_path / "frozen.txt").read_text()
     assert not any("rsqrt" in record.program.source for record in explanation.records)
     assert any("rsqrt" in record.program.source for record in plain.records)
 
@@ -220,6 +223,26 @@ def test_values_made_of_buffers_alone_are_folded(graphs):
     assert_same(compiled, model, images(2, 4, 4))
     assert "aten.index.Tensor" in graphs[0][1].meta["folding"].replace("torch.ops.", "")
     assert "aten.index.Tensor" not in targets(graphs[0][1])
+
+
+def test_only_elementary_operations_run_once(graphs):
+    """A convolution of parameters alone is compiled; what has no kernel is shown as an ATen call."""
+
+    class Filters(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.filters, self.kernel = nn.Parameter(images(4, 2, 9, 9)), nn.Parameter(images(3, 4, 3, 3))
+
+        def forward(self, x):
+            weight = torch.conv2d(self.kernel.mT, self.filters[:, :1].expand(4, 4, 9, 9)[..., :3, :3]) * 2
+            return x + weight.sum() + torch.sort(self.kernel.flatten() * 3).values[:6]
+
+    model = Filters()
+    assert_same(frozen(model), model, images())
+    (_, main), elementary = graphs[0], parity_tests.elementary.ELEMENTARY
+    once = set(re.findall(r"torch.ops.aten.(\w+)", main.meta["folding"]))
+    assert once and once <= elementary and "sort" not in once
+    assert {"aten.convolution.default", "aten.sort.default"} <= set(targets(main))
 
 
 def test_results_are_the_callers_own():

@@ -16,7 +16,10 @@ def compile(
 
     Args:    strict: raise where a graph cannot be compiled, in place of a warning and ATen
              eager_random: draw exactly torch's eager random numbers
-             freeze: fold parameters into inference graphs as constants
+             freeze: in inference, compute once what depends on parameters alone: batch norm goes into the weights
+                 of the layer before it, weights are packed. A changed parameter is noticed, except through what
+                 torch doesn't count as a change either: `p.data.copy_(...)` and numpy arrays over its memory
+                 (`compiler_bridge.backend.compile` says more)
              dynamic, options: as torch.compile's
     """
     from compiler_bridge import backend

@@ -48,6 +48,8 @@ class Cut:
 def compile_frozen(module: fx.GraphModule, compile_main: CompileMain) -> Callable[..., Sequence[Any]]:
     """The graph as a function of its inputs that computes what it can once."""
     frozen = frozen_inputs(module)
+    if not frozen:
+        return compile_main(module, [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")])
     known = only_frozen(module.graph, frozen)
     move_scales_into_weights(module.graph, known)
     module.recompile()
@@ -79,8 +81,13 @@ def frozen_inputs(module: fx.GraphModule) -> list[fx.Node]:
         placeholders[index]
         for index in getattr(metadata, "static_input_indices", ())
         if not (infos[index].mutates_data or infos[index].mutates_metadata)
-        and isinstance(placeholders[index].meta.get("val"), torch.Tensor)
+        and has_memory(placeholders[index].meta.get("val"))
     ]
+
+
+def has_memory(value: Any) -> bool:
+    """Whether it is a tensor with an address and a version to look at."""
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided and value.device.type == "cpu"
 
 
 def only_frozen(graph: fx.Graph, frozen: Sequence[fx.Node]) -> dict[fx.Node, bool]:
@@ -97,12 +104,16 @@ def only_frozen(graph: fx.Graph, frozen: Sequence[fx.Node]) -> dict[fx.Node, boo
 
 
 def can_run_once(node: fx.Node) -> bool:
-    """An elementary function of its arguments; what has a definition of its own is compiled, never run by ATen."""
-    if node.target is operator.getitem:
+    """An elementary function of its arguments. What has a definition of its own is compiled, never run by ATen; what
+    has no kernel stays in the main graph, where it is counted and shown."""
+    from compiler_bridge.lower.graph import lowering_of
+
+    target: Any = node.target
+    if target is operator.getitem:
         return True
-    if not is_pure(node.target) or node.target in KEPT_WHOLE | WAITS_FOR_LOWERING:
+    if not is_pure(target) or target in KEPT_WHOLE | WAITS_FOR_LOWERING or target.namespace != "aten":
         return False
-    return node.target.namespace == "aten"  # type: ignore[union-attr]
+    return lowering_of(target) is not None
 
 
 def is_view(node: fx.Node) -> bool:

@@ -116,7 +116,8 @@ def gemm_step(
             gemm = plan_form(form, dtype, size, threads, b_prepacked=True)
         order = "BAC" if gemm.table["SWAPPED"] else "ABC"
         pointers = {
-            slot: p.PointerArgument(n, size(at)) for slot, (n, at) in zip("ABC", (operands[name] for name in order))
+            slot: p.PointerArgument(n, size(at))
+            for slot, (n, at) in zip("ABC", (operands[name] for name in order))
         }
         m, n, k = (size(d.extent) for d in (form.m, form.n, form.k))
         return bind_plan(gemm, pointers, called, size, f"gemm {m}x{n}x{k}", source)
@@ -127,9 +128,23 @@ def gemm_step(
     return dynamic_step(plan, (*names, packed) if packed else names, called, text)
 
 
+def guessing(hints: Mapping[sympy.Symbol, int]) -> Callable[[Size], int]:
+    """Sizes as they were while tracing; what wasn't known then counts as many."""
+
+    def size(value: Size) -> int:
+        if isinstance(value, int):
+            return value
+        return evaluate(value, {symbol: hints.get(symbol, MANY) for symbol in value.free_symbols})  # pyright: ignore
+
+    return size
+
+
+MANY = 1024
+
+
 def packed_bytes(form: MatrixForm, dtype: str, hints: Mapping[sympy.Symbol, int]) -> int:
     """Bytes of packed B; 0 where B is better read as it lies."""
-    packing = packing_plan(plan_form(form, dtype, lambda value: evaluate(value, hints), 1))
+    packing = packing_plan(plan_form(form, dtype, guessing(hints), 1))
     return packing.workspace_bytes if packing else 0
 
 
@@ -146,10 +161,9 @@ def packing_step(
     source = packed if pack_b else b
     offset = 0 if form.made[1] else offset_of(form.rhs)
 
-    def plan(_: Mapping[sympy.Symbol, int], threads: int) -> p.DynamicPlan:
-        def size(value: Size) -> int:
-            return evaluate(value, hints)
+    size = guessing(hints)
 
+    def plan(_: Mapping[sympy.Symbol, int], threads: int) -> p.DynamicPlan:
         packing = packing_plan(plan_form(form, dtype, size, threads))
         assert packing is not None
         pointers = {"B": p.PointerArgument(source, size(offset))}
