@@ -73,8 +73,8 @@ def convolution_input_gradient(
     step - floor(t / stride), if the phase is what t leaves of the stride.
     """
     grad, w = in_groups(grad, 1, groups), in_groups(w, 0, groups)
-    batch, *places = axes_of((val.shape[0], *sizes(val.shape[2:])))
-    group, out, channel = (Axis(name, extent) for name, extent in zip("goc", w.shape))
+    batch, *places = axes_of(sizes((val.shape[0], *val.shape[2:])))
+    group, out, channel = (Axis(name, extent) for name, extent in zip("goc", w.shape[:3]))
     taps = [Axis(f"w{k}", extent) for k, extent in enumerate(w.shape[3:])]
     phases = [Phase.of(place, stride) for place, stride in zip(places, window.stride)]
     found = [

@@ -33,7 +33,7 @@ def convolution_weight_gradient(
     kept = (group, out, *taps, channel)
     buffer = lowering.new_buffer([axis.extent for axis in kept], compute_dtype(dtype_name(val.dtype)))
     contract_into(lowering, buffer, kept, (batch, *places), left, right)
-    outputs = BufferView(buffer.name, (val.shape[0], *buffer.shape[2:]), buffer.strides[1:], 0)
+    outputs = BufferView(buffer.name, (sizes(val.shape)[0], *buffer.shape[2:]), buffer.strides[1:], 0)
 
     def value(axes: tuple[Axis, ...]) -> Expr:
         return lowering.load_view(outputs, (axes[0], *axes[2:], axes[1]))
