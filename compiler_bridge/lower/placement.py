@@ -18,6 +18,7 @@ from compiler_bridge.ir import (
     Map,
     Size,
     Value,
+    size_equal,
     strided_index,
 )
 from compiler_bridge.lower.lowering import (
@@ -216,19 +217,28 @@ def lower_as_strided_scatter(lowering: Lowering, node: fx.Node) -> Any:
     val = node.meta["val"]
     arguments: Any = [*node.args[2:], *node.kwargs.values()]
     size, stride = (sizes([lowering.size_of(x) for x in values]) for values in arguments[:2])
-    dims = {step: k for k, (extent, step) in enumerate(zip(size, stride)) if extent != 1}
-    wanted = [(extent, step) for extent, step in zip(sizes(val.shape), sizes(val.stride())) if extent != 1]
-    if [(size[dims[step]], step) for _, step in wanted if step in dims] != wanted or len(dims) != len(wanted):
+    offset = lowering.size_of(arguments[2]) if len(arguments) > 2 and arguments[2] is not None else 0
+    buffer = lowering.buffer_like(val)
+    if offset != 0 or not is_dense(size, stride, buffer.numel()):
         raise NoLowering("as_strided_scatter to some of the places, or to one of them twice")
+    axes = axes_of(size)
+    value = cast(lowering.load_view(source, axes), compute_dtype_of(node))
+    store = strided_index(axes, stride)
+    lowering.append(Map(buffer.name, lowering.origin(), real_axes(axes), store, value))
+    return lowering.whole(buffer)
 
-    def value(axes: tuple[Axis, ...]) -> Expr:
-        index: list[Any] = [Index()] * len(size)
-        for axis, step in zip(axes, sizes(val.stride())):
-            if axis.extent != 1:
-                index[dims[step]] = axis
-        return lowering.load_view(source, index)
 
-    return lowering.map(val, value)
+def is_dense(size: Sequence[Size], stride: Sequence[Size], elements: Size) -> bool:
+    """Whether the strides reach each of so many elements once."""
+    reached: Size = 1
+    places = [(step, extent) for extent, step in zip(size, stride) if extent != 1]
+    while places:
+        place = next((p for p in places if size_equal(p[0], reached)), None)
+        if place is None:
+            return False
+        places.remove(place)
+        reached = reached * place[1]
+    return size_equal(reached, elements)
 
 
 @lowers("aten.flip")
