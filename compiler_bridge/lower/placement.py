@@ -18,6 +18,7 @@ from compiler_bridge.ir import (
     Map,
     Size,
     Value,
+    size_product,
     strided_index,
 )
 from compiler_bridge.lower.lowering import (
@@ -219,7 +220,16 @@ def lower_as_strided_scatter(lowering: Lowering, node: fx.Node) -> Any:
     dims = {step: k for k, (extent, step) in enumerate(zip(size, stride)) if extent != 1}
     wanted = [(extent, step) for extent, step in zip(sizes(val.shape), sizes(val.stride())) if extent != 1]
     if [(size[dims[step]], step) for _, step in wanted if step in dims] != wanted or len(dims) != len(wanted):
-        raise NoLowering("as_strided_scatter to some of the places, or to one of them twice")
+        if not (
+            is_dense(size, stride) and is_dense(val.shape, val.stride()) and size_product(size) == val.numel()
+        ):
+            raise NoLowering("as_strided_scatter to some of the places, or to one of them twice")
+        # The same places under another shape: of a flat base, say.
+        buffer, axes = lowering.buffer_like(val), axes_of(size)
+        value_there = lowering.load_view(source, axes)
+        store = strided_index(axes, stride)
+        lowering.append(Map(buffer.name, lowering.origin(), real_axes(axes), store, value_there))
+        return lowering.whole(buffer)
 
     def value(axes: tuple[Axis, ...]) -> Expr:
         index: list[Any] = [Index()] * len(size)
@@ -229,6 +239,18 @@ def lower_as_strided_scatter(lowering: Lowering, node: fx.Node) -> Any:
         return lowering.load_view(source, index)
 
     return lowering.map(val, value)
+
+
+def is_dense(shape: Sequence[Size], stride: Sequence[Size]) -> bool:
+    """Whether the places are 0, 1, ... n - 1, once each; False where a size is symbolic."""
+    if not all(isinstance(number, int) for number in (*shape, *stride)):
+        return False
+    expected: Size = 1
+    for step, extent in sorted((step, extent) for extent, step in zip(shape, stride) if extent != 1):
+        if step != expected:
+            return False
+        expected *= extent
+    return True
 
 
 @lowers("aten.flip")
