@@ -13,6 +13,7 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -319,6 +320,14 @@ class TensorsOfCall:
         flat = self.arena[begin : begin + nbytes].view(view.dtype)
         return flat.as_strided(view.shape, view.strides, flat.storage_offset() + view.offset)
 
+    def in_own_storage(self, view: ConcreteView) -> torch.Tensor:
+        """The view over its buffer, which begins where the storage does (that of the arena is copied)."""
+        buffer = self.specialized.buffers[view.buffer_name]
+        if buffer.kind != "arena":
+            return self.view(view)
+        whole = replace(view, shape=(self.specialized.numel[view.buffer_name],), strides=(1,), offset=0)
+        return self.view(whole).clone().as_strided(view.shape, view.strides, view.offset)
+
     def output(self, output: Any) -> Any:
         """What the caller gets for an output."""
         if isinstance(output, ConcreteView):
@@ -340,7 +349,10 @@ class TensorsOfCall:
 
 def run_extern(segment: ExternSegment, tensors: TensorsOfCall) -> None:
     """Call ATen; its results become the buffers the segment names, in the strides the segment states."""
-    results = segment.op(*tensors.substitute(segment.args), **tensors.substitute(segment.kwargs))
+    arguments = tensors.substitute(segment.args)
+    if str(segment.op).startswith("aten.as_strided"):  # whose offset counts from where the storage begins
+        arguments = (tensors.in_own_storage(segment.args[0]), *arguments[1:])
+    results = segment.op(*arguments, **tensors.substitute(segment.kwargs))
     if not isinstance(results, (tuple, list)):
         results = (results,)
     for result, view in zip(results, segment.outputs):

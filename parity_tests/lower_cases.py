@@ -187,7 +187,14 @@ row("slice-scatter", lambda x, y: (torch.slice_scatter(x, y, 0, 1, 3), torch.sli
 row("slice-scatter-step", lambda x, y: torch.slice_scatter(x, y, 1, 1, 6, 2), floats(3, 7), floats(3, 3))
 row("as-strided-scatter", lambda x, y: torch.as_strided_scatter(x, y, (4, 1, 3), (1, 4, 4)),
     floats(3, 4), floats(4, 1, 3))  # fmt: skip
+row("as-strided-scatter-flat", lambda x, y: torch.as_strided_scatter(x, y, (4, 3), (1, 4)),
+    floats(12), floats(4, 3), symbolic="as_strided_scatter")  # fmt: skip
 row("as-strided-scatter-part", lambda x, y: torch.as_strided_scatter(x, y, (2, 2), (4, 1)),
+    floats(3, 4), floats(2, 2), externs="as_strided_scatter")  # fmt: skip
+# beside a larger temporary, so that the base does not begin where the arena does
+row("as-strided-scatter-arena",
+    lambda x, y: (lambda large: torch.as_strided_scatter(x * 2, y * 2, (2, 2), (4, 1), 0) + large[3:])(
+        torch.cumsum(x.repeat(2, 1), 0)),
     floats(3, 4), floats(2, 2), externs="as_strided_scatter")  # fmt: skip
 row("select-scatter", lambda x, y: torch.select_scatter(x, y, 1, -2), floats(4, 3), floats(4))
 row("flip", lambda x: (x.flip(0), x.flip(-1, 0)), floats(3, 4))
