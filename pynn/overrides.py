@@ -48,7 +48,7 @@ def call_override(function: Callable, torch_function: Callable, args: tuple, kwa
 
 
 def _is_of_nn(x: Any) -> bool:
-    return type(x).__module__.startswith("torch.nn.utils.")
+    return type(x).__module__.startswith("torch.nn.")
 
 
 def as_torch_passes_on(

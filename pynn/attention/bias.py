@@ -4,8 +4,8 @@ CausalBias sends torch's scaled_dot_product_attention to a C++ kernel; pynn's ta
 for.
 """
 
+import importlib
 import sys
 
-import torch.nn.attention.bias
-
-sys.modules[__name__] = torch.nn.attention.bias
+# not `import torch...`: while pynn is installed, torch's module may be importing this one
+sys.modules[__name__] = importlib.import_module("torch.nn.attention.bias")

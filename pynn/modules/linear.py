@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module, Parameter, UninitializedParameter
 
-from pynn.definitions import computes_in_float32, defines, traced_as
+from pynn.definitions import NARROW_DTYPES, computes_in_float32, defines, traced_as, widen
 from pynn.modules import _grouped_products
 from pynn.modules._grouped_products import *  # noqa: F403
 
@@ -31,11 +31,14 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Shape:   input: [*, in_features]   weight: [out_features, in_features] or [in_features]
              bias: [out_features]   returns: [*, out_features]
+    dtype:   16-bit with a bias: computes in float32, so that the sum is rounded once
     Raises:  RuntimeError when the inner sizes differ
     """
     if input.dim() == 0 or weight.dim() == 0:
         which = "input" if input.dim() == 0 else "weight"
         raise RuntimeError(f"both arguments to linear need to be at least 1D, but {which} is 0D")
+    if bias is not None and input.dtype in NARROW_DTYPES and input.dtype == weight.dtype == bias.dtype:
+        return (torch.matmul(widen(input), widen(weight).t()) + widen(bias)).to(input.dtype)
     out = torch.matmul(input, weight.t())
     return out if bias is None else out + bias
 

@@ -5,11 +5,13 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.init import constant_, xavier_normal_, xavier_uniform_
 from torch.nn.parameter import Parameter
 
 from pynn.definitions import PUBLIC, defines
+from pynn.overrides import scripts_as
 
 from ._nested import attend_by_sequence, require_fast_path
 from ._softmax import softmax_of
@@ -124,6 +126,7 @@ def multi_head_attention_forward(
 
 # torch's own function is Python as well: a tracer may look into this one.
 PUBLIC["multi_head_attention_forward"] = multi_head_attention_forward
+scripts_as(multi_head_attention_forward, F.multi_head_attention_forward)
 
 
 def attend_with_weights(

@@ -67,8 +67,9 @@ def normalised_weight(v: Tensor, g: Tensor, dim: int) -> Tensor:
     """
     if is_traced():
         return torch._weight_norm(v, g, dim)
-    # rounded like g, which as often as not was set from it: then g / norm is 1 and the weight v
-    norm = widen(norm_except_dim(v, dim))
+    # where ATen rounds the norm, so that g / norm is 1 for a g set from it, it is rounded here
+    is_rounded = torch.float16 in (v.dtype, g.dtype) or dim not in (0, v.dim() - 1)
+    norm = widen(norm_except_dim(v if is_rounded else widen(v), dim))
     return (widen(v) * (widen(g) / norm)).to(v.dtype)
 
 

@@ -1,0 +1,220 @@
+"""What torch's own test files (test_nn.py, nn/test_*.py) found with pynn installed; each test names its origin."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.autograd import forward_ad, gradgradcheck
+
+import pynn
+import pynn.functional as F
+
+C = torch.nn.functional
+
+
+def both(function):
+    """What function(functions) gives with torch's functions and with pynn's."""
+    return [function(functions) for functions in (C, F)]
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_convolution_of_an_empty_batch_has_batched_second_derivatives(dims):
+    """TestNN.test_Conv1d_zero_batch and its sisters."""
+    sizes = {"x": (0, 2, *[5] * dims), "weight": (3, 2, *[3] * dims), "bias": (3,)}
+    tensors = [torch.randn(size, dtype=torch.double, requires_grad=True) for size in sizes.values()]
+    assert gradgradcheck(getattr(F, f"conv{dims}d"), tensors, check_batched_grad=True)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_convolution_without_channels(dims):
+    """test_conv_empty_channel of nn/test_convolution.py."""
+    x, weight = torch.randn(2, 0, *[9] * dims), torch.randn(5, 0, *[3] * dims, requires_grad=True)
+    bias = torch.randn(5, requires_grad=True)
+    cpp, own = both(lambda functions: getattr(functions, f"conv{dims}d")(x, weight, bias))
+    assert own.shape == cpp.shape
+    own.sum().backward()
+    assert not weight.grad.any() and not bias.grad.any() and bias.grad.shape == bias.shape
+
+
+@pytest.mark.parametrize(
+    "arguments", [(None, torch.ones(1, 1, 3)), (torch.ones(1, 1, 3), None)], ids=["x", "w"]
+)
+def test_convolution_of_what_is_no_tensor(arguments):
+    """test_Conv2d_missing_argument of nn/test_convolution.py."""
+    with pytest.raises(TypeError):
+        C.conv1d(*arguments)
+    with pytest.raises(TypeError, match="must be Tensor, not NoneType"):
+        F.conv1d(*arguments)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(1, 3, 2, 1), (2, 3, 1, 4), (1, 3, 2, 4)])
+def test_batch_norm_of_permuted_images_keeps_their_format(training, shape):
+    """test_batchnorm_non_contig of test_nn.py."""
+    x = torch.randn(shape).permute(0, 2, 1, 3)
+    mean, variance = torch.zeros(x.size(1)), torch.ones(x.size(1))
+    cpp, own = both(
+        lambda functions: functions.batch_norm(x, mean, variance, training=training, momentum=0.0)
+    )
+    for layout in (torch.contiguous_format, torch.channels_last):
+        assert own.is_contiguous(memory_format=layout) == cpp.is_contiguous(memory_format=layout)
+
+
+def test_batch_norm_refuses_tangents_of_running_statistics():
+    """test_batchnorm_raises_error_if_running_var_or_running_mean_have_forward_grad of test_nn.py."""
+    x, mean, variance = torch.randn(3, 2, 5), torch.randn(2), torch.rand(2)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(mean, torch.ones(2))
+        F.batch_norm(x, dual, variance)
+        with pytest.raises(RuntimeError, match="not differentiable wrt running_mean and running_var"):
+            F.batch_norm(forward_ad.make_dual(x, x), dual, variance)
+
+
+def test_instance_norm_takes_an_eps_of_0():
+    """test_InstanceNorm1d_general of test_nn.py."""
+    x = torch.randn(2, 3, 7)
+    cpp, own = both(lambda functions: functions.instance_norm(x, eps=0))
+    torch.testing.assert_close(own, cpp)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_average_of_whole_images_has_torchs_strides(layout):
+    """test_adaptive_avg_pool2d_output_size_one of nn/test_pooling.py."""
+    x = torch.randn(2, 3, 6, 6).contiguous(memory_format=layout)
+    cpp, own = both(lambda functions: functions.adaptive_avg_pool2d(x, 1))
+    assert own.stride() == cpp.stride()
+
+
+@pytest.mark.parametrize("kind", ["avg", "max"])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_no_windows_have_no_gradient(kind, dims):
+    """test_adaptive_pooling_empty_output_size of nn/test_pooling.py."""
+    messages = []
+    for functions in (C, F):
+        x = torch.randn(2, 3, *[4] * dims, requires_grad=True)
+        out = getattr(functions, f"adaptive_{kind}_pool{dims}d")(x, 0)
+        with pytest.raises(RuntimeError) as caught:
+            out.sum().backward()
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_threshold_compares_with_the_number_itself(dtype):
+    """test_activations_bfloat16_half_cpu of test_nn.py."""
+    x = torch.tensor([0.1], dtype=dtype)
+    cpp, own = both(lambda functions: functions.threshold(x, 0.1, 20))
+    assert torch.equal(own, cpp)
+
+
+def test_16_bit_linear_rounds_once():
+    """test_weight_norm of test_nn.py, whose weights are C++'s to the bit."""
+    x, weight, bias = (torch.randn(size).bfloat16() for size in ((64, 32), (48, 32), (48,)))
+    exact = x.double() @ weight.double().t() + bias.double()
+    cpp, own = both(lambda functions: (functions.linear(x, weight, bias).double() - exact).abs().sum())
+    assert own <= cpp * 1.01
+
+
+@pytest.mark.parametrize("name, arguments", [("elu_", (-2,)), ("celu_", (-2,)), ("leaky_relu_", (-2,))])
+def test_in_place_activations_with_a_negative_slope_have_no_gradient(name, arguments):
+    """test_elu_inplace_with_neg_alpha, test_leaky_relu_inplace_with_neg_slope of test_nn.py."""
+    out = getattr(F, name)(torch.tensor([-1.0, 1.0], requires_grad=True).clone(), *arguments)
+    with pytest.raises(RuntimeError, match="call out-of-place version"):
+        out.sum().backward()
+
+
+def test_threshold_in_place_of_an_expanded_tensor():
+    """test_threshold_inplace_overlap of test_nn.py."""
+    x = torch.randn(1, 6)
+    expected = C.threshold(x, 0.5, 0.25)
+    F.threshold_(x.expand(6, 6), 0.5, 0.25)
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("name", ["logsigmoid", "softplus", "softshrink", "hardshrink", "gelu"])
+def test_results_are_written_into_out(name):
+    """test_logsigmoid_out, test_softplus_inplace_overlap of test_nn.py."""
+    x, out = torch.randn(2, 3), torch.empty(0)
+    function = getattr(F, name)
+    assert function(x, out=out) is out and torch.equal(out, function(x))
+    overlapping = torch.randn(1, 3).expand(2, 3)
+    with pytest.raises(RuntimeError, match="unsupported operation"):
+        function(overlapping, out=overlapping)
+
+
+def refusals() -> dict:
+    empty = torch.randn(0, 1, 10)
+    return {
+        "fold": lambda nn: nn.functional.fold(torch.randn(1, 12, 12), (4, 5), 2, dilation=8),
+        "interpolate": lambda nn: nn.functional.interpolate(torch.ones(1, 1, 3, 3), scale_factor=1e20),
+        "pack": lambda nn: nn.utils.rnn.pack_padded_sequence(empty, torch.ones(2, 2), True),
+    }
+
+
+@pytest.mark.parametrize("name", refusals())
+def test_refusals(name):
+    """test_fold_invalid_arg, test_interpolate_undefined_behavior_casting, test_pack_padded_sequence."""
+    messages = []
+    for nn in (torch.nn, pynn):
+        with pytest.raises(RuntimeError) as caught:
+            refusals()[name](nn)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+def test_margin_loss_of_nothing():
+    """test_MarginLoss_empty of test_nn.py."""
+    x = torch.randn(0, 10, requires_grad=True)
+    F.multi_margin_loss(x, torch.ones(0).long(), reduction="sum").backward()
+    assert x.grad.shape == (0, 10)
+
+
+def test_16_bit_sparse_gradient_of_an_embedding_bag():
+    """test_embedding_bag_device of nn/test_embedding.py: rows of one index are added in float32."""
+    weight, indices = torch.randn(3, 4).bfloat16().requires_grad_(), torch.randint(3, (2, 512))
+    F.embedding_bag(indices, weight, mode="sum", sparse=True).sum().backward()
+    counts = indices.flatten().bincount(minlength=3).bfloat16().unsqueeze(1).expand(3, 4)
+    assert torch.equal(weight.grad.to_dense(), counts)
+
+
+def installed(program: str) -> str:
+    setup = "import torch, pynn; pynn.install(); import torch.nn.functional as F\n"
+    done = subprocess.run(
+        [sys.executable, "-c", setup + program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_per_sample_gradients_while_installed():
+    """test_expanded_weights.py."""
+    installed(
+        """
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+for layer, x in ((torch.nn.Conv1d(2, 3, 2), torch.randn(4, 2, 5)),
+                 (torch.nn.GRU(5, 3, batch_first=True), torch.randn(4, 2, 5)),
+                 (torch.nn.Embedding(9, 3), torch.randint(9, (4, 2)))):
+    out = call_for_per_sample_grads(layer)(x)
+    (out[0] if isinstance(out, tuple) else out).sum().backward()
+    for weight in layer.parameters():
+        assert weight.grad_sample.shape == (4, *weight.shape)
+"""
+    )
+
+
+def test_attention_biases_while_installed():
+    """TestAttnBias of test_transformers.py."""
+    installed(
+        """
+from torch.nn.attention.bias import causal_upper_left
+q = torch.randn(1, 2, 4, 8)
+torch.testing.assert_close(F.scaled_dot_product_attention(q, q, q, causal_upper_left(4, 4)),
+                           F.scaled_dot_product_attention(q, q, q, is_causal=True))
+"""
+    )
+
+
+def test_attention_layers_can_be_scripted_while_installed():
+    """test_script_mha_in_proj_weight_none of test_transformers.py."""
+    installed("torch.jit.script(torch.nn.MultiheadAttention(8, 2, kdim=4, vdim=4).eval())")
