@@ -145,7 +145,7 @@ def written_view(x: Tensor, a: Any, b: Any) -> Any:
 
 def base_written_after(x: Tensor, a: Any, b: Any) -> Any:
     y = a(x)
-    rows = y.flatten(2)
+    rows = y.flatten(1)
     y.mul_(2)
     return b(y), rows
 
@@ -191,9 +191,7 @@ NETS: dict[str, tuple[Net, tuple[int, ...]]] = {
     "pooled": (Net(lambda x, a, b: b(F.max_pool2d(a(x), 2)).mean((2, 3)), **two()), (2, 3, 6, 6)),
     "depthwise": (Net(lambda x, a, b: b(a(x)), a=conv(4, 4, groups=4), b=conv(4, 6, groups=2)), (2, 4, 6, 5)),
     "1d": (
-        Net(
-            lambda x, a, b: b(a(x).relu()), a=nn.Conv1d(3, 4, 3, 2, 1), b=nn.Conv1d(4, 5, 3, padding="same")
-        ),
+        Net(lambda x, a, b: b(a(x).relu()), a=nn.Conv1d(3, 4, 3, 2, 1), b=nn.Conv1d(4, 5, 3, padding="same")),
         (2, 3, 9),
     ),
     "transposed 1d": (Net(lambda x, a: a(x), a=nn.ConvTranspose1d(3, 4, 3, 2, 1, 1)), (2, 3, 5)),

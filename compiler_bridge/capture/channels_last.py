@@ -87,9 +87,7 @@ def conv_transpose1d(
 ) -> Tensor:
     """torch.conv_transpose1d as one of images of height 1."""
     if input.dim() != 3 or weight.dim() != 3:
-        return torch.conv_transpose1d(
-            input, weight, bias, stride, padding, output_padding, groups, dilation
-        )
+        return torch.conv_transpose1d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     steps = with_row(stride, 1), with_row(padding, 0), with_row(output_padding, 0)
     image = channels_last(input.unsqueeze(2))  # [batch, channels, 1, width]
     out = torch.conv_transpose2d(image, weight.unsqueeze(2), bias, *steps, groups, with_row(dilation, 1))

@@ -69,16 +69,14 @@ def laid_out(graph: fx.Graph, output: fx.Node, primal: Tensor, gradient: fx.Node
     value, source = gradient.meta["val"], of_convolution(gradient)
     if source is not None:
         with fake_mode_of(value):
-            stated = torch.empty_strided(
-                value.shape, primal.stride(), dtype=value.dtype, device=value.device
-            )
+            stated = torch.empty_strided(value.shape, primal.stride(), dtype=value.dtype, device=value.device)
         vals = list(source.meta["val"])
         vals[gradient.args[1]] = stated  # pyright: ignore
         source.meta["val"], gradient.meta["val"] = tuple(vals), stated
         return gradient
     order = order_of_memory(primal)
     back = sorted(range(len(order)), key=order.__getitem__)
-    steps = (
+    steps: tuple[Any, ...] = (
         (aten.permute.default, (order,), {}),
         (aten.clone.default, (), {"memory_format": torch.contiguous_format}),
         (aten.permute.default, (back,), {}),
