@@ -96,9 +96,10 @@ def targets(gm):
 
 
 def arithmetic(gm):
-    """What a graph computes, without views and products."""
-    views = ("aten.view", "aten.permute", "aten.convolution", "aten.mm", "aten.addmm", "aten.scalar_tensor")
-    return [target for target in targets(gm) if not target.startswith(views)]
+    """What a graph computes, without views, copies and products."""
+    moves = ("aten.view", "aten._unsafe_view", "aten.permute", "aten.clone", "aten.scalar_tensor")
+    products = ("aten.convolution", "aten.mm", "aten.addmm")
+    return [target for target in targets(gm) if not target.startswith(moves + products)]
 
 
 # ---------------------------------------------------------------- what is folded

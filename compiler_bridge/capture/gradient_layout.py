@@ -76,7 +76,7 @@ def laid_out(graph: fx.Graph, output: fx.Node, primal: Tensor, gradient: fx.Node
         return gradient
     order = order_of_memory(primal)
     back = sorted(range(len(order)), key=order.__getitem__)
-    steps = (
+    steps: tuple[Any, ...] = (
         (aten.permute.default, (order,), {}),
         (aten.clone.default, (), {"memory_format": torch.contiguous_format}),
         (aten.permute.default, (back,), {}),
