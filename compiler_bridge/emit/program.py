@@ -30,6 +30,7 @@ from compiler_bridge.ir import (
     Scan,
     Scatter,
     Scheduled,
+    Size,
     all_axes,
     node_reads,
 )
@@ -49,6 +50,10 @@ class KernelInfo:
     notes: list[str] = field(default_factory=list)
 
 
+def is_even(size: Size) -> bool:
+    return isinstance(size, int) and size % 2 == 0
+
+
 class ProgramBuilder:
     def __init__(self, graph: Graph, groups: list[Group], name: str) -> None:
         self.graph = graph
@@ -56,6 +61,7 @@ class ProgramBuilder:
         self.name = name
         self.reads = [{name for node in group.nodes for name in node_reads(node)} for group in groups]
         self.dtypes = {n: b.dtype for n, b in graph.buffers.items()}
+        self.even = frozenset(n for n, b in graph.buffers.items() if is_even(b.numel()))
         self.functions: dict[str, str] = {}  # source -> kernel name
         self.sources: list[str] = []
         self.steps: list[Any] = []
@@ -123,7 +129,7 @@ class ProgramBuilder:
         if any(axis.extent == 0 for axis in group.axes):
             return  # nothing to compute (sums over nothing have become constants)
         schedule = schedule_group(group, outputs, self.graph.symbol_hints)
-        writer = KernelWriter(schedule, self.dtypes, outputs, self.new_partial)
+        writer = KernelWriter(schedule, self.dtypes, outputs, self.new_partial, self.even)
         code = writer.write()
         for sink in code.sinks:
             self.extra.append(p.Buffer(sink.buffer, DTYPES[sink.dtype], sink.width * code.blocks, "arena"))
@@ -192,7 +198,9 @@ class ProgramBuilder:
             raise UnsupportedOp(node.origin.op, f"operands of different dtypes {sorted(dtypes)}")
         from compiler_bridge.emit.gemm_step import GemmFunctions, gemm_step
 
-        pack_a, pack_b = (self.write_prologue(node, form, side) if form.made[side] else None for side in (0, 1))
+        pack_a, pack_b = (
+            self.write_prologue(node, form, side) if form.made[side] else None for side in (0, 1)
+        )
         epilogue = self.write_epilogue(node, group, outputs) if len(group.nodes) > 1 else None
         functions = GemmFunctions(pack_a, pack_b, epilogue)
         sources = [
@@ -286,7 +294,9 @@ class ProgramBuilder:
 
     def tensor_view(self, view: BufferView) -> p.TensorView:
         name = self.resolve(view.buffer)
-        return p.TensorView(name, view.shape, view.strides, view.offset, torch_dtype(self.dtypes[view.buffer]))
+        return p.TensorView(
+            name, view.shape, view.strides, view.offset, torch_dtype(self.dtypes[view.buffer])
+        )
 
     def input_spec(self, position: int, name: Any) -> p.Input:
         if isinstance(name, str):
