@@ -1,6 +1,8 @@
 """Give every Scatter a base of its own, so that it can work in place.
 
 output = scatter(base, ...)  ->  output = copy(base) (or zeros); scatter into output
+
+One without a base that clears its rows itself needs none.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from compiler_bridge.emit.scatter import row_length
 from compiler_bridge.ir import (
     Axis,
     BufferView,
@@ -32,7 +35,8 @@ def give_scatters_a_base(graph: Graph) -> Graph:
     kept = {view.buffer for view in graph.outputs if isinstance(view, BufferView)}
     buffers, nodes = dict(graph.buffers), list[Node]()
     for node in graph.nodes:
-        if isinstance(node, Scatter) and not owns_base(node, graph, readers, kept):
+        clears = isinstance(node, Scatter) and node.base is None and row_length(node) is not None
+        if isinstance(node, Scatter) and not clears and not owns_base(node, graph, readers, kept):
             name = f"{node.output}_base"
             buffers[name] = replace(graph.buffers[node.output], name=name, kind="temporary")
             nodes.append(base_map(node, name, buffers))

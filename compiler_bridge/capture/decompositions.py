@@ -78,6 +78,8 @@ WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
         aten.grid_sampler_3d_backward.default,
         *(getattr(aten, name).default for name in _INTERPOLATION if hasattr(aten, name)),
         # windows and scatters
+        aten.fractional_max_pool2d.default,
+        aten.fractional_max_pool3d.default,
         aten.im2col.default,
         aten.col2im.default,
     }

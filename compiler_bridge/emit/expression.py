@@ -16,6 +16,15 @@ from compiler_bridge.ops import OPS, dtype_kind
 
 OPERATORS = ("{0} + {1}", "{0} - {1}", "{0} * {1}", "{0} / {1}")
 
+PAIRS = {
+    "float32": (
+        "int64",
+        ('bitcast(cast({0}, "int32"), "float32")', 'bitcast(cast({0} >> 32, "int32"), "float32")'),
+    ),
+    "bfloat16": ("int32", ('bitcast({0} << 16, "float32")', 'bitcast({0} & -65536, "float32")')),
+}
+"""dtype -> (the integer that holds two elements, its lower and its upper half as a value)"""
+
 
 @dataclass
 class Scope:
@@ -55,6 +64,7 @@ class ExpressionWriter:
         self.row = Scope()
         self.loop = Scope()
         self.values: dict[str, Term | Callable[[], Term]] = {}  # of local buffers
+        self.even: frozenset[str] = frozenset()  # buffers that pairs of elements fill
 
     # ------------------------------------------------------------ scopes
 
@@ -163,7 +173,8 @@ class ExpressionWriter:
             if mask is not None:
                 text = f"load_if({pointer}, {offset}, {mask.text})"
         else:
-            text = self.vector_load(pointer, expr.index, data, mask)
+            pairs = None if any(t.vector for t in data) else self.pair_load(expr, mask, loop)
+            text = pairs or self.vector_load(pointer, expr.index, data, mask)
         return self.define(key, text, lanes, loop, expr.dtype)
 
     def vector_load(self, pointer: str, index: Index, data: list[Term], mask: Term | None) -> str:
@@ -179,6 +190,31 @@ class ExpressionWriter:
         if stride == 1:
             return f"load({pointer}, {offset}, {self.lanes}{count})"
         return f"load_strided({pointer}, {offset}, {self.names.size(stride)}, {self.lanes}{count})"
+
+    def pair_load(self, expr: Load, mask: Term | None, loop: bool) -> str | None:
+        """Every second element: whole pairs side by side, of which one half is kept; a gather takes many times longer.
+
+        None unless every pair begins at an even place of a buffer that holds nothing but whole pairs.
+        """
+        index, dtype = expr.index, self.dtypes[expr.buffer]
+        steps = [coefficient for _, coefficient in index.terms]
+        even = all(isinstance(step, int) and step % 2 == 0 for step in steps) and isinstance(index.const, int)
+        if not even or index.coefficient(self.vector or "") != 2 or expr.buffer not in self.even:
+            return None
+        if dtype not in PAIRS:
+            return None
+        pair, halves = PAIRS[dtype]
+        pointer = self.names.pair_pointer(expr.buffer, dtype, pair)
+        terms = tuple((atom, step // 2) for atom, step in index.terms)  # pyright: ignore
+        place = Index(terms, index.const // 2)  # pyright: ignore
+        valid = self.valid_mask(mask)
+        if mask is not None:
+            text = f"load_masked({pointer}, {self.offset_text(place)}, {self.lanes}, {valid})"
+        else:
+            count = "" if self.count is None else f", {self.count}"
+            text = f"load({pointer}, {self.offset_text(place)}, {self.lanes}{count})"
+        both = self.define(("pairs", expr.buffer, place, mask, self.count), text, True, loop, pair)
+        return halves[index.const % 2].format(both.text)  # pyright: ignore
 
     def valid_mask(self, mask: Term | None) -> str | None:
         """Text of the mask of lanes that may be touched."""

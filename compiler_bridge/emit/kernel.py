@@ -50,7 +50,12 @@ class KernelCode:
 
 class KernelWriter:
     def __init__(
-        self, schedule: Schedule, dtypes: dict[str, str], outputs: set[str], sink_names: Any
+        self,
+        schedule: Schedule,
+        dtypes: dict[str, str],
+        outputs: set[str],
+        sink_names: Any,
+        even: frozenset[str] = frozenset(),
     ) -> None:
         self.schedule = schedule
         self.outputs = outputs
@@ -59,6 +64,7 @@ class KernelWriter:
         vector = schedule.vector.name if schedule.vector else None
         inner = {a.name for a in schedule.inner}
         self.writer = ExpressionWriter(self.names, dtypes, vector, schedule.lanes, inner)
+        self.writer.even = even
         self.lines: list[str] = []
         self.sinks = {
             n.output: self.make_sink(n, sink_names)

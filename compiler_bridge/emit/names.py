@@ -17,12 +17,18 @@ class Names:
         self.pointers: dict[str, tuple[str, str]] = {}  # buffer -> (variable, dtype)
         self.scratch: dict[str, tuple[str, str, Size]] = {}  # scratch row -> (variable, dtype, elements)
         self.sizes: dict[Any, str] = {}
+        self.pairs: dict[str, tuple[str, str]] = {}  # pointer variable -> (variable, dtype of pairs)
         self.temporaries = 0
 
     def pointer(self, buffer: str, dtype: str) -> str:
         if buffer not in self.pointers:
             self.pointers[buffer] = (f"p{len(self.pointers)}", dtype)
         return self.pointers[buffer][0]
+
+    def pair_pointer(self, buffer: str, dtype: str, pair: str) -> str:
+        """The buffer as pairs of elements, each seen as one integer."""
+        pointer = self.pointer(buffer, dtype)
+        return self.pairs.setdefault(pointer, (f"{pointer}_pairs", pair))[0]
 
     def scratch_row(self, name: str, dtype: str, elements: Size) -> str:
         if name not in self.scratch:
@@ -46,6 +52,9 @@ class Names:
         for variable, dtype in self.pointers.values():
             lines.append(f'{variable} = pointer(tab, {slot}, "{dtype}")')
             slot += 1
+            if variable in self.pairs:
+                pairs, pair = self.pairs[variable]
+                lines.append(f'{pairs} = pointer_at(address_of({variable}), "{pair}")')
         first_size = slot + len(self.scratch)
         for variable, dtype, elements in self.scratch.values():
             row = f'pointer(tab, {slot}, "{dtype}")'

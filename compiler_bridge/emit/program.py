@@ -33,6 +33,7 @@ from compiler_bridge.ir import (
     Scan,
     Scatter,
     Scheduled,
+    Size,
     all_axes,
     node_reads,
 )
@@ -53,6 +54,10 @@ class KernelInfo:
     notes: list[str] = field(default_factory=list)
 
 
+def is_even(size: Size) -> bool:
+    return isinstance(size, int) and size % 2 == 0
+
+
 class ProgramBuilder:
     def __init__(self, graph: Graph, groups: list[Group], name: str, frozen: Sequence[int] = ()) -> None:
         self.graph = graph
@@ -60,6 +65,7 @@ class ProgramBuilder:
         self.name = name
         self.reads = [{name for node in group.nodes for name in node_reads(node)} for group in groups]
         self.dtypes = {n: b.dtype for n, b in graph.buffers.items()}
+        self.even = frozenset(n for n, b in graph.buffers.items() if is_even(b.numel()))
         self.functions: dict[str, str] = {}  # source -> kernel name
         self.sources: list[str] = []
         self.steps: list[Any] = []
@@ -148,7 +154,7 @@ class ProgramBuilder:
             code = WindowWriter(schedule, form, self.dtypes, outputs, self.new_partial).write()
         else:
             schedule = schedule_group(group, outputs, self.graph.symbol_hints)
-            code = KernelWriter(schedule, self.dtypes, outputs, self.new_partial).write()
+            code = KernelWriter(schedule, self.dtypes, outputs, self.new_partial, self.even).write()
         for sink in code.sinks:
             self.extra.append(p.Buffer(sink.buffer, DTYPES[sink.dtype], sink.width * code.blocks, "arena"))
             self.dtypes[sink.buffer] = sink.dtype

@@ -1,9 +1,9 @@
-"""Scatter kernels: sequential over the places, parallel over columns that no place shares.
+"""Scatter kernels: sequential over the places, parallel over what no two places share.
 
-for r in range(begin, end):                 # CHUNK of the columns
+for r in range(begin, end):                 # a private part of the result, CHUNK of its columns
     for i in ...:                           # places, in order: deterministic, no atomics
         for j in range(first, last, lanes):
-            out[index[i], j] += value[i, j]
+            out[r, index[i], j] += value[r, i, j]
 """
 
 from __future__ import annotations
@@ -11,8 +11,23 @@ from __future__ import annotations
 from compiler_bridge.cpu.host import NATIVE_LANES
 from compiler_bridge.emit.expression import ExpressionWriter, Scope
 from compiler_bridge.emit.kernel import INDENT, KernelCode
-from compiler_bridge.emit.names import Names
-from compiler_bridge.ir import Apply, Axis, Expr, IndexValue, Load, Scatter, Size, walk
+from compiler_bridge.emit.names import Names, constant_text, decode_lines
+from compiler_bridge.fuse import conjuncts
+from compiler_bridge.ir import (
+    Apply,
+    Axis,
+    Constant,
+    Expr,
+    Index,
+    IndexValue,
+    Load,
+    Scatter,
+    Size,
+    Value,
+    size_product,
+    walk,
+)
+from compiler_bridge.ops import reduce_identity
 
 
 def data_axes(node: Scatter) -> set[str]:
@@ -30,6 +45,57 @@ def column_axis(node: Scatter) -> Axis | None:
     """An axis with stride 1 in the store that no data-dependent index uses."""
     data = data_axes(node)
     return next((a for a in node.axes if a.name not in data and node.store.coefficient(a.name) == 1), None)
+
+
+def private_axes(node: Scatter) -> tuple[Axis, ...]:
+    """Loops of which each turn writes to a part of the result of its own.
+
+    The guard bounds the data in the store; then the terms of the store are the digits of a mixed radix number, and
+    different digits are different places.
+    """
+    extents = {axis.name: axis.extent for axis in node.axes}
+    digits: list[tuple[int, int]] = []
+    for atom, step in node.store.terms:
+        extent = extents[atom] if isinstance(atom, str) else guarded_extent(node, atom)
+        if not isinstance(step, int) or not isinstance(extent, int):
+            return ()
+        digits.append((step, extent))
+    digits.sort()
+    if any(high < low * extent for (low, extent), (high, _) in zip(digits, digits[1:])):
+        return ()
+    return tuple(axis for axis in node.axes if node.store.coefficient(axis.name) != 0)
+
+
+def guarded_extent(node: Scatter, atom: Value) -> Size | None:
+    """n where the guard admits 0 <= data < n only."""
+    if not isinstance(node.value, Apply) or node.value.op != "guard":
+        return None
+    position, conditions = IndexValue("int64", Index(((atom, 1),), 0)), conjuncts(node.value.args[0])
+    if Apply("bool", "ge", (position, Constant("int64", 0))) not in conditions:
+        return None
+    for part in conditions:
+        if isinstance(part, Apply) and part.op == "lt" and part.args[0] == position:
+            bound = part.args[1]
+            return bound.value if isinstance(bound, Constant) else None
+    return None
+
+
+def row_length(node: Scatter) -> int | None:
+    """Elements of the rows which a scatter can clear itself, each just before its use.
+
+    They are what one index of data chooses from, side by side; every other part of the place is private.
+    """
+    (value, step), *more = node.store.values() or [(None, 0)]
+    private = private_axes(node)
+    length = None if value is None else guarded_extent(node, value)
+    if more or step != 1 or not private or not isinstance(length, int) or node.store.const != 0:
+        return None
+    span = length
+    for axis in sorted(private, key=lambda axis: node.store.coefficient(axis.name)):  # pyright: ignore
+        if node.store.coefficient(axis.name) != span or not isinstance(axis.extent, int):
+            return None
+        span *= axis.extent
+    return length
 
 
 CHUNK = 128
@@ -51,20 +117,41 @@ class ScatterWriter:
 
     def write(self) -> KernelCode:
         node, depth = self.node, 2
-        length: Size = 1
-        self.line(1, "for r in range(begin, end):")
+        private = tuple(axis for axis in private_axes(node) if axis != self.vector)
+        parallel: list[tuple[str, Size]] = [(axis.name, axis.extent) for axis in private]
         if self.vector is not None:
-            extent = self.vector.extent
-            length = (extent + CHUNK - 1) // CHUNK
-            self.line(depth, f"first = r * {CHUNK}")
-            self.line(depth, f"last = min(first + {CHUNK}, {self.names.size(extent)})")
+            parallel.append(("chunk", (self.vector.extent + CHUNK - 1) // CHUNK))
+        self.line(1, "for r in range(begin, end):")
+        for text in decode_lines(parallel, self.names):
+            self.line(depth, text)
+        if self.vector is not None:
+            self.line(depth, f"first = chunk * {CHUNK}")
+            self.line(depth, f"last = min(first + {CHUNK}, {self.names.size(self.vector.extent)})")
+        if node.base is None:
+            self.clear_row(depth)
         for axis in node.axes:
-            if axis != self.vector:
+            if axis != self.vector and axis not in private:
                 self.line(depth, f"for {axis.name} in range({self.names.size(axis.extent)}):")
                 depth += 1
         self.write_place(depth)
         body = [INDENT + text for text in self.names.preamble()] + self.lines
-        return KernelCode(body, self.names, length, 1)
+        return KernelCode(body, self.names, size_product(extent for _, extent in parallel), 1)
+
+    def clear_row(self, depth: int) -> None:
+        """Zeros, while the row is about to be needed in the cache anyway."""
+        length = row_length(self.node)
+        assert length is not None, f"{self.node} needs a base"
+        dtype = self.dtypes[self.node.output]
+        pointer = self.names.pointer(self.node.output, dtype)
+        terms = tuple((atom, step) for atom, step in self.node.store.terms if isinstance(atom, str))
+        row = self.writer.offset_text(Index(terms, 0))
+        zero = f"splat({constant_text(reduce_identity('sum', dtype), dtype, self.names)}, {NATIVE_LANES})"
+        whole = length - length % NATIVE_LANES
+        if whole:
+            self.line(depth, f"for place in range(0, {whole}, {NATIVE_LANES}):")
+            self.line(depth + 1, f"store({pointer}, {row} + place, {zero})")
+        if length > whole:
+            self.line(depth, f"store({pointer}, {row} + {whole}, {zero}, {length - whole})")
 
     def line(self, depth: int, text: str) -> None:
         self.lines.append(INDENT * depth + text)

@@ -27,6 +27,7 @@ from compiler_bridge.lower.pool_windows import (
     Windows,
     channels_side_by_side,
     combine,
+    covering_begin,
     covering_counts,
     element,
     finished,
@@ -118,10 +119,10 @@ def lower_average_pool_backward(lowering: Lowering, node: fx.Node) -> Any:
     counts = share.shape[len(share.shape) - dims :]
     split = not channels_side_by_side(val, dims)
     buffer, lead, loops, store, places = gradient_loops(lowering, val, dtype, windows.stride, split)
-    last = [place.window(step, pad) for place, step, pad in zip(places, windows.stride, windows.padding)]
+    first = covering_begin(windows, places)
 
-    def term(back: Sequence[Index]) -> Expr:
-        position = [window + j.scaled(-1) for window, j in zip(last, back)]
+    def term(tap: Sequence[Index]) -> Expr:
+        position = [begin + j for begin, j in zip(first, tap)]
         mask = within(position, counts)
         for place, o, width, step, pad in zip(
             places, position, windows.size, windows.stride, windows.padding
@@ -154,7 +155,7 @@ def lower_adaptive_average_pool_backward(lowering: Lowering, node: fx.Node) -> A
     share = share_of(lowering, node, windows, True, None)
     steps: list[Size] = [windows.size[k] if windows.is_even(k) else 1 for k in range(dims)]
     buffer, lead, loops, store, places = gradient_loops(lowering, val, dtype, steps, split=True)
-    first = [covering_begin(windows, place, k) for k, place in enumerate(places)]
+    first = [adaptive_begin(windows, place, k) for k, place in enumerate(places)]
     covering: list[Size] = [
         1 if windows.is_even(k) else most_covering(extents[k], counts[k]) for k in range(dims)
     ]
@@ -173,7 +174,7 @@ def lower_adaptive_average_pool_backward(lowering: Lowering, node: fx.Node) -> A
     return finished(lowering, val, total)
 
 
-def covering_begin(windows: Adaptive, place: Place, dim: int) -> Index:
+def adaptive_begin(windows: Adaptive, place: Place, dim: int) -> Index:
     """The first window that covers y: floor(y * count / L); the last is floor(((y + 1) * count - 1) / L)"""
     if windows.is_even(dim):
         return place.window(windows.size[dim], 0)

@@ -35,6 +35,7 @@ from compiler_bridge.lower.pool_windows import (
     all_taps,
     channels_side_by_side,
     combine,
+    covering_begin,
     covering_counts,
     element,
     finished,
@@ -209,10 +210,10 @@ def gather_gradient(
         lowering, val, dtype_name(val.dtype), windows.stride, split=False
     )
     here = position_value(flat_place([place.y for place in places], windows.extents))
-    last = [place.window(step, pad) for place, step, pad in zip(places, windows.stride, windows.padding)]
+    first = covering_begin(windows, places)
 
-    def term(back: Sequence[Index]) -> Expr:
-        position = [window + j.scaled(-1) for window, j in zip(last, back)]
+    def term(tap: Sequence[Index]) -> Expr:
+        position = [begin + j for begin, j in zip(first, tap)]
         mask = within(position, counts)
         found = lowering.load_view(index, [*lead, *position], mask=mask)
         share = lowering.load_view(gradient, [*lead, *position], mask=mask)

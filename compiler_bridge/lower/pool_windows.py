@@ -303,6 +303,12 @@ def covering_counts(windows: Sliding) -> list[Size]:
     return counts
 
 
+def covering_begin(windows: Sliding, places: Sequence[Place]) -> Position:
+    """The first window that may cover each place."""
+    numbers = zip(places, windows.stride, windows.padding, covering_counts(windows))
+    return [place.window(step, pad) + (1 - count) for place, step, pad, count in numbers]
+
+
 def gradient_loops(
     lowering: Lowering, val: torch.Tensor, dtype: str, steps: Sequence[Size], split: bool
 ) -> tuple[Buffer, list[Axis], list[Axis], Index, list[Place]]:
