@@ -20,7 +20,24 @@ aten = torch.ops.aten
 
 Decompositions = dict[OpOverload, Callable[..., Any]]
 
-KEPT_WHOLE: frozenset[OpOverload] = frozenset({aten.convolution.default, aten.convolution_backward.default})
+_INTERPOLATION = [
+    f"{name}{suffix}"
+    for name in (
+        *(f"upsample_nearest{dims}d" for dims in (1, 2, 3)),
+        *(f"_upsample_nearest_exact{dims}d" for dims in (1, 2, 3)),
+        *("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
+        *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_lanczos2d_aa"),
+    )
+    for suffix in ("", "_backward")
+]
+
+KEPT_WHOLE: frozenset[OpOverload] = frozenset(
+    {
+        aten.convolution.default,
+        aten.convolution_backward.default,
+        *(getattr(aten, name).default for name in _INTERPOLATION if hasattr(aten, name)),
+    }
+)
 """Operations with a definition that the lowering takes whole: its kernels know more than the definition."""
 
 _POOLING = (
@@ -36,17 +53,6 @@ _POOLING = (
     }.items()
     for suffix in suffixes
 )
-
-_INTERPOLATION = [
-    f"{name}{suffix}"
-    for name in (
-        *(f"upsample_nearest{dims}d" for dims in (1, 2, 3)),
-        *(f"_upsample_nearest_exact{dims}d" for dims in (1, 2, 3)),
-        *("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
-        *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_lanczos2d_aa"),
-    )
-    for suffix in ("", "_backward")
-]
 
 WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
     {
@@ -69,7 +75,6 @@ WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
         aten.grid_sampler_2d_backward.default,
         aten.grid_sampler_3d.default,
         aten.grid_sampler_3d_backward.default,
-        *(getattr(aten, name).default for name in _INTERPOLATION if hasattr(aten, name)),
         # windows and scatters
         aten.im2col.default,
         aten.col2im.default,

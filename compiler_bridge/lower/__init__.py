@@ -9,6 +9,7 @@ from compiler_bridge.lower import (  # noqa: F401  (each registers its lowerings
     convolutions,
     creation,
     gathers,
+    interpolation,
     placement,
     pointwise,
     reductions,
