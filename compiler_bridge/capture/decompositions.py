@@ -35,15 +35,6 @@ _POOLING = (
     for suffix in suffixes
 )
 
-KEPT_WHOLE: frozenset[OpOverload] = frozenset(
-    {
-        aten.convolution.default,
-        aten.convolution_backward.default,
-        *(getattr(aten, name).default for name in _POOLING),
-    }
-)
-"""Operations with a definition that the lowering takes whole: its kernels know more than the definition."""
-
 _INTERPOLATION = [
     f"{name}{suffix}"
     for name in (
@@ -54,6 +45,16 @@ _INTERPOLATION = [
     )
     for suffix in ("", "_backward")
 ]
+
+KEPT_WHOLE: frozenset[OpOverload] = frozenset(
+    {
+        aten.convolution.default,
+        aten.convolution_backward.default,
+        *(getattr(aten, name).default for name in _POOLING),
+        *(getattr(aten, name).default for name in _INTERPOLATION if hasattr(aten, name)),
+    }
+)
+"""Operations with a definition that the lowering takes whole: its kernels know more than the definition."""
 
 WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
     {
@@ -76,7 +77,6 @@ WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
         aten.grid_sampler_2d_backward.default,
         aten.grid_sampler_3d.default,
         aten.grid_sampler_3d_backward.default,
-        *(getattr(aten, name).default for name in _INTERPOLATION if hasattr(aten, name)),
         # windows and scatters
         aten.fractional_max_pool2d.default,
         aten.fractional_max_pool3d.default,

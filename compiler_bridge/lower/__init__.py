@@ -10,6 +10,7 @@ from compiler_bridge.lower import (  # noqa: F401  (each registers its lowerings
     convolutions,
     creation,
     gathers,
+    interpolation,
     max_pooling,
     placement,
     pointwise,

@@ -7,6 +7,7 @@ A lowering function is registered for an ATen operation with `@lowers("aten.sum"
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -169,6 +170,13 @@ class Lowering:
             )
         return self.new_buffer(val.shape, dtype or dtype_name(val.dtype), strides)
 
+    def constant_tensor(self, value: torch.Tensor) -> BufferView:
+        """A tensor that the lowering has made (a table) as a constant of the graph."""
+        buffer = self.new_buffer(value.shape, dtype_name(value.dtype), value.stride())
+        self.graph.buffers[buffer.name] = replace(buffer, kind="constant")
+        self.graph.constants[buffer.name] = value
+        return self.whole(buffer)
+
     def whole(self, buffer: Buffer) -> BufferView:
         return BufferView(buffer.name, buffer.shape, buffer.strides, 0)
 
@@ -254,6 +262,7 @@ class Lowering:
         del self.graph.checks[checks:]
         for name in list(self.graph.buffers)[buffers:]:
             del self.graph.buffers[name]
+            self.graph.constants.pop(name, None)
 
 
 def to_storage(value: Expr, dtype: str) -> Expr:

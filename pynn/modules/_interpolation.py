@@ -332,7 +332,7 @@ OPERATIONS = {
 def _forward(mode: str, has_corners: bool) -> Callable[..., Tensor]:
     def upsample(self: Tensor, output_size: list[int], *rest: Any, **named: Any) -> Tensor:
         return interpolate_forward(
-            self, mode, output_size, *_options(rest, named, has_corners, len(output_size))
+            self, mode, output_size, *options_of(rest, named, has_corners, len(output_size))
         )
 
     return upsample
@@ -342,13 +342,13 @@ def _backward(mode: str, has_corners: bool) -> Callable[..., Tensor]:
     def upsample_backward(
         grad_output: Tensor, output_size: list[int], input_size: list[int], *rest: Any, **named: Any
     ) -> Tensor:
-        options = _options(rest, named, has_corners, len(output_size))
+        options = options_of(rest, named, has_corners, len(output_size))
         return interpolate_backward(grad_output, mode, input_size[2:], *options)
 
     return upsample_backward
 
 
-def _options(rest: tuple, named: dict, has_corners: bool, dims: int) -> tuple[bool, list[float | None]]:
+def options_of(rest: tuple, named: dict, has_corners: bool, dims: int) -> tuple[bool, list[float | None]]:
     """(align_corners, one scale a dimension) from ATen's arguments: [align_corners,] scales_d, scales_h, scales_w."""
     values = list(rest)
     corners = (values.pop(0) if values else named["align_corners"]) if has_corners else False

@@ -1,0 +1,38 @@
+"""Keeping torch's own Python decompositions away from operations that the lowering takes whole.
+
+torch registers some of them (every mode of interpolation) as Python kernels of the operation itself, at its
+Autograd and CompositeImplicitAutograd keys. These run while a graph is traced, before any table is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch._C import DispatchKey
+from torch._ops import OpOverload
+
+KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
+
+
+@contextmanager
+def without_python_kernels(operations: Iterable[OpOverload]) -> Iterator[None]:
+    """All overloads of these operations are what C++ says while this lasts: one node, with its own backward."""
+    overloads = [
+        getattr(packet, name)
+        for packet in {operation.overloadpacket for operation in operations}
+        for name in packet.overloads()
+    ]
+    taken = []
+    for overload in overloads:
+        for key in KEYS:
+            if key in overload.py_kernels:
+                taken.append((overload, key, overload.py_kernels.pop(key)))
+        overload._dispatch_cache.clear()
+    try:
+        yield
+    finally:
+        for overload, key, kernel in taken:
+            overload.py_kernels[key] = kernel
+        for overload in overloads:
+            overload._dispatch_cache.clear()

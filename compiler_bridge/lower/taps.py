@@ -1,0 +1,208 @@
+"""Linear maps along single dimensions, by tables: out[o] = sum over k of weights[k, o] * x[index[k, o]].
+
+Interpolation and padding are such a map along every dimension they touch, and so is their gradient, by the adjoint
+table. Tables are constants of the graph. How many dimensions one loop does at once is a matter of cost: a weighted
+sum along rows reads vectors, one along columns gathers, so they do best one after the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compiler_bridge.ir import Axis, Buffer, BufferView, Expr, Index, Load, Map, Value, strided_index
+from compiler_bridge.lower.lowering import (
+    Lowering,
+    NoLowering,
+    apply,
+    axes_of,
+    both,
+    cast,
+    constant,
+    dtype_name,
+    real_axes,
+    sizes,
+    to_storage,
+)
+from compiler_bridge.ops import compute_dtype
+
+GATHER = 4  # a gathered element costs as much as so many that lie side by side
+TOGETHER = 8  # terms that one loop adds, where none of them is gathered
+
+
+@dataclass(frozen=True)
+class Table:
+    """index: [taps, outputs] int64   weights: the same shape, 0 where there is no such tap; None: all are 1"""
+
+    index: Tensor
+    weights: Tensor | None = None
+
+    @property
+    def taps(self) -> int:
+        return self.index.shape[0]
+
+    @property
+    def count(self) -> int:
+        return self.index.shape[1]
+
+    @functools.cached_property
+    def padded(self) -> list[bool]:
+        """For each tap whether some outputs lack it."""
+        return [False] * self.taps if self.weights is None else (self.weights == 0).any(1).tolist()
+
+    @functools.cached_property
+    def plain(self) -> bool:
+        """Whether what is added is added as it is."""
+        return self.weights is None or bool(((self.weights == 0) | (self.weights == 1)).all())
+
+
+def adjoint(table: Table, size: int) -> Table:
+    """The table of the transposed map, of which `size` is the number of outputs; taps of weight 0 are dropped."""
+    taps, count = table.index.shape
+    weights = torch.ones(taps, count) if table.weights is None else table.weights
+    output = torch.arange(count).expand(taps, count)
+    pairs, place = torch.unique((table.index * count + output)[weights != 0], return_inverse=True)
+    added = weights.new_zeros(len(pairs)).index_add(0, place, weights[weights != 0])
+    target = pairs // max(count, 1)
+    number = torch.bincount(target, minlength=size)
+    slot = torch.arange(len(pairs)) - (torch.cumsum(number, 0) - number)[target]
+    most = max(int(number.max()), 1) if size else 1
+    index = torch.zeros(most, size, dtype=torch.int64)
+    index[slot, target] = pairs % max(count, 1)
+    padded = weights.new_zeros(most, size)
+    padded[slot, target] = added
+    return Table(index, padded)
+
+
+def resample(lowering: Lowering, x: BufferView, val: Tensor, tables: dict[int, Table]) -> BufferView:
+    """x under one table a dimension (dimensions without stay as they are), laid out as `val`."""
+    dtype = compute_dtype(dtype_name(val.dtype))
+    strides = sizes(val.stride())
+    inner = min(range(len(strides)), key=lambda d: (strides[d] if x.shape[d] != 1 else torch.inf, -d))
+    passes = passes_of(x.shape, tables, inner)
+    for dims in passes:
+        last = dims is passes[-1]
+        shape = [tables[d].count if d in dims else extent for d, extent in enumerate(x.shape)]
+        buffer = lowering.buffer_like(val) if last else like_order(lowering, shape, strides, dtype)
+        x = resample_once(lowering, x, buffer, {d: tables[d] for d in dims}, dtype)
+    return x
+
+
+def like_order(lowering: Lowering, shape: Sequence[Any], strides: Sequence[Any], dtype: str) -> Buffer:
+    """A dense buffer whose dimensions follow each other in memory as those of `strides` do."""
+    dense: list[Any] = [0] * len(shape)
+    step: Any = 1
+    for d in sorted(range(len(shape)), key=lambda d: (strides[d], -d)):
+        dense[d] = step
+        step = step * max(shape[d], 1)
+    return lowering.new_buffer(shape, dtype, dense)
+
+
+def passes_of(shape: Sequence[Any], tables: dict[int, Table], inner: int) -> list[list[int]]:
+    """Which dimensions are done together, in which order.
+
+    Those with a single tap go along with any other. inner: the dimension along which elements lie side by side.
+    """
+    single = [d for d, table in tables.items() if table.taps == 1]
+    several = [d for d in tables if d not in single]
+    terms = 1
+    for d in several:
+        terms *= tables[d].taps
+    if len(several) < 2 or (inner not in tables and terms <= TOGETHER):
+        return [list(tables)]
+    order = min(itertools.permutations(several), key=lambda order: cost_of(order, shape, tables, inner))
+    passes = [[d] for d in order]
+    growing = [d for d in single if tables[d].count > shape[d]]
+    passes[0] += [d for d in single if d not in growing]
+    passes[-1] += growing
+    return passes
+
+
+def cost_of(order: Sequence[int], shape: Sequence[Any], tables: dict[int, Table], inner: int) -> float:
+    """Elements read by passes in this order, gathered ones weighted."""
+    elements, total = 1.0, 0.0
+    for d in order:
+        elements *= tables[d].count / max(shape[d], 1)
+        total += elements * (tables[d].taps * (GATHER if d == inner else 1) + 2)
+    return total
+
+
+def resample_once(
+    lowering: Lowering, x: BufferView, buffer: Buffer, tables: dict[int, Table], dtype: str
+) -> BufferView:
+    """One loop over the result, the taps written out."""
+    axes = axes_of(buffer.shape)
+    value = to_storage(weighted_sum(lowering, x, axes, tables, dtype), buffer.dtype)
+    store = strided_index(axes, buffer.strides)
+    lowering.append(Map(buffer.name, lowering.origin(), real_axes(axes), store, value))
+    return lowering.whole(buffer)
+
+
+def weighted_sum(
+    lowering: Lowering, x: BufferView, axes: tuple[Axis, ...], tables: dict[int, Table], dtype: str
+) -> Expr:
+    """sum over k of weights[k, o] * (the same along the other dimensions), the innermost an element of x"""
+    dims = sorted(tables)
+    columns = {d: columns_of(lowering, x, d, tables[d], axes[d]) for d in dims}
+
+    def total(remaining: list[int], index: Index, mask: Expr | None) -> Expr:
+        if not remaining:
+            load = Load(compute_dtype(lowering.graph.buffers[x.buffer].dtype), x.buffer, index, mask)
+            return cast(load, dtype)
+        d = remaining[0]
+        result: Expr | None = None
+        for place, weight, exists in columns[d]:
+            inside = mask if exists is None else both(mask, exists)
+            piece = total(remaining[1:], index + place, inside)
+            if weight is not None:
+                piece = apply("mul", piece, cast(weight, dtype))
+            result = piece if result is None else apply("add", result, piece)
+        assert result is not None
+        return result
+
+    start = Index((), x.offset)
+    for d, axis in enumerate(axes):
+        if d not in tables and axis.extent != 1 and x.shape[d] != 1:
+            start = start + Index(((axis.name, x.strides[d]),), 0)
+    return total(dims, start, None)
+
+
+def columns_of(
+    lowering: Lowering, x: BufferView, d: int, table: Table, axis: Axis
+) -> list[tuple[Index, Expr | None, Expr | None]]:
+    """(place in x, weight, condition that there is such a tap) of every tap along dimension d."""
+    stride = x.strides[d]
+    if not isinstance(stride, int):
+        raise NoLowering(f"a table along a dimension of stride {stride}; expected a known number")
+    reach = max(x.shape[d] * abs(stride), 1)
+    places = (table.index * stride).to(torch.int32 if reach < 2**31 else torch.int64)
+    place = tap_loader(lowering, places, axis)
+    weight = None if table.weights is None else tap_loader(lowering, table.weights, axis)
+    columns: list[tuple[Index, Expr | None, Expr | None]] = []
+    for k in range(table.taps):
+        factor = None if weight is None else weight(k)
+        exists = None
+        if factor is not None and table.padded[k]:
+            exists = apply("ne", factor, constant(0, factor.dtype))
+        index = Index(((Value(cast(place(k), "int64")), 1),), 0)
+        columns.append((index, None if table.plain else factor, exists))
+    return columns
+
+
+def tap_loader(lowering: Lowering, table: Tensor, axis: Axis) -> Callable[[int], Expr]:
+    """table[k, axis] as an expression: the table becomes a constant of the graph."""
+    table = table.contiguous()
+    name = dtype_name(table.dtype)
+    buffer = lowering.constant_tensor(table)
+
+    def load(k: int) -> Expr:
+        index = strided_index([axis], [1], k * table.shape[1])
+        return Load(compute_dtype(name), buffer.buffer, index)
+
+    return load
