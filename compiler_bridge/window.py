@@ -84,7 +84,8 @@ def form_of(node: Reduce, source: Load, factor: Load) -> WindowForm | None:
     if column is None:
         return None
     tap = column_tap(column, taps, source, conditions)
-    rows = tuple(a for a in moving if a is not column)
+    # what lies apart in the source goes slowest, so that the next row finds it in cache
+    rows = tuple(sorted((a for a in moving if a is not column), key=lambda a: -step(source, a)))
     rest = tuple(a for a in taps if a is not tap)
     unmasked = replace(source, mask=None, shifts=())
     form = WindowForm(unmasked, factor, gathers, lane, rows, column, rest, tap, tuple(conditions))

@@ -51,7 +51,7 @@ def is_direct(*operands: BufferView) -> bool:
     else:
         groups, products = operands[0].shape[1], operands[0].shape[2] * operands[1].shape[2]
     known = isinstance(groups, int) and isinstance(products, int)
-    return known and groups > 1 and products <= min(MOST_PRODUCTS, 4 * groups)
+    return known and groups > 1 and products <= min(MOST_PRODUCTS, 8 * groups)
 
 
 @dataclass(frozen=True)
