@@ -37,7 +37,7 @@ from compiler_bridge.lower.lowering import (
 from compiler_bridge.lower.placement import shifted_load
 from compiler_bridge.lower.window import Window, affine
 
-MOST_PRODUCTS = 64
+MOST_PRODUCTS, PRODUCTS_PER_LANE = 1024, 128
 """Pairs of an input and an output channel in a group: above, matrix products are faster."""
 
 
@@ -51,7 +51,7 @@ def is_direct(*operands: BufferView) -> bool:
     else:
         groups, products = operands[0].shape[1], operands[0].shape[2] * operands[1].shape[2]
     known = isinstance(groups, int) and isinstance(products, int)
-    return known and groups > 1 and products <= min(MOST_PRODUCTS, 8 * groups)
+    return known and groups > 1 and products <= min(MOST_PRODUCTS, PRODUCTS_PER_LANE * groups)
 
 
 @dataclass(frozen=True)
