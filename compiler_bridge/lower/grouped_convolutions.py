@@ -106,7 +106,7 @@ def grouped_convolution(
     direct = is_direct(w)
     if direct:
         x, w = groups_beside(lowering, x), taps_first(lowering, w, w.shape[3:])
-    batch, *places = axes_of((val.shape[0], *sizes(val.shape[2:])))
+    batch, *places = axes_of(sizes((val.shape[0], *val.shape[2:])))
     group, out, channel, taps = weight_axes(w.shape)
     index = input_places(window, places, taps)
     left = window_load(lowering, x, [batch, group, channel], index, padded(window))
@@ -135,7 +135,7 @@ def grouped_input_gradient(
     reached = [reached_by(k, *step) for k, step in enumerate(steps)]
     mask = inside(reached, grad.shape[3:], apart.shape[3:])
     grad, w = groups_beside(lowering, grad), taps_first(lowering, apart, [each.room() for each in reached])
-    batch = Axis("n", val.shape[0])
+    batch = Axis("n", sizes(val.shape)[0])
     group, out, channel, _ = weight_axes(w.shape)
     left = lowering.load_view(grad, [batch, group, out, *(each.place for each in reached)], mask=mask)
     right = lowering.load_view(w, [group, out, channel, *(each.tap for each in reached)])
