@@ -189,6 +189,13 @@ NETS: dict[str, tuple[Net, tuple[int, ...]]] = {
         (2, 3, 6, 5),
     ),
     "pooled": (Net(lambda x, a, b: b(F.max_pool2d(a(x), 2)).mean((2, 3)), **two()), (2, 3, 6, 6)),
+    "averaged": (
+        Net(
+            lambda x, a, b, pool, s: s(pool(b(a(x)))).flatten(1),
+            **two(pool=nn.AdaptiveAvgPool2d(1), s=conv(4, 3, 1)),
+        ),
+        (2, 3, 6, 6),
+    ),
     "depthwise": (Net(lambda x, a, b: b(a(x)), a=conv(4, 4, groups=4), b=conv(4, 6, groups=2)), (2, 4, 6, 5)),
     "1d": (
         Net(lambda x, a, b: b(a(x).relu()), a=nn.Conv1d(3, 4, 3, 2, 1), b=nn.Conv1d(4, 5, 3, padding="same")),

@@ -27,10 +27,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from compiler_bridge import settings
-from compiler_bridge.capture.channels_last import CONVOLUTIONS
+from compiler_bridge.capture.channels_last import CONVOLUTIONS, POOLINGS
 
 aten = torch.ops.aten
 
+REWRITES = {**CONVOLUTIONS, **POOLINGS}
 RESHAPES = {"view": "reshape", "view_as": "reshape_as"}
 OF_STRIDES = set(
     """as_strided as_strided_ as_strided_copy as_strided_scatter data_ptr is_contiguous resize_ resize_as_ set_
@@ -157,13 +158,14 @@ class Trial:
         """Outputs share memory as in eager, and what shares is not copied."""
         inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
         edges = [pair for node in [*inputs, *returned] for pair in self.pairs(node)]
-        for k, (was, now) in enumerate(edges):
-            for other_was, other_now in edges[:k]:
-                shared = storage(was) == storage(other_was)
-                if shared != (storage(now) == storage(other_now)):
-                    raise Visible("outputs share memory in one layout alone")
-                if shared and now is not other_now and not equal_strides(was, now):
-                    raise Visible("outputs share memory, and their layout is not eager's")
+        owners: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}  # the first edge with this storage
+        for edge in edges:
+            was, now = edge
+            first = owners.setdefault(("eager", storage(was)), edge)
+            if first is not owners.setdefault(("here", storage(now)), edge):
+                raise Visible("outputs share memory in one layout alone")
+            if first[1] is not now and not (equal_strides(*first) and equal_strides(was, now)):
+                raise Visible("outputs share memory, and their layout is not eager's")
 
 
 class Watch(TorchDispatchMode):
@@ -194,8 +196,8 @@ class Watch(TorchDispatchMode):
 
 def rewrite(node: fx.Node) -> None:
     """In place, what the head of this file says of one node."""
-    if node.op == "call_function" and node.target in CONVOLUTIONS:
-        node.target = CONVOLUTIONS[node.target]
+    if node.op == "call_function" and node.target in REWRITES:
+        node.target = REWRITES[node.target]
     elif node.op == "call_method" and node.target in RESHAPES:
         if not any(isinstance(argument, torch.dtype) for argument in (*node.args, *node.kwargs.values())):
             node.target = RESHAPES[str(node.target)]
