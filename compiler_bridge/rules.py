@@ -80,6 +80,16 @@ COMPARE: dict[str, Callable[[int, int], bool]] = {
 }  # fmt: skip
 
 
+def fold_floor_division(expr: Apply, extents: Extents) -> Expr | None:
+    """7 // 2 -> 3, for int64"""
+    if expr.op != "floor_divide" or expr.dtype != "int64":
+        return None
+    a, b = (as_index(arg) for arg in expr.args)
+    if a is None or b is None or a.terms or b.terms or not isinstance(a.const, int) or not isinstance(b.const, int):
+        return None
+    return Constant("int64", a.const // b.const) if b.const else None
+
+
 def fold_comparison(expr: Apply, extents: Extents) -> Expr | None:
     """index < c -> True or False, when it is the same at every point of the loops."""
     if expr.op not in COMPARE or expr.args[0].dtype != "int64":
@@ -126,7 +136,7 @@ def fold_cast(expr: Apply, extents: Extents) -> Expr | None:
     return expr.args[0] if expr.op == "cast" and expr.args[0].dtype == expr.dtype else None
 
 
-RULES = (fold_index_arithmetic, fold_comparison, fold_logic, fold_not, fold_cast)
+RULES = (fold_index_arithmetic, fold_floor_division, fold_comparison, fold_logic, fold_not, fold_cast)
 
 
 def flatten_index(index: Index) -> Index:

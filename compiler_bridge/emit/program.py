@@ -39,7 +39,11 @@ from compiler_bridge.ir import (
 )
 from compiler_bridge.ops import DTYPES, compute_dtype
 from compiler_bridge.schedule import schedule_epilogue, schedule_group
+<<<<<<< HEAD
 from compiler_bridge.window import window_form
+=======
+from compiler_bridge.unroll import unrolled
+>>>>>>> pooling
 
 if TYPE_CHECKING:
     from compiler_bridge.emit.gemm_step import Function, GemmFunctions
@@ -148,6 +152,7 @@ class ProgramBuilder:
     def build_loops(self, group: Group, outputs: set[str]) -> None:
         if any(axis.extent == 0 for axis in group.axes):
             return  # nothing to compute (sums over nothing have become constants)
+<<<<<<< HEAD
         form = window_form(group.nodes[0])
         if form is not None:
             schedule = schedule_window(group, form, self.graph.symbol_hints)
@@ -155,10 +160,22 @@ class ProgramBuilder:
         else:
             schedule = schedule_group(group, outputs, self.graph.symbol_hints)
             code = KernelWriter(schedule, self.dtypes, outputs, self.new_partial, self.even).write()
+=======
+        nodes, turns = group.nodes, unrolled(group)
+        if turns:
+            for turn in turns:
+                self.alias[turn.output] = nodes[0].output
+                self.dtypes[turn.output] = self.dtypes[nodes[0].output]
+            group = Group(list(turns), outer=turns[0].axes)
+            outputs = group.outputs()
+        schedule = schedule_group(group, outputs, self.graph.symbol_hints)
+        writer = KernelWriter(schedule, self.dtypes, outputs, self.new_partial, self.even)
+        code = writer.write()
+>>>>>>> pooling
         for sink in code.sinks:
             self.extra.append(p.Buffer(sink.buffer, DTYPES[sink.dtype], sink.width * code.blocks, "arena"))
             self.dtypes[sink.buffer] = sink.dtype
-        self.add_kernel(code, group.nodes, group.notes)
+        self.add_kernel(code, nodes, group.notes)
         for sink in code.sinks:
             node = combine_nodes(sink, code.blocks)
             last = Group(

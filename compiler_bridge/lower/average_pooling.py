@@ -35,6 +35,7 @@ from compiler_bridge.lower.pool_windows import (
     gradient_loops,
     masked,
     position_value,
+    reaches,
     sliding,
     spatial_dims,
     within,
@@ -123,12 +124,7 @@ def lower_average_pool_backward(lowering: Lowering, node: fx.Node) -> Any:
 
     def term(tap: Sequence[Index]) -> Expr:
         position = [begin + j for begin, j in zip(first, tap)]
-        mask = within(position, counts)
-        for place, o, width, step, pad in zip(
-            places, position, windows.size, windows.stride, windows.padding
-        ):
-            tap = position_value(place.y + pad + o.scaled(-1 * step))
-            mask = both(mask, apply("lt", tap, constant(width, "int64")))
+        mask = both(within(position, counts), reaches(windows, places, position))
         return masked(mask, lowering.load_view(share, [*lead, *position], mask=mask), 0)
 
     total = combine(lowering, buffer, [*lead, *loops], store, covering_counts(windows), "sum", term)

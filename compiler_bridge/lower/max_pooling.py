@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from compiler_bridge.ir import Axis, BufferView, Expr, Index, size_product, strided_index
+from compiler_bridge.ir import Axis, BufferView, Expr, Index, exact_quotient, size_product, strided_index
 from compiler_bridge.lower.gathers import checked_index
 from compiler_bridge.lower.lowering import (
     Lowering,
@@ -44,6 +44,7 @@ from compiler_bridge.lower.pool_windows import (
     is_small,
     masked,
     position_value,
+    reaches,
     sliding,
     spatial_dims,
     within,
@@ -206,15 +207,15 @@ def gather_gradient(
     val, dtype = node.meta["val"], compute_dtype_of(node)
     gradient, index = lowering.view(grad), lowering.view(indices)
     counts = gradient.shape[len(gradient.shape) - windows.dims :]
-    buffer, lead, loops, store, places = gradient_loops(
-        lowering, val, dtype_name(val.dtype), windows.stride, split=False
-    )
+    even = all(exact_quotient(size, step) is not None for size, step in zip(windows.extents, windows.stride))
+    stored = dtype_name(val.dtype)
+    buffer, lead, loops, store, places = gradient_loops(lowering, val, stored, windows.stride, split=even)
     here = position_value(flat_place([place.y for place in places], windows.extents))
     first = covering_begin(windows, places)
 
     def term(tap: Sequence[Index]) -> Expr:
         position = [begin + j for begin, j in zip(first, tap)]
-        mask = within(position, counts)
+        mask = both(within(position, counts), reaches(windows, places, position))
         found = lowering.load_view(index, [*lead, *position], mask=mask)
         share = lowering.load_view(gradient, [*lead, *position], mask=mask)
         return masked(both(mask, apply("eq", found, here)), cast(share, dtype), 0)

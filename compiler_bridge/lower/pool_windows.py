@@ -72,13 +72,14 @@ def flat_place(position: Position, extents: Sequence[Size]) -> Index:
     return total
 
 
-def within(position: Position, extents: Sequence[Size]) -> Expr | None:
+def within(position: Position, extents: Sequence[Size]) -> Expr:
     """Whether a position is in range; conditions that always hold are folded later (`rules.py`)."""
     mask: Expr | None = None
     for place, extent in zip(position, extents):
         value = position_value(place)
         mask = both(mask, apply("ge", value, constant(0, "int64")))
         mask = both(mask, apply("lt", value, constant(extent, "int64")))
+    assert mask is not None
     return mask
 
 
@@ -307,6 +308,18 @@ def covering_begin(windows: Sliding, places: Sequence[Place]) -> Position:
     """The first window that may cover each place."""
     numbers = zip(places, windows.stride, windows.padding, covering_counts(windows))
     return [place.window(step, pad) + (1 - count) for place, step, pad, count in numbers]
+
+
+def reaches(windows: Sliding, places: Sequence[Place], position: Position) -> Expr:
+    """Whether the windows are long enough to cover the places."""
+    mask: Expr | None = None
+    for place, o, width, step, pad, spread in zip(
+        places, position, windows.size, windows.stride, windows.padding, windows.dilation
+    ):
+        offset = position_value(place.y + pad + o.scaled(-1 * step))
+        mask = both(mask, apply("le", offset, constant((width - 1) * spread, "int64")))
+    assert mask is not None
+    return mask
 
 
 def gradient_loops(
