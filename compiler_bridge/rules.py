@@ -85,7 +85,14 @@ def fold_floor_division(expr: Apply, extents: Extents) -> Expr | None:
     if expr.op != "floor_divide" or expr.dtype != "int64":
         return None
     a, b = (as_index(arg) for arg in expr.args)
-    if a is None or b is None or a.terms or b.terms or not isinstance(a.const, int) or not isinstance(b.const, int):
+    if (
+        a is None
+        or b is None
+        or a.terms
+        or b.terms
+        or not isinstance(a.const, int)
+        or not isinstance(b.const, int)
+    ):
         return None
     return Constant("int64", a.const // b.const) if b.const else None
 

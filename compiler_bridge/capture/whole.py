@@ -6,7 +6,7 @@ Autograd and CompositeImplicitAutograd keys. These run while a graph is traced, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 from torch._C import DispatchKey
@@ -16,7 +16,7 @@ KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
 
 
 @contextmanager
-def without_python_kernels(operations: Iterable[OpOverload]) -> Iterator[None]:
+def without_python_kernels(operations: Iterable[OpOverload]) -> Generator[None, None, None]:
     """All overloads of these operations are what C++ says while this lasts: one node, with its own backward."""
     overloads = [
         getattr(packet, name)

@@ -39,11 +39,8 @@ from compiler_bridge.ir import (
 )
 from compiler_bridge.ops import DTYPES, compute_dtype
 from compiler_bridge.schedule import schedule_epilogue, schedule_group
-<<<<<<< HEAD
-from compiler_bridge.window import window_form
-=======
 from compiler_bridge.unroll import unrolled
->>>>>>> pooling
+from compiler_bridge.window import window_form
 
 if TYPE_CHECKING:
     from compiler_bridge.emit.gemm_step import Function, GemmFunctions
@@ -152,15 +149,6 @@ class ProgramBuilder:
     def build_loops(self, group: Group, outputs: set[str]) -> None:
         if any(axis.extent == 0 for axis in group.axes):
             return  # nothing to compute (sums over nothing have become constants)
-<<<<<<< HEAD
-        form = window_form(group.nodes[0])
-        if form is not None:
-            schedule = schedule_window(group, form, self.graph.symbol_hints)
-            code = WindowWriter(schedule, form, self.dtypes, outputs, self.new_partial).write()
-        else:
-            schedule = schedule_group(group, outputs, self.graph.symbol_hints)
-            code = KernelWriter(schedule, self.dtypes, outputs, self.new_partial, self.even).write()
-=======
         nodes, turns = group.nodes, unrolled(group)
         if turns:
             for turn in turns:
@@ -168,10 +156,13 @@ class ProgramBuilder:
                 self.dtypes[turn.output] = self.dtypes[nodes[0].output]
             group = Group(list(turns), outer=turns[0].axes)
             outputs = group.outputs()
-        schedule = schedule_group(group, outputs, self.graph.symbol_hints)
-        writer = KernelWriter(schedule, self.dtypes, outputs, self.new_partial, self.even)
-        code = writer.write()
->>>>>>> pooling
+        form = window_form(group.nodes[0])
+        if form is not None:
+            schedule = schedule_window(group, form, self.graph.symbol_hints)
+            code = WindowWriter(schedule, form, self.dtypes, outputs, self.new_partial).write()
+        else:
+            schedule = schedule_group(group, outputs, self.graph.symbol_hints)
+            code = KernelWriter(schedule, self.dtypes, outputs, self.new_partial, self.even).write()
         for sink in code.sinks:
             self.extra.append(p.Buffer(sink.buffer, DTYPES[sink.dtype], sink.width * code.blocks, "arena"))
             self.dtypes[sink.buffer] = sink.dtype
