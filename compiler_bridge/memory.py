@@ -109,9 +109,9 @@ def _empty_strided(shape: Sequence[int], strides: Sequence[int], dtype: torch.dt
 
 
 EMPTY_STRIDED: Callable[[Sequence[int], Sequence[int], torch.dtype], torch.Tensor] = getattr(
-    torch._C._dynamo.guards,
+    torch._C._dynamo.guards,  # pyright: ignore
     "_empty_strided_cpu",
-    _empty_strided,  # type: ignore[attr-defined]
+    _empty_strided,
 )
 """torch.empty_strided on the CPU: Inductor's entry, which costs a fraction, where this torch has it."""
 RECYCLED_FROM = 128 * 1024  # bytes; smaller tensors come from the heap, where pages tend to stay mapped
