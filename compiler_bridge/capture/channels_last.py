@@ -133,8 +133,8 @@ POOLINGS: dict[Any, Callable[..., Tensor]] = {
     pool: to_one_place(pool, spatial)
     for spatial, pools in {
         1: (torch.adaptive_avg_pool1d,),
-        2: (F.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d),
-        3: (F.adaptive_avg_pool3d, torch._C._nn.adaptive_avg_pool3d),
+        2: (F.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d),  # pyright: ignore
+        3: (F.adaptive_avg_pool3d, torch._C._nn.adaptive_avg_pool3d),  # pyright: ignore
     }.items()
     for pool in pools
 }
