@@ -1,6 +1,7 @@
 """Shared by every test: quiet, deterministic, one thread a worker, and no state of Dynamo's left behind."""
 
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -15,3 +16,35 @@ def clean_state():
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")
         yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """(kind, graph module) of every graph compiled in the test."""
+    from compiler_bridge import pipeline
+
+    seen = []
+    compile_graph = pipeline.compile_graph
+
+    def record(gm, example_inputs, kind, options):
+        seen.append((kind, gm))
+        return compile_graph(gm, example_inputs, kind, options)
+
+    monkeypatch.setattr(pipeline, "compile_graph", record)
+    return seen
+
+
+@pytest.fixture
+def folds(monkeypatch):
+    """A weak reference to what was folded, each time parameters were."""
+    from compiler_bridge.capture import refold
+
+    made = []
+
+    class Counted(refold.Folded):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(refold, "Folded", Counted)
+    return made

@@ -15,20 +15,6 @@ from compiler_bridge.capture.simplify import remove_detach, simplify_graph
 from compiler_bridge.errors import FallbackWarning, UnsupportedOp
 
 
-@pytest.fixture
-def graphs(monkeypatch):
-    """(kind, graph module) of every graph compiled in the test."""
-    seen = []
-    compile_graph = pipeline.compile_graph
-
-    def record(gm, example_inputs, kind, options):
-        seen.append((kind, gm))
-        return compile_graph(gm, example_inputs, kind, options)
-
-    monkeypatch.setattr(pipeline, "compile_graph", record)
-    return seen
-
-
 def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
