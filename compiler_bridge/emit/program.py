@@ -137,7 +137,7 @@ class ProgramBuilder:
             group = Group(list(turns), outer=turns[0].axes)
             outputs = group.outputs()
         schedule = schedule_group(group, outputs, self.graph.symbol_hints)
-        writer = KernelWriter(schedule, self.dtypes, outputs, self.new_partial, self.even)
+        writer = KernelWriter(schedule, self.dtypes, outputs, self.new_partial, self.even, self.alias)
         code = writer.write()
         for sink in code.sinks:
             self.extra.append(p.Buffer(sink.buffer, DTYPES[sink.dtype], sink.width * code.blocks, "arena"))
