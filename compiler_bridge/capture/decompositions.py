@@ -28,7 +28,7 @@ _POOLING = (
         "avg_pool": ("", "_backward"),
         "adaptive_max_pool": ("", "_backward"),
         "_adaptive_avg_pool": ("", "_backward"),
-        "fractional_max_pool": ("_backward",),
+        "fractional_max_pool": ("", "_backward"),
     }.items()
     for suffix in suffixes
 )
@@ -76,8 +76,6 @@ WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
         aten.grid_sampler_3d_backward.default,
         *(getattr(aten, name).default for name in _INTERPOLATION if hasattr(aten, name)),
         # windows and scatters
-        aten.fractional_max_pool2d.default,
-        aten.fractional_max_pool3d.default,
         aten.im2col.default,
         aten.col2im.default,
     }
