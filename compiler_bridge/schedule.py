@@ -65,8 +65,11 @@ def schedule_group(group: Group, outputs: set[str], hints: dict[Any, int]) -> Sc
     vector = choose_vector(nodes, outer if lanes_outer or not group.decided else inner, hints)
     if not group.decided and vector is not None:
         inner, outer = (vector,), tuple(a for a in outer if a != vector)
-        nodes, outer, inner = cut_long_rows(nodes, outer, inner, hints)
-        vector = inner[-1]
+        if only_gathers(nodes, vector):
+            vector = None
+        else:
+            nodes, outer, inner = cut_long_rows(nodes, outer, inner, hints)
+            vector = inner[-1]
     elif vector is not None and not lanes_outer:
         inner = (*(a for a in inner if a != vector), vector)
     outer = order_axes(nodes, tuple(a for a in outer if not (lanes_outer and a == vector)), hints)
@@ -157,6 +160,14 @@ def stride_cost(axis: Axis, indices: list[Index]) -> int:
         elif stride == 1:
             cost -= 1
     return cost
+
+
+def only_gathers(nodes: list[Any], vector: Axis) -> bool:
+    """Whether vectors would be part empty, and every load a gather: one element after the other is faster then."""
+    if not isinstance(vector.extent, int) or vector.extent >= NATIVE_LANES:
+        return False
+    loads = [load.index for node in nodes for load in node_loads(node)]
+    return bool(loads) and all(stride_cost(vector, [index]) > 0 for index in loads)
 
 
 def choose_vector(nodes: list[Any], candidates: tuple[Axis, ...], hints: dict[Any, int]) -> Axis | None:

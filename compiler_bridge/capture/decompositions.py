@@ -30,7 +30,7 @@ _POOLING = (
         "avg_pool": ("", "_backward"),
         "adaptive_max_pool": ("", "_backward"),
         "_adaptive_avg_pool": ("", "_backward"),
-        "fractional_max_pool": ("_backward",),
+        "fractional_max_pool": ("", "_backward"),
     }.items()
     for suffix in suffixes
 )
@@ -78,8 +78,6 @@ WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
         aten.grid_sampler_3d.default,
         aten.grid_sampler_3d_backward.default,
         # windows and scatters
-        aten.fractional_max_pool2d.default,
-        aten.fractional_max_pool3d.default,
         aten.im2col.default,
         aten.col2im.default,
     }

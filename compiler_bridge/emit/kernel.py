@@ -10,7 +10,8 @@ for r in range(begin, end):            # rows, shared among the threads
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,13 @@ from compiler_bridge.schedule import Schedule, numel
 
 SUM_BLOCK = 2048  # columns summed in one accumulator before it is added to the row's total
 INDENT = "    "
+JOINED = {
+    "float32": (
+        "int64",
+        'cast(bitcast({0}, "uint32"), "int64") | (cast(bitcast({1}, "uint32"), "int64") << 32)',
+    ),
+}
+"""dtype -> (the integer that holds two elements, how they are put into it)"""
 
 
 @dataclass
@@ -56,6 +64,7 @@ class KernelWriter:
         outputs: set[str],
         sink_names: Any,
         even: frozenset[str] = frozenset(),
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         self.schedule = schedule
         self.outputs = outputs
@@ -65,6 +74,7 @@ class KernelWriter:
         inner = {a.name for a in schedule.inner}
         self.writer = ExpressionWriter(self.names, dtypes, vector, schedule.lanes, inner)
         self.writer.even = even
+        self.aliases = aliases or {}
         self.lines: list[str] = []
         self.sinks = {
             n.output: self.make_sink(n, sink_names)
@@ -72,6 +82,8 @@ class KernelWriter:
             if schedule.roles[n.output] == "sink"
         }
         self.blocks = self.choose_blocks() if self.sinks else 0
+        self.beside = self.stores_beside()
+        self.waiting: dict[str, str] = {}  # stored once the value beside is known
 
     # ------------------------------------------------------------ the whole kernel
 
@@ -266,7 +278,7 @@ class KernelWriter:
             if role == "full":
                 term = full[node.output]()
                 if node.output in self.outputs:
-                    self.write_store(node, term, self.writer.loop)
+                    self.write_full(node, term)
                 if node.output in s.kept:
                     self.keep(node, term)
             elif role == "reduce":
@@ -362,6 +374,43 @@ class KernelWriter:
             self.write_store(node, term, self.writer.row)
 
     # ------------------------------------------------------------ stores
+
+    def write_full(self, node: Any, term: Term) -> None:
+        """A store; of two that fill every second place of one row, the pairs of both."""
+        other = self.beside.get(node.output)
+        if other is None:
+            self.write_store(node, term, self.writer.loop)
+            return
+        self.waiting[node.output] = self.vector_text(term)
+        if other.output not in self.waiting:
+            return
+        low, high = (node, other) if node.store.const < other.store.const else (other, node)
+        dtype = self.dtypes[node.output]
+        pair, join = JOINED[dtype]
+        pointer = self.names.pair_pointer(low.output, dtype, pair)
+        place = Index(tuple((atom, step // 2) for atom, step in low.store.terms), low.store.const // 2)
+        value = join.format(self.waiting.pop(low.output), self.waiting.pop(high.output))
+        count = f", {self.writer.count}" if self.writer.count is not None else ""
+        lines = self.writer.loop.lines
+        lines.append(f"store({pointer}, {self.writer.offset_text(place)}, {value}{count})")
+
+    def stores_beside(self) -> dict[str, Any]:
+        """For each node, the one that stores right beside it, both at every second place."""
+        s, found = self.schedule, dict[str, Any]()
+        if s.vector is None or s.lanes_outer:
+            return found
+        for a, b in itertools.permutations([n for n in s.nodes if n.output in self.outputs], 2):
+            steps = [step for _, step in a.store.terms]
+            even = all(isinstance(step, int) and step % 2 == 0 for step in (*steps, a.store.const))
+            if (
+                even
+                and self.aliases.get(a.output, a.output) == self.aliases.get(b.output)
+                and a.store.coefficient(s.vector.name) == 2
+                and b.store == a.store + 1
+                and self.dtypes[a.output] in JOINED
+            ):
+                found[a.output], found[b.output] = b, a
+        return found
 
     def write_store(self, node: Any, term: Term, scope: Scope) -> None:
         pointer = self.names.pointer(node.output, self.dtypes[node.output])

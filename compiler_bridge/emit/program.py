@@ -162,7 +162,9 @@ class ProgramBuilder:
             code = WindowWriter(schedule, form, self.dtypes, outputs, self.new_partial).write()
         else:
             schedule = schedule_group(group, outputs, self.graph.symbol_hints)
-            code = KernelWriter(schedule, self.dtypes, outputs, self.new_partial, self.even).write()
+            code = KernelWriter(
+                schedule, self.dtypes, outputs, self.new_partial, self.even, self.alias
+            ).write()
         for sink in code.sinks:
             self.extra.append(p.Buffer(sink.buffer, DTYPES[sink.dtype], sink.width * code.blocks, "arena"))
             self.dtypes[sink.buffer] = sink.dtype

@@ -13,7 +13,6 @@ from compiler_bridge.lower.lowering import (
     Lowering,
     apply,
     axes_of,
-    both,
     cast,
     compute_dtype_of,
     constant,
@@ -23,22 +22,20 @@ from compiler_bridge.lower.lowering import (
 )
 from compiler_bridge.lower.pool_windows import (
     Adaptive,
-    Place,
+    Covering,
     Windows,
+    adaptive_steps,
     channels_side_by_side,
     combine,
-    covering_begin,
+    covering_adaptive,
     covering_counts,
+    covering_sliding,
     element,
     finished,
-    floor_of,
     gradient_loops,
     masked,
-    position_value,
-    reaches,
     sliding,
     spatial_dims,
-    within,
 )
 from compiler_bridge.ops import compute_dtype, dtype_kind
 
@@ -119,15 +116,21 @@ def lower_average_pool_backward(lowering: Lowering, node: fx.Node) -> Any:
     share = share_of(lowering, node, windows, bool(include_pad), override)
     counts = share.shape[len(share.shape) - dims :]
     split = not channels_side_by_side(val, dims)
-    buffer, lead, loops, store, places = gradient_loops(lowering, val, dtype, windows.stride, split)
-    first = covering_begin(windows, places)
+    loops = gradient_loops(lowering, val, dtype, windows.stride, split)
+    return sum_of_shares(lowering, val, share, loops, covering_sliding(windows, loops[-1], counts))
+
+
+def sum_of_shares(
+    lowering: Lowering, val: torch.Tensor, share: BufferView, loops: Any, covering: Covering
+) -> BufferView:
+    buffer, lead, inner, store, _ = loops
 
     def term(tap: Sequence[Index]) -> Expr:
-        position = [begin + j for begin, j in zip(first, tap)]
-        mask = both(within(position, counts), reaches(windows, places, position))
+        position = [begin + j for begin, j in zip(covering.first, tap)]
+        mask = covering.covers(position)
         return masked(mask, lowering.load_view(share, [*lead, *position], mask=mask), 0)
 
-    total = combine(lowering, buffer, [*lead, *loops], store, covering_counts(windows), "sum", term)
+    total = combine(lowering, buffer, [*lead, *inner], store, covering.counts, "sum", term)
     return finished(lowering, val, total)
 
 
@@ -149,33 +152,5 @@ def lower_adaptive_average_pool_backward(lowering: Lowering, node: fx.Node) -> A
     extents, counts = sizes(val.shape)[val.dim() - dims :], grad.shape[len(grad.shape) - dims :]
     windows = Adaptive.over(extents, counts)
     share = share_of(lowering, node, windows, True, None)
-    steps: list[Size] = [windows.size[k] if windows.is_even(k) else 1 for k in range(dims)]
-    buffer, lead, loops, store, places = gradient_loops(lowering, val, dtype, steps, split=True)
-    first = [adaptive_begin(windows, place, k) for k, place in enumerate(places)]
-    covering: list[Size] = [
-        1 if windows.is_even(k) else most_covering(extents[k], counts[k]) for k in range(dims)
-    ]
-
-    def term(tap: Sequence[Index]) -> Expr:
-        position = [begin + j for begin, j in zip(first, tap)]
-        mask: Expr | None = None
-        for k, (place, o) in enumerate(zip(places, position)):
-            if not windows.is_even(k):
-                above = place.y.scaled(counts[k]) + (counts[k] - 1)
-                last = position_value(floor_of(above, extents[k]))
-                mask = both(mask, apply("le", position_value(o), last))
-        return masked(mask, lowering.load_view(share, [*lead, *position], mask=mask), 0)
-
-    total = combine(lowering, buffer, [*lead, *loops], store, covering, "sum", term)
-    return finished(lowering, val, total)
-
-
-def adaptive_begin(windows: Adaptive, place: Place, dim: int) -> Index:
-    """The first window that covers y: floor(y * count / L); the last is floor(((y + 1) * count - 1) / L)"""
-    if windows.is_even(dim):
-        return place.window(windows.size[dim], 0)
-    return floor_of(place.y.scaled(windows.counts[dim]), windows.extents[dim])
-
-
-def most_covering(size: Any, count: Any) -> int:
-    return max((((y + 1) * count - 1) // size - y * count // size + 1 for y in range(size)), default=1)
+    loops = gradient_loops(lowering, val, dtype, adaptive_steps(windows), split=True)
+    return sum_of_shares(lowering, val, share, loops, covering_adaptive(windows, loops[-1]))

@@ -13,7 +13,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from compiler_bridge.ir import Axis, BufferView, Expr, Index, exact_quotient, size_product, strided_index
+from compiler_bridge.ir import (
+    Axis,
+    BufferView,
+    Expr,
+    Index,
+    Size,
+    Value,
+    exact_quotient,
+    size_product,
+    strided_index,
+)
 from compiler_bridge.lower.gathers import checked_index
 from compiler_bridge.lower.lowering import (
     Lowering,
@@ -25,29 +35,33 @@ from compiler_bridge.lower.lowering import (
     compute_dtype_of,
     constant,
     dtype_name,
+    index_expr,
     lowers,
     sizes,
 )
 from compiler_bridge.lower.pool_windows import (
     Adaptive,
+    Covering,
+    Placed,
     Sliding,
     Windows,
+    adaptive_steps,
     all_taps,
     channels_side_by_side,
     combine,
-    covering_begin,
+    covering_adaptive,
     covering_counts,
+    covering_sliding,
     element,
     finished,
     flat_place,
     gradient_loops,
     is_small,
     masked,
+    per_dim,
     position_value,
-    reaches,
     sliding,
     spatial_dims,
-    within,
 )
 from compiler_bridge.lower.scatters import scatter
 from compiler_bridge.ops import compute_dtype, dtype_kind, reduce_identity
@@ -68,6 +82,56 @@ def lower_adaptive_max_pool(lowering: Lowering, node: fx.Node) -> Any:
     x, dims, vals = lowering.view(node.args[0]), spatial_dims(node), node.meta["val"]
     windows = Adaptive.over(x.shape[len(x.shape) - dims :], sizes(vals[0].shape)[len(x.shape) - dims :])
     return largest(lowering, x, windows, vals)
+
+
+@lowers("aten.fractional_max_pool2d", "aten.fractional_max_pool3d")
+def lower_fractional_max_pool(lowering: Lowering, node: fx.Node) -> Any:
+    source, size, _, samples = node.args
+    x, dims, vals = lowering.view(source), spatial_dims(node), node.meta["val"]
+    first = len(x.shape) - dims
+    extents, counts = x.shape[first:], sizes(vals[0].shape)[first:]
+    widths = per_dim(lowering, size, dims)
+    lead = [*[Axis("one", 1)] * (2 - first), *axes_of(x.shape)[:first]]
+    order = (1, 0) if dims == 2 else (0, 1, 2)  # C++ takes the first sample for the width of an image
+    numbers = zip(order, extents, counts, widths)
+    tables = [random_starts(lowering, samples, x.shape[:first], *each) for each in numbers]
+
+    def starts(places: Sequence[Axis]) -> list[Index]:
+        loads = [lowering.load_view(table, [*lead, place]) for table, place in zip(tables, places)]
+        return [Index(((Value(load), 1),), 0) for load in loads]
+
+    return largest(lowering, x, Placed(widths, extents, starts), vals)
+
+
+def random_starts(
+    lowering: Lowering, samples: Any, shape: Sequence[Size], which: int, size: Size, count: Size, width: Size
+) -> BufferView:
+    """start[o] = floor((o + u) * alpha) - floor(u * alpha), alpha = (size - width) / (count - 1); the last at the end.
+
+    [batch, channels, count], in the dtype of the samples, rounded after every step as in C++
+    """
+    stored = dtype_name(lowering.meta(samples).dtype)
+    dtype = compute_dtype(stored)
+
+    def rounded(value: Expr) -> Expr:
+        return value if dtype == stored else apply(f"to_{stored}", value)
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        last = constant(size - width, "int64")
+        if count == 1:
+            return last
+        o, end = index_expr(axes[2]), constant(count - 1, "int64")
+        u = lowering.load_view(lowering.view(samples), [axes[0], axes[1], Index((), which)])
+        alpha = rounded(
+            apply("div", rounded(constant(size - width, dtype)), rounded(constant(count - 1, dtype)))
+        )
+        moved = rounded(apply("mul", rounded(apply("add", rounded(cast(o, dtype)), u)), alpha))
+        phase = rounded(apply("mul", u, alpha))
+        start = apply("sub", cast(moved, "int64"), cast(phase, "int64"))
+        return apply("where", apply("eq", o, end), last, start)
+
+    batch = [1] * (2 - len(shape)) + list(shape)
+    return lowering.map_into(lowering.new_buffer([*batch, count], "int64"), value)
 
 
 def largest(lowering: Lowering, x: BufferView, windows: Windows, vals: Any) -> tuple[BufferView, BufferView]:
@@ -168,20 +232,32 @@ def unless_empty(windows: Windows, places: Sequence[Axis], index: Expr) -> Expr:
 @lowers("aten.max_pool2d_with_indices_backward", "aten.max_pool3d_with_indices_backward")
 def lower_max_pool_backward(lowering: Lowering, node: fx.Node) -> Any:
     grad, x, size, stride, padding, dilation, _, indices = node.args
-    dims = spatial_dims(node)
+    val, dims = node.meta["val"], spatial_dims(node)
     windows = sliding(lowering, lowering.view(x).shape, size, stride, padding, dims, dilation)
-    if channels_side_by_side(node.meta["val"], dims) and is_small(covering_counts(windows)):
-        return gather_gradient(lowering, node, grad, indices, windows)
-    return scatter_gradient(lowering, node, grad, indices, dims)
+    if not (channels_side_by_side(val, dims) and is_small(covering_counts(windows))):
+        return scatter_gradient(lowering, node, grad, indices, dims)
+    counts = lowering.view(grad).shape[val.dim() - dims :]
+    even = all(exact_quotient(size, step) is not None for size, step in zip(windows.extents, windows.stride))
+    loops = gradient_loops(lowering, val, dtype_name(val.dtype), windows.stride, split=even)
+    covering = covering_sliding(windows, loops[-1], counts)
+    return gather_gradient(lowering, node, grad, indices, loops, windows, covering)
 
 
-@lowers(
-    "aten.adaptive_max_pool2d_backward",
-    "aten.adaptive_max_pool3d_backward",
-    "aten.fractional_max_pool2d_backward",
-    "aten.fractional_max_pool3d_backward",
-)
-def lower_other_max_pool_backward(lowering: Lowering, node: fx.Node) -> Any:
+@lowers("aten.adaptive_max_pool2d_backward", "aten.adaptive_max_pool3d_backward")
+def lower_adaptive_max_pool_backward(lowering: Lowering, node: fx.Node) -> Any:
+    grad, _, indices = node.args
+    val, dims = node.meta["val"], spatial_dims(node)
+    if not channels_side_by_side(val, dims):
+        return scatter_gradient(lowering, node, grad, indices, dims)
+    shape = sizes(val.shape)
+    windows = Adaptive.over(shape[len(shape) - dims :], lowering.view(grad).shape[len(shape) - dims :])
+    loops = gradient_loops(lowering, val, dtype_name(val.dtype), adaptive_steps(windows), split=True)
+    covering = covering_adaptive(windows, loops[-1])
+    return gather_gradient(lowering, node, grad, indices, loops, windows, covering)
+
+
+@lowers("aten.fractional_max_pool2d_backward", "aten.fractional_max_pool3d_backward")
+def lower_fractional_max_pool_backward(lowering: Lowering, node: fx.Node) -> Any:
     return scatter_gradient(lowering, node, node.args[0], node.args[-1], spatial_dims(node))
 
 
@@ -201,24 +277,27 @@ def scatter_gradient(lowering: Lowering, node: fx.Node, grad: Any, indices: Any,
 
 
 def gather_gradient(
-    lowering: Lowering, node: fx.Node, grad: Any, indices: Any, windows: Sliding
+    lowering: Lowering,
+    node: fx.Node,
+    grad: Any,
+    indices: Any,
+    loops: Any,
+    windows: Windows,
+    covering: Covering,
 ) -> BufferView:
     """dx[n, c, y] = sum over the windows o that may cover y of grad[n, c, o] where index[n, c, o] == y"""
     val, dtype = node.meta["val"], compute_dtype_of(node)
     gradient, index = lowering.view(grad), lowering.view(indices)
-    counts = gradient.shape[len(gradient.shape) - windows.dims :]
-    even = all(exact_quotient(size, step) is not None for size, step in zip(windows.extents, windows.stride))
-    stored = dtype_name(val.dtype)
-    buffer, lead, loops, store, places = gradient_loops(lowering, val, stored, windows.stride, split=even)
+    buffer, lead, inner, store, places = loops
     here = position_value(flat_place([place.y for place in places], windows.extents))
-    first = covering_begin(windows, places)
 
     def term(tap: Sequence[Index]) -> Expr:
-        position = [begin + j for begin, j in zip(first, tap)]
-        mask = both(within(position, counts), reaches(windows, places, position))
+        position = [begin + j for begin, j in zip(covering.first, tap)]
+        mask = covering.covers(position)
         found = lowering.load_view(index, [*lead, *position], mask=mask)
         share = lowering.load_view(gradient, [*lead, *position], mask=mask)
-        return masked(both(mask, apply("eq", found, here)), cast(share, dtype), 0)
+        mine = apply("eq", found, here)
+        return masked(mine if mask is None else both(mask, mine), cast(share, dtype), 0)
 
-    total = combine(lowering, buffer, [*lead, *loops], store, covering_counts(windows), "sum", term)
+    total = combine(lowering, buffer, [*lead, *inner], store, covering.counts, "sum", term)
     return finished(lowering, val, total)

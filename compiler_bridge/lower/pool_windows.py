@@ -208,6 +208,20 @@ class Adaptive(Windows):
         ]
 
 
+@dataclass(frozen=True)
+class Placed(Windows):
+    """Windows of one size that begin where data says."""
+
+    starts: Callable[[Sequence[Axis]], Position]
+
+    def begin(self, places: Sequence[Axis]) -> Position:
+        return self.starts(places)
+
+    def position(self, places: Sequence[Axis], tap: Sequence[Index]) -> tuple[Position, Expr | None]:
+        position = [begin + k for begin, k in zip(self.begin(places), tap)]
+        return position, within(position, self.extents)
+
+
 def longest(size: int, count: int) -> int:
     return max((-(-(o + 1) * size // count) - o * size // count for o in range(count)), default=1)
 
@@ -320,6 +334,53 @@ def reaches(windows: Sliding, places: Sequence[Place], position: Position) -> Ex
         mask = both(mask, apply("le", offset, constant((width - 1) * spread, "int64")))
     assert mask is not None
     return mask
+
+
+@dataclass(frozen=True)
+class Covering:
+    """For each place the first window that may cover it, how many may, and which of them do."""
+
+    first: Position
+    counts: list[Size]
+    covers: Callable[[Position], Expr | None]
+
+
+def covering_sliding(windows: Sliding, places: Sequence[Place], counts: Sequence[Size]) -> Covering:
+    def covers(position: Position) -> Expr | None:
+        return both(within(position, counts), reaches(windows, places, position))
+
+    return Covering(covering_begin(windows, places), covering_counts(windows), covers)
+
+
+def covering_adaptive(windows: Adaptive, places: Sequence[Place]) -> Covering:
+    """Windows floor(y * count / L) up to floor(((y + 1) * count - 1) / L)"""
+    first: Position = []
+    numbers: list[Size] = []
+    for k, (place, size, count) in enumerate(zip(places, windows.extents, windows.counts)):
+        if windows.is_even(k):
+            first.append(place.window(windows.size[k], 0))
+            numbers.append(1)
+        else:
+            first.append(floor_of(place.y.scaled(count), size))
+            numbers.append(most_covering(size, count))
+
+    def covers(position: Position) -> Expr | None:
+        mask: Expr | None = None
+        for k, (place, o, size, count) in enumerate(zip(places, position, windows.extents, windows.counts)):
+            if not windows.is_even(k):
+                last = floor_of(place.y.scaled(count) + (count - 1), size)
+                mask = both(mask, apply("le", position_value(o), position_value(last)))
+        return mask
+
+    return Covering(first, numbers, covers)
+
+
+def most_covering(size: Any, count: Any) -> int:
+    return max((((y + 1) * count - 1) // size - y * count // size + 1 for y in range(size)), default=1)
+
+
+def adaptive_steps(windows: Adaptive) -> list[Size]:
+    return [windows.size[k] if windows.is_even(k) else 1 for k in range(windows.dims)]
 
 
 def gradient_loops(
