@@ -170,6 +170,9 @@ class ExpressionWriter:
         stride = index.coefficient(self.vector) if self.vector else 0
         valid = self.valid_mask(mask)
         if any(t.vector for t in data) or (stride != 1 and mask is not None) or stride == 0:
+            near = self.near_gather(pointer, index)
+            if near is not None:
+                return f"gather({near}{f', {valid}' if valid else ''})"
             where = self.index_vector(index).text
             return f"gather({pointer}, {where}{f', {valid}' if valid else ''})"
         offset = self.offset_text(index)
@@ -179,6 +182,25 @@ class ExpressionWriter:
         if stride == 1:
             return f"load({pointer}, {offset}, {self.lanes}{count})"
         return f"load_strided({pointer}, {offset}, {self.names.size(stride)}, {self.lanes}{count})"
+
+    def near_gather(self, pointer: str, index: Index) -> str | None:
+        """Pointer and int32 index of a gather by int32 data from a place known for all lanes: half as many registers
+        as with int64. None where the index is of another kind."""
+        narrow = [
+            atom.expr.args[0]
+            for atom, coefficient in index.values()
+            if coefficient == 1
+            and isinstance(atom.expr, Apply)
+            and atom.expr.op == "cast"
+            and atom.expr.args[0].dtype == "int32"
+            and self.write(atom.expr.args[0]).vector
+        ]
+        if len(narrow) != 1 or (self.vector is not None and index.coefficient(self.vector) != 0):
+            return None
+        rest = Index(tuple(t for t in index.terms if not is_cast_of(t[0], narrow[0])), index.const)
+        if any(self.write(value.expr).vector for value, _ in rest.values()):
+            return None
+        return f"offset_pointer({pointer}, {self.offset_text(rest)}), {self.write(narrow[0]).text}"
 
     def valid_mask(self, mask: Term | None) -> str | None:
         """Text of the mask of lanes that may be touched."""
@@ -221,3 +243,8 @@ class ExpressionWriter:
         if plain and vector and not args[0].vector:  # a vector first: scalar operators stay scalar's own
             texts[0] = self.as_vector(args[0])
         return self.define(key, code.format(*texts), vector, loop, expr.dtype)
+
+
+def is_cast_of(atom: Any, expr: Expr) -> bool:
+    """Whether an atom of an index is the data `expr`, widened."""
+    return isinstance(atom, Value) and isinstance(atom.expr, Apply) and atom.expr.args == (expr,)

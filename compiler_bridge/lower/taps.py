@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from compiler_bridge.ir import Axis, Buffer, BufferView, Expr, Index, Load, Map, Value, strided_index
 from compiler_bridge.lower.lowering import (
@@ -38,10 +39,14 @@ TOGETHER = 8  # terms that one loop adds, where none of them is gathered
 
 @dataclass(frozen=True)
 class Table:
-    """index: [taps, outputs] int64   weights: the same shape, 0 where there is no such tap; None: all are 1"""
+    """index: [taps, outputs] int64   weights: the same shape; None: all are 1
+
+    partial: a weight of 0 means that the output has no such tap (its place is then not read).
+    """
 
     index: Tensor
     weights: Tensor | None = None
+    partial: bool = False
 
     @property
     def taps(self) -> int:
@@ -54,12 +59,14 @@ class Table:
     @functools.cached_property
     def padded(self) -> list[bool]:
         """For each tap whether some outputs lack it."""
-        return [False] * self.taps if self.weights is None else (self.weights == 0).any(1).tolist()
+        if self.weights is None or not self.partial:
+            return [False] * self.taps
+        return (self.weights == 0).any(1).tolist()
 
     @functools.cached_property
     def plain(self) -> bool:
         """Whether what is added is added as it is."""
-        return self.weights is None or bool(((self.weights == 0) | (self.weights == 1)).all())
+        return self.weights is None or (self.partial and bool(((self.weights == 0) | (self.weights == 1)).all()))
 
 
 def adjoint(table: Table, size: int) -> Table:
@@ -77,7 +84,7 @@ def adjoint(table: Table, size: int) -> Table:
     index[slot, target] = pairs % max(count, 1)
     padded = weights.new_zeros(most, size)
     padded[slot, target] = added
-    return Table(index, padded)
+    return Table(index, padded, partial=True)
 
 
 def resample(lowering: Lowering, x: BufferView, val: Tensor, tables: dict[int, Table]) -> BufferView:
@@ -149,7 +156,8 @@ def weighted_sum(
 ) -> Expr:
     """sum over k of weights[k, o] * (the same along the other dimensions), the innermost an element of x"""
     dims = sorted(tables)
-    columns = {d: columns_of(lowering, x, d, tables[d], axes[d]) for d in dims}
+    with _disable_current_modes():  # tables are real tensors, also while a fake graph is traced
+        columns = {d: columns_of(lowering, x, d, tables[d], axes[d]) for d in dims}
 
     def total(remaining: list[int], index: Index, mask: Expr | None) -> Expr:
         if not remaining:
