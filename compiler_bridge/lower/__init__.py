@@ -10,12 +10,14 @@ from compiler_bridge.lower import (  # noqa: F401  (each registers its lowerings
     creation,
     gathers,
     interpolation,
+    padding,
     placement,
     pointwise,
     reductions,
     scans,
     scatters,
     views,
+    windows,
 )
 from compiler_bridge.lower.graph import lower_graph
 
