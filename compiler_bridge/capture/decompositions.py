@@ -46,12 +46,22 @@ _INTERPOLATION = [
     for suffix in ("", "_backward")
 ]
 
+_PADDING = [
+    f"{mode}_pad{dims}d{suffix}"
+    for mode in ("reflection", "replication")
+    for dims in (1, 2, 3)
+    for suffix in ("", "_backward")
+]
+
 KEPT_WHOLE: frozenset[OpOverload] = frozenset(
     {
         aten.convolution.default,
         aten.convolution_backward.default,
         *(getattr(aten, name).default for name in _POOLING),
+        aten.im2col.default,
+        aten.col2im.default,
         *(getattr(aten, name).default for name in _INTERPOLATION if hasattr(aten, name)),
+        *(getattr(aten, name).default for name in _PADDING),
     }
 )
 """Operations with a definition that the lowering takes whole: its kernels know more than the definition."""
@@ -72,14 +82,6 @@ WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
         aten._pdist_backward.default,
         # a product for each group
         aten._grouped_mm.default,
-        # gathers with computed weights, and their adjoints
-        aten.grid_sampler_2d.default,
-        aten.grid_sampler_2d_backward.default,
-        aten.grid_sampler_3d.default,
-        aten.grid_sampler_3d_backward.default,
-        # windows and scatters
-        aten.im2col.default,
-        aten.col2im.default,
     }
 )
 """Operations with a definition from which today's stages would make poor kernels, or too many.

@@ -9,10 +9,17 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
+import torch
 from torch._C import DispatchKey
 from torch._ops import OpOverload
 
+from pynn.modules.padding import pad_circular
+
 KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
+
+
+COMPOSITES = {torch.ops.aten._pad_circular.default: pad_circular}
+"""Definitions that stand in for C++ composites, which would copy slice by slice into a new tensor."""
 
 
 @contextmanager
@@ -24,6 +31,9 @@ def without_python_kernels(operations: Iterable[OpOverload]) -> Generator[None, 
         for name in packet.overloads()
     ]
     taken = []
+    for composite, definition in COMPOSITES.items():
+        composite.py_kernels[DispatchKey.CompositeImplicitAutograd] = definition
+        composite._dispatch_cache.clear()
     for overload in overloads:
         for key in KEYS:
             if key in overload.py_kernels:
@@ -34,5 +44,7 @@ def without_python_kernels(operations: Iterable[OpOverload]) -> Generator[None, 
     finally:
         for overload, key, kernel in taken:
             overload.py_kernels[key] = kernel
-        for overload in overloads:
+        for composite in COMPOSITES:
+            del composite.py_kernels[DispatchKey.CompositeImplicitAutograd]
+        for overload in (*overloads, *COMPOSITES):
             overload._dispatch_cache.clear()

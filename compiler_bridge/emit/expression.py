@@ -181,6 +181,9 @@ class ExpressionWriter:
         stride = index.coefficient(self.vector) if self.vector else 0
         valid = self.valid_mask(mask)
         if any(t.vector for t in data) or (stride != 1 and mask is not None) or stride == 0:
+            near = self.near_gather(pointer, index)
+            if near is not None:
+                return f"gather({near}{f', {valid}' if valid else ''})"
             where = self.index_vector(index).text
             return f"gather({pointer}, {where}{f', {valid}' if valid else ''})"
         offset = self.offset_text(index)
@@ -215,6 +218,25 @@ class ExpressionWriter:
             text = f"load({pointer}, {self.offset_text(place)}, {self.lanes}{count})"
         both = self.define(("pairs", expr.buffer, place, mask, self.count), text, True, loop, pair)
         return halves[index.const % 2].format(both.text)  # pyright: ignore
+
+    def near_gather(self, pointer: str, index: Index) -> str | None:
+        """Pointer and int32 index of a gather by int32 data from a place known for all lanes: half as many registers
+        as with int64. None where the index is of another kind."""
+        narrow = [
+            atom.expr.args[0]
+            for atom, coefficient in index.values()
+            if coefficient == 1
+            and isinstance(atom.expr, Apply)
+            and atom.expr.op == "cast"
+            and atom.expr.args[0].dtype == "int32"
+            and self.write(atom.expr.args[0]).vector
+        ]
+        if len(narrow) != 1 or (self.vector is not None and index.coefficient(self.vector) != 0):
+            return None
+        rest = Index(tuple(t for t in index.terms if not is_cast_of(t[0], narrow[0])), index.const)
+        if any(self.write(value.expr).vector for value, _ in rest.values()):
+            return None
+        return f"offset_pointer({pointer}, {self.offset_text(rest)}), {self.write(narrow[0]).text}"
 
     def valid_mask(self, mask: Term | None) -> str | None:
         """Text of the mask of lanes that may be touched."""
@@ -257,3 +279,8 @@ class ExpressionWriter:
         if plain and vector and not args[0].vector:  # a vector first: scalar operators stay scalar's own
             texts[0] = self.as_vector(args[0])
         return self.define(key, code.format(*texts), vector, loop, expr.dtype)
+
+
+def is_cast_of(atom: Any, expr: Expr) -> bool:
+    """Whether an atom of an index is the data `expr`, widened."""
+    return isinstance(atom, Value) and isinstance(atom.expr, Apply) and atom.expr.args == (expr,)

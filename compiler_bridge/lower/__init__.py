@@ -12,12 +12,14 @@ from compiler_bridge.lower import (  # noqa: F401  (each registers its lowerings
     gathers,
     interpolation,
     max_pooling,
+    padding,
     placement,
     pointwise,
     reductions,
     scans,
     scatters,
     views,
+    windows,
 )
 from compiler_bridge.lower.graph import lower_graph
 

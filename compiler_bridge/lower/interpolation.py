@@ -27,7 +27,7 @@ def table_of(
     """The definition's taps along one dimension, or those of their adjoint."""
     with _disable_current_modes(), torch.no_grad():
         taps = taps_of(mode, size, count, scale, align_corners, dtype, "cpu")
-        table = Table(taps.index, taps.weights)
+        table = Table(taps.index, taps.weights, partial=mode.endswith(" antialias"))
         return adjoint(table, size) if transposed else table
 
 

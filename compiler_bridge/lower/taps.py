@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from compiler_bridge.ir import Axis, Buffer, BufferView, Expr, Index, Load, Map, Value, strided_index
 from compiler_bridge.lower.lowering import (
@@ -27,7 +29,6 @@ from compiler_bridge.lower.lowering import (
     constant,
     dtype_name,
     real_axes,
-    sizes,
     to_storage,
 )
 from compiler_bridge.ops import compute_dtype
@@ -38,10 +39,14 @@ TOGETHER = 8  # terms that one loop adds, where none of them is gathered
 
 @dataclass(frozen=True)
 class Table:
-    """index: [taps, outputs] int64   weights: the same shape, 0 where there is no such tap; None: all are 1"""
+    """index: [taps, outputs] int64   weights: the same shape; None: all are 1
+
+    partial: a weight of 0 means that the output has no such tap (its place is then not read).
+    """
 
     index: Tensor
     weights: Tensor | None = None
+    partial: bool = False
 
     @property
     def taps(self) -> int:
@@ -54,12 +59,16 @@ class Table:
     @functools.cached_property
     def padded(self) -> list[bool]:
         """For each tap whether some outputs lack it."""
-        return [False] * self.taps if self.weights is None else (self.weights == 0).any(1).tolist()
+        if self.weights is None or not self.partial:
+            return [False] * self.taps
+        return (self.weights == 0).any(1).tolist()
 
     @functools.cached_property
     def plain(self) -> bool:
         """Whether what is added is added as it is."""
-        return self.weights is None or bool(((self.weights == 0) | (self.weights == 1)).all())
+        return self.weights is None or (
+            self.partial and bool(((self.weights == 0) | (self.weights == 1)).all())
+        )
 
 
 def adjoint(table: Table, size: int) -> Table:
@@ -77,31 +86,39 @@ def adjoint(table: Table, size: int) -> Table:
     index[slot, target] = pairs % max(count, 1)
     padded = weights.new_zeros(most, size)
     padded[slot, target] = added
-    return Table(index, padded)
+    return Table(index, padded, partial=True)
 
 
 def resample(lowering: Lowering, x: BufferView, val: Tensor, tables: dict[int, Table]) -> BufferView:
-    """x under one table a dimension (dimensions without stay as they are), laid out as `val`."""
+    """x under one table a dimension (dimensions without stay as they are), laid out as `val`.
+
+    What lies between the passes is laid out as x.
+    """
     dtype = compute_dtype(dtype_name(val.dtype))
-    strides = sizes(val.stride())
-    inner = min(range(len(strides)), key=lambda d: (strides[d] if x.shape[d] != 1 else torch.inf, -d))
+    inner = min(range(len(x.shape)), key=lambda d: (layout_place(x, d), -d))
     passes = passes_of(x.shape, tables, inner)
     for dims in passes:
         last = dims is passes[-1]
         shape = [tables[d].count if d in dims else extent for d, extent in enumerate(x.shape)]
-        buffer = lowering.buffer_like(val) if last else like_order(lowering, shape, strides, dtype)
+        buffer = lowering.buffer_like(val) if last else like_order(lowering, x, shape, dtype)
         x = resample_once(lowering, x, buffer, {d: tables[d] for d in dims}, dtype)
     return x
 
 
-def like_order(lowering: Lowering, shape: Sequence[Any], strides: Sequence[Any], dtype: str) -> Buffer:
-    """A dense buffer whose dimensions follow each other in memory as those of `strides` do."""
+def like_order(lowering: Lowering, x: BufferView, shape: Sequence[Any], dtype: str) -> Buffer:
+    """A dense buffer whose dimensions follow each other in memory as those of x do."""
     dense: list[Any] = [0] * len(shape)
     step: Any = 1
-    for d in sorted(range(len(shape)), key=lambda d: (strides[d], -d)):
+    for d in sorted(range(len(shape)), key=lambda d: (layout_place(x, d), -d)):
         dense[d] = step
-        step = step * max(shape[d], 1)
+        step = step * (1 if shape[d] == 0 else shape[d])
     return lowering.new_buffer(shape, dtype, dense)
+
+
+def layout_place(x: BufferView, d: int) -> int:
+    """Dimensions ordered by this number are ordered from the innermost outwards; those without steps are outside."""
+    stride = known(x.strides[d])
+    return stride if x.shape[d] != 1 and stride != 0 else sys.maxsize
 
 
 def passes_of(shape: Sequence[Any], tables: dict[int, Table], inner: int) -> list[list[int]]:
@@ -144,47 +161,58 @@ def resample_once(
     return lowering.whole(buffer)
 
 
+Column = tuple[Index, Expr | None, Expr | None]
+"""A tap along a dimension: its place in the buffer, its weight (None: 1), the condition that it exists (None: always)."""
+
+
 def weighted_sum(
     lowering: Lowering, x: BufferView, axes: tuple[Axis, ...], tables: dict[int, Table], dtype: str
 ) -> Expr:
     """sum over k of weights[k, o] * (the same along the other dimensions), the innermost an element of x"""
-    dims = sorted(tables)
-    columns = {d: columns_of(lowering, x, d, tables[d], axes[d]) for d in dims}
+    start = Index((), x.offset)
+    for d, axis in enumerate(axes):
+        if d not in tables and axis.extent != 1 and x.shape[d] != 1:
+            start = start + Index(((axis.name, x.strides[d]),), 0)
+    with _disable_current_modes():  # tables are real tensors, also while a fake graph is traced
+        columns = [
+            columns_of(lowering, tables[d], tables[d].index * known(x.strides[d]), axes[d])
+            for d in sorted(tables)
+        ]
+    return sum_of_columns(lowering, x.buffer, start, columns, dtype)
 
-    def total(remaining: list[int], index: Index, mask: Expr | None) -> Expr:
+
+def sum_of_columns(
+    lowering: Lowering, buffer: str, start: Index, columns: Sequence[list[Column]], dtype: str
+) -> Expr:
+    """The sum over all combinations of one tap a dimension."""
+
+    def total(remaining: Sequence[list[Column]], index: Index, mask: Expr | None) -> Expr:
         if not remaining:
-            load = Load(compute_dtype(lowering.graph.buffers[x.buffer].dtype), x.buffer, index, mask)
-            return cast(load, dtype)
-        d = remaining[0]
+            return cast(Load(compute_dtype(lowering.graph.buffers[buffer].dtype), buffer, index, mask), dtype)
         result: Expr | None = None
-        for place, weight, exists in columns[d]:
-            inside = mask if exists is None else both(mask, exists)
-            piece = total(remaining[1:], index + place, inside)
+        for place, weight, exists in remaining[0]:
+            piece = total(remaining[1:], index + place, mask if exists is None else both(mask, exists))
             if weight is not None:
                 piece = apply("mul", piece, cast(weight, dtype))
             result = piece if result is None else apply("add", result, piece)
         assert result is not None
         return result
 
-    start = Index((), x.offset)
-    for d, axis in enumerate(axes):
-        if d not in tables and axis.extent != 1 and x.shape[d] != 1:
-            start = start + Index(((axis.name, x.strides[d]),), 0)
-    return total(dims, start, None)
+    return total(columns, start, None)
 
 
-def columns_of(
-    lowering: Lowering, x: BufferView, d: int, table: Table, axis: Axis
-) -> list[tuple[Index, Expr | None, Expr | None]]:
-    """(place in x, weight, condition that there is such a tap) of every tap along dimension d."""
-    stride = x.strides[d]
+def known(stride: Any) -> int:
     if not isinstance(stride, int):
         raise NoLowering(f"a table along a dimension of stride {stride}; expected a known number")
-    reach = max(x.shape[d] * abs(stride), 1)
-    places = (table.index * stride).to(torch.int32 if reach < 2**31 else torch.int64)
-    place = tap_loader(lowering, places, axis)
+    return stride
+
+
+def columns_of(lowering: Lowering, table: Table, places: Tensor, axis: Axis) -> list[Column]:
+    """The taps of a table. places: [taps, outputs], where in memory what `table.index` means lies."""
+    near = places.numel() == 0 or int(places.abs().max()) < 2**31
+    place = tap_loader(lowering, places.to(torch.int32 if near else torch.int64), axis)
     weight = None if table.weights is None else tap_loader(lowering, table.weights, axis)
-    columns: list[tuple[Index, Expr | None, Expr | None]] = []
+    columns: list[Column] = []
     for k in range(table.taps):
         factor = None if weight is None else weight(k)
         exists = None

@@ -47,11 +47,6 @@ def nearest(positions: Tensor, size: int) -> Tensor:
     return positions.clamp(0, size - 1)
 
 
-def wrapped(positions: Tensor, size: int) -> Tensor:
-    """... 2 3 | 0 1 2 3 | 0 1 ..."""
-    return positions % size
-
-
 def _per_dim(padding: Sequence[int]) -> list[tuple[int, int, int]]:
     """(dim, left, right) for a flat list that starts with the last dimension."""
     return [(-1 - i, padding[2 * i], padding[2 * i + 1]) for i in range(len(padding) // 2)]
@@ -128,14 +123,20 @@ def _constant_block(x: Tensor, dim: int, width: int, value: float) -> Tensor:
 
 
 def pad_circular(x: Tensor, padding: Sequence[int]) -> Tensor:
-    """Crop where padding is negative, then wrap around at most once."""
+    """... 2 3 | 0 1 2 3 | 0 1 ...: crop where padding is negative, then wrap around at most once."""
     for dim, left, right in _per_dim(padding):
         if left > x.size(dim) or right > x.size(dim):
             raise RuntimeError("Padding value causes wrapping around more than once.")
         if x.size(dim) + left + right < 0:
             raise RuntimeError("Negative padding value is resulting in an empty dimension")
         x = x.narrow(dim, max(-left, 0), x.size(dim) + min(left, 0) + min(right, 0))
-    return pad_by_index(x, [max(width, 0) for width in padding], wrapped)
+    for dim, left, right in _per_dim([max(width, 0) for width in padding]):
+        size = x.size(dim)
+        parts = [(size - left, left), (0, size), (0, right)]
+        x = torch.cat(
+            [x.narrow(dim, start, width) for start, width in parts if width > 0 or width == size], dim
+        )
+    return x.contiguous()
 
 
 # ---- public function -------------------------------------------------------------------------------------
