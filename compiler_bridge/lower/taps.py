@@ -162,7 +162,8 @@ def resample_once(
 
 
 Column = tuple[Index, Expr | None, Expr | None]
-"""A tap along a dimension: its place in the buffer, its weight (None: 1), the condition that it exists (None: always)."""
+"""A tap along a dimension: its place in the buffer, its weight (None: 1), the condition that it exists (None:
+always)."""
 
 
 def weighted_sum(

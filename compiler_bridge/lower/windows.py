@@ -10,7 +10,7 @@ from torch import fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from compiler_bridge.ir import Axis, BufferView, Index, IndexValue, Map, Size, size_product, strided_index
-from compiler_bridge.lower.convolutions import Window, affine, input_places, padded, window_load
+from compiler_bridge.lower.window import Window, affine, input_places, padded, window_load
 from compiler_bridge.lower.lowering import (
     Lowering,
     NoLowering,
