@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from compiler_bridge import backend
+from compiler_bridge.capture import refold
 from parity_tests.frozen import assert_same, frozen, images, in_place, randomize, small_network
 
 
@@ -221,6 +222,15 @@ def test_copies_and_pickles_hold_nothing_folded():
     in_place(twin)
     assert_same(compiled, model, images())
     assert_same(frozen(twin), twin, images())
+
+
+@pytest.mark.parametrize("function", [refold.references, refold.ids])
+def test_identities(function):
+    a, b = torch.zeros(1), torch.zeros(1)
+    assert function((a, b)) == function((a, b)) and function(()) == function(())
+    assert (
+        len({function((a, b)), function((b, a)), function((a, a)), function((a,)), function((a, b, b))}) == 5
+    )
 
 
 def test_called_by_several_threads():

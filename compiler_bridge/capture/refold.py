@@ -17,7 +17,9 @@ Nothing here keeps a model alive. Folded values go when the memory of one of the
 
 from __future__ import annotations
 
+import ctypes
 import operator
+import struct
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -109,9 +111,9 @@ def refolding(recipe: Recipe, watched: Sequence[int]) -> Run:
     """
     note_optimizer_steps()
     main, take_watched, take_passed = recipe.main, taking(watched), taking(recipe.passed)
-    remembered: dict[tuple[int, ...], Folded] = {}
+    remembered: dict[Any, Folded] = {}
 
-    def fold(inputs: Sequence[Any], frozen: Sequence[torch.Tensor], key: tuple[int, ...]) -> Any:
+    def fold(inputs: Sequence[Any], frozen: Sequence[torch.Tensor], key: Any) -> Any:
         if any(tensor.is_inference() for tensor in frozen):
             return recipe.compute(inputs)  # made in inference_mode: nobody counts what is written to it
 
@@ -126,7 +128,7 @@ def refolding(recipe: Recipe, watched: Sequence[int]) -> Run:
 
     def run(*inputs: Any) -> Sequence[Any]:
         frozen = take_watched(inputs)
-        key = tuple(map(id, frozen))
+        key = identities(frozen)
         folded = remembered.get(key)
         values = None if folded is None else folded.values
         if (
@@ -140,6 +142,19 @@ def refolding(recipe: Recipe, watched: Sequence[int]) -> Run:
         return main(*take_passed(inputs), *values)
 
     return run
+
+
+def references(objects: tuple[Any, ...]) -> bytes:
+    """Where the objects lie, as CPython's tuple itself holds it: a tenth of the time of `tuple(map(id, objects))`."""
+    return ctypes.string_at(id(objects) + tuple.__basicsize__, len(objects) * struct.calcsize("P"))
+
+
+def ids(objects: tuple[Any, ...]) -> Any:
+    return tuple(map(id, objects))
+
+
+identities = references if references((ids, struct)) == struct.pack("PP", id(ids), id(struct)) else ids
+"""Which objects these are: equal for the same ones, while they live."""
 
 
 def taking(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
