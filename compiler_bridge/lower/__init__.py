@@ -9,6 +9,7 @@ from compiler_bridge.lower import (  # noqa: F401  (each registers its lowerings
     contractions,
     convolutions,
     creation,
+    fold,
     gathers,
     interpolation,
     max_pooling,
@@ -19,7 +20,6 @@ from compiler_bridge.lower import (  # noqa: F401  (each registers its lowerings
     scans,
     scatters,
     views,
-    windows,
 )
 from compiler_bridge.lower.graph import lower_graph
 

@@ -34,6 +34,7 @@ from compiler_bridge.lower.lowering import (
 from compiler_bridge.ops import compute_dtype
 
 GATHER = 4  # a gathered element costs as much as so many that lie side by side
+SPARSE = 8  # elements so few steps apart are gathered by int32 indices, faster than a strided load
 TOGETHER = 8  # terms that one loop adds, where none of them is gathered
 
 
@@ -78,8 +79,10 @@ def adjoint(table: Table, size: int) -> Table:
     output = torch.arange(count).expand(taps, count)
     pairs, place = torch.unique((table.index * count + output)[weights != 0], return_inverse=True)
     added = weights.new_zeros(len(pairs)).index_add(0, place, weights[weights != 0])
+    number = torch.bincount(pairs // max(count, 1), minlength=size)
+    order = torch.argsort(rank_of(pairs, size, count), stable=True)
+    pairs, added = pairs[order], added[order]
     target = pairs // max(count, 1)
-    number = torch.bincount(target, minlength=size)
     slot = torch.arange(len(pairs)) - (torch.cumsum(number, 0) - number)[target]
     most = max(int(number.max()), 1) if size else 1
     index = torch.zeros(most, size, dtype=torch.int64)
@@ -87,6 +90,24 @@ def adjoint(table: Table, size: int) -> Table:
     padded = weights.new_zeros(most, size)
     padded[slot, target] = added
     return Table(index, padded, partial=True)
+
+
+def rank_of(pairs: Tensor, size: int, count: int) -> Tensor:
+    """Numbers that order the pairs (target * count + output) by target, those on a line through all targets first.
+
+    On such a line outputs lie evenly apart (the interior of a padded image): no index needs to be looked up.
+    """
+    if size == 0 or count == 0:
+        return pairs
+    middle, step = size // 2, max(round(count / size), 1)
+    away = torch.arange(size) - middle
+    beside = torch.ones_like(pairs, dtype=torch.bool)
+    for output in (pairs[pairs // count == middle] % count).tolist():
+        line = output + step * away
+        places = torch.arange(size) * count + line
+        if int(line.min()) >= 0 and int(line.max()) < count and bool(torch.isin(places, pairs).all()):
+            beside &= ~torch.isin(pairs, places)
+    return pairs // count * (2 * count) + beside * count + pairs % count
 
 
 def resample(lowering: Lowering, x: BufferView, val: Tensor, tables: dict[int, Table]) -> BufferView:
@@ -162,8 +183,7 @@ def resample_once(
 
 
 Column = tuple[Index, Expr | None, Expr | None]
-"""A tap along a dimension: its place in the buffer, its weight (None: 1), the condition that it exists (None:
-always)."""
+"""A tap along a dimension: its place in the buffer, its weight (None: 1), whether there is one (None: always)."""
 
 
 def weighted_sum(
@@ -219,9 +239,22 @@ def columns_of(lowering: Lowering, table: Table, places: Tensor, axis: Axis) -> 
         exists = None
         if factor is not None and table.padded[k]:
             exists = apply("ne", factor, constant(0, factor.dtype))
-        index = Index(((Value(cast(place(k), "int64")), 1),), 0)
+        index = None if exists is not None else on_a_line(places[k], axis)
+        if index is None:
+            index = Index(((Value(cast(place(k), "int64")), 1),), 0)
         columns.append((index, None if table.plain else factor, exists))
     return columns
+
+
+def on_a_line(places: Tensor, axis: Axis) -> Index | None:
+    """first + step * axis, where the places are that and a vector of them is no worse than a gather."""
+    if len(places) == 0:
+        return None
+    first = int(places[0])
+    step = int(places[1]) - first if len(places) > 1 else 0
+    if 1 < step <= SPARSE or not torch.equal(places, first + step * torch.arange(len(places))):
+        return None
+    return strided_index([axis], [step], first)
 
 
 def tap_loader(lowering: Lowering, table: Tensor, axis: Axis) -> Callable[[int], Expr]:

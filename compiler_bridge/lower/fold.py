@@ -10,7 +10,6 @@ from torch import fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from compiler_bridge.ir import Axis, BufferView, Index, IndexValue, Map, Size, size_product, strided_index
-from compiler_bridge.lower.window import Window, affine, input_places, padded, window_load
 from compiler_bridge.lower.lowering import (
     Lowering,
     NoLowering,
@@ -19,11 +18,13 @@ from compiler_bridge.lower.lowering import (
     both,
     compute_dtype_of,
     constant,
+    dtype_name,
     lowers,
     real_axes,
     to_storage,
 )
 from compiler_bridge.lower.taps import Column, Table, adjoint, columns_of, known, sum_of_columns
+from compiler_bridge.lower.window import Window, affine, input_places, padded, window_load
 
 MOST_TERMS = 64  # windows that one element may lie in, written out
 
@@ -48,7 +49,8 @@ def lower_im2col(lowering: Lowering, node: fx.Node) -> Any:
         (size + 2 * p - d * (k - 1) - 1) // s + 1
         for size, k, d, p, s in zip(x.shape[2:], kernel, dilation, padding, stride)  # pyright: ignore
     ]
-    buffer = lowering.buffer_like(node.meta["val"])
+    val = node.meta["val"]
+    buffer = lowering.new_buffer(val.shape, dtype_name(val.dtype))
     shape: list[Any] = [*x.shape[:2], *kernel, *counts]  # pyright: ignore
     axes = axes_of(shape)
     load = window_load(
@@ -78,7 +80,7 @@ def lower_col2im(lowering: Lowering, node: fx.Node) -> Any:
     columns, val, dtype = lowering.view(source), node.meta["val"], compute_dtype_of(node)
     batched = len(columns.shape) == 3
     rows, places = columns.strides[-2:]
-    numbers = list(zip(size, kernel, dilation, padding, stride))  # pyright: ignore
+    numbers: list[Any] = list(zip(size, kernel, dilation, padding, stride))  # pyright: ignore
     if not all(isinstance(number, int) for each in numbers for number in each):
         raise NoLowering("col2im of sizes known only at run time")
     counts = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, d, p, s in numbers]
