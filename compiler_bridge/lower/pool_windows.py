@@ -171,9 +171,7 @@ class Adaptive(Windows):
         widths: list[Size] = []
         for size, count in zip(extents, counts):
             even = None if count == 0 else exact_quotient(size, count)
-            if even is None and not (isinstance(size, int) and isinstance(count, int)):
-                raise NoLowering(f"adaptive pooling of {size} elements to {count}, unknown sizes")
-            widths.append(longest(size, count) if even is None else even)  # pyright: ignore
+            widths.append(longest(size, count) if even is None else even)
         return Adaptive(widths, extents, counts)
 
     def is_even(self, dim: int) -> bool:
@@ -222,8 +220,11 @@ class Placed(Windows):
         return position, within(position, self.extents)
 
 
-def longest(size: int, count: int) -> int:
-    return max((-(-(o + 1) * size // count) - o * size // count for o in range(count)), default=1)
+def longest(size: Size, count: Size) -> Size:
+    """The size of the largest adaptive window; of unknown sizes a bound."""
+    if isinstance(size, int) and isinstance(count, int):
+        return max((-(-(o + 1) * size // count) - o * size // count for o in range(count)), default=1)
+    return (size + count - 1) // count + 1
 
 
 def per_dim(lowering: Lowering, values: Any, dims: int) -> list[Size]:
@@ -375,8 +376,11 @@ def covering_adaptive(windows: Adaptive, places: Sequence[Place]) -> Covering:
     return Covering(first, numbers, covers)
 
 
-def most_covering(size: Any, count: Any) -> int:
-    return max((((y + 1) * count - 1) // size - y * count // size + 1 for y in range(size)), default=1)
+def most_covering(size: Size, count: Size) -> Size:
+    """The most adaptive windows that cover one element; of unknown sizes a bound."""
+    if isinstance(size, int) and isinstance(count, int):
+        return max((((y + 1) * count - 1) // size - y * count // size + 1 for y in range(size)), default=1)
+    return (count + size - 1) // size + 1
 
 
 def adaptive_steps(windows: Adaptive) -> list[Size]:
