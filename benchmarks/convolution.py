@@ -1,8 +1,9 @@
 """The convolution suite: ResNet-50's convolutions and depthwise ones, compiled, against oneDNN.
 
-Forward, gradient of the input and gradient of the weight are timed apart. "eager" is the faster of oneDNN in NCHW
-and in channels_last, both of which take turns with pynn; which one it was is the record's "layout". So that the
-gradients are single ATen operations on either side, they are asked for with aten.convolution_backward's mask.
+Forward, gradient of the input and gradient of the weight are timed apart. Either side is taken at the faster of NCHW
+and channels_last; all four take turns, and the record's "layouts" keeps them (alone in NCHW, pynn pays for its copies
+into channels-last and back, which a network pays once at each end). So that the gradients are single ATen operations
+on either side, they are asked for with aten.convolution_backward's mask.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ aten = torch.ops.aten
 
 BATCHES = (1, 4, 16)
 DEPTHWISE_KERNELS = (3, 5, 7)
+LAYOUTS = ("nchw", "channels_last")
 MODES = ("forward", "grad input", "grad weight")
 # Stages of ResNet-50 at 224 pixels: width of the bottleneck, size of its input, stride of its first block.
 STAGES = ((64, 56, 1), (128, 56, 2), (256, 28, 2), (512, 14, 2))
@@ -144,25 +146,23 @@ def build_work(case: Case, compiler: Callable, channels_last: bool) -> Work:
 
 
 def contenders_of(case: Case, chosen: set[str]) -> dict[str, Callable[[], Work]]:
-    """oneDNN in both layouts (Inductor calls the same), and pynn on what a user has: NCHW."""
+    """oneDNN (Inductor calls the same) and pynn, each in both layouts."""
     known = compilers(chosen - {"inductor"})
     found = {}
-    if "eager" in known:
-        found["nchw"] = partial(build_work, case, known["eager"], False)
-        found["channels_last"] = partial(build_work, case, known["eager"], True)
-    if "pynn" in known:
-        found["pynn"] = partial(build_work, case, known["pynn"], False)
+    for name, compiler in known.items():
+        for is_last, layout in enumerate(LAYOUTS):
+            found[f"{name} {layout}"] = partial(build_work, case, compiler, bool(is_last))
     return found
 
 
 def with_better_layout(measured: dict) -> dict:
-    """Replace oneDNN's two times by the smaller one, "eager", and name its layout."""
-    seconds = dict(measured["seconds"])
-    layouts = {name: seconds.pop(name) for name in ("nchw", "channels_last") if name in seconds}
-    if not layouts:
-        return measured
-    best = min(layouts, key=layouts.__getitem__)
-    return measured | {"seconds": {"eager": layouts[best]} | seconds, "layout": best, "layouts": layouts}
+    """Replace each contender's two times by the smaller one; "layouts" keeps all four."""
+    layouts = measured["seconds"]
+    seconds: dict[str, float] = {}
+    for name, value in layouts.items():
+        contender = name.split()[0]
+        seconds[contender] = min(value, seconds.get(contender, value))
+    return measured | {"seconds": seconds, "layouts": layouts}
 
 
 def measure_convolutions(chosen: set[str], quick: bool, only: str, say: Callable[[dict], None]) -> list[dict]:
