@@ -218,3 +218,17 @@ torch.testing.assert_close(F.scaled_dot_product_attention(q, q, q, causal_upper_
 def test_attention_layers_can_be_scripted_while_installed():
     """test_script_mha_in_proj_weight_none of test_transformers.py."""
     installed("torch.jit.script(torch.nn.MultiheadAttention(8, 2, kdim=4, vdim=4).eval())")
+
+
+@pytest.mark.parametrize("with_indices", [True, False])
+def test_pooling_keeps_an_unbatched_channels_last_volume(with_indices):
+    """test_max_pool3d_ndhwc of nn/test_pooling.py; images without a batch come out plainly."""
+    volume = torch.randn(1, 8, 5, 6, 7).contiguous(memory_format=torch.channels_last_3d).squeeze(0)
+    image = torch.randn(1, 8, 6, 7).contiguous(memory_format=torch.channels_last).squeeze(0)
+    for dims, x in ((3, volume), (2, image)):
+        for leaf in (x, x.clone().requires_grad_()):
+            cpp, own = both(
+                lambda f, x=leaf, dims=dims: getattr(f, f"max_pool{dims}d")(x, 2, return_indices=with_indices)
+            )
+            pairs = zip(cpp, own) if with_indices else [(cpp, own)]
+            assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in pairs)

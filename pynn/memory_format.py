@@ -43,3 +43,10 @@ def with_channels_last_strides(out: Tensor) -> Tensor:
 def image_in_format_of(x: Tensor, out: Tensor, dims: int) -> Tensor:
     """in_format_of for images; contiguous for volumes, where not every kernel of ATen's knows channels-last."""
     return in_format_of(x, out) if dims < 3 else in_format(torch.contiguous_format, out)
+
+
+def volume_in_format_of(x: Tensor, out: Tensor, dims: int) -> Tensor:
+    """in_format_of that knows a channels-last volume without its batch dimension, which ATen keeps so."""
+    if dims < 3 or x.dim() > dims + 1:
+        return in_format_of(x, out)
+    return in_contiguous_format_of(x.unsqueeze(0), out.unsqueeze(0)).squeeze(0)

@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from compiler_bridge.cpu import gemm_table as slot
-from compiler_bridge.cpu.gemm_batch import finish_region
+from compiler_bridge.cpu.gemm_batch import block_of_unit, finish_region
 from compiler_bridge.cpu.gemm_callback import call_pack, function_table
 from compiler_bridge.cpu.gemm_micro import zero_of
 from compiler_bridge.cpu.gemm_multiply import pack_panel_of_b, small_panels
@@ -271,13 +271,10 @@ def indirect_kernel(dtype: str) -> Any:
     """Kernel over the blocks of C: [batch][column block][row block]. B is packed (`pack_b`)."""
     assert dtype == compute_dtype(dtype), "16-bit operands are widened first"
     width, zero = panel_columns(dtype), zero_of(dtype)
-    multiply = multiply_block(dtype)
+    multiply, find_block = multiply_block(dtype), block_of_unit(dtype)
 
     @kernel
     def gemm_indirect(tab, begin, end, thread):  # type: ignore[no-untyped-def]
-        m, n = tab[slot.M], tab[slot.N]
-        row_blocks, column_blocks = tab[slot.ROW_BLOCKS], tab[slot.COLUMN_BLOCKS]
-        panels, pairs = (n + width - 1) // width, (m + 1) // 2
         scratch = tab[slot.SCRATCH] + thread * tab[slot.SCRATCH_BYTES] + TILE_BYTES
         tile_places, zeros = pointer_at(scratch, "int64"), pointer_at(scratch + LINE, dtype)
         for row in range(ENTRY):
@@ -285,15 +282,7 @@ def indirect_kernel(dtype: str) -> Any:
         for k in range(tab[slot.RUN]):
             store(zeros, k, zero)
         for unit in range(begin, end):
-            batch = unit // (row_blocks * column_blocks)
-            within = unit - batch * row_blocks * column_blocks
-            column_block = within // row_blocks
-            row_block = within - column_block * row_blocks
-            # an even number of rows, except in the last block, is a sum of whole tiles
-            row_begin = pairs * row_block // row_blocks * 2
-            row_end = min(m, pairs * (row_block + 1) // row_blocks * 2)
-            column_begin = panels * column_block // column_blocks * width
-            column_end = min(n, panels * (column_block + 1) // column_blocks * width)
+            batch, row_begin, row_end, column_begin, column_end = find_block(tab, unit)
             multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread)
 
     return gemm_indirect

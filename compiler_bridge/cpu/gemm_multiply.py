@@ -19,7 +19,7 @@ from functools import cache
 from typing import Any
 
 from compiler_bridge.cpu import gemm_table as slot
-from compiler_bridge.cpu.gemm_batch import finish_region, matrix_of
+from compiler_bridge.cpu.gemm_batch import block_of_unit, finish_region, matrix_of
 from compiler_bridge.cpu.gemm_callback import call_pack, function_table
 from compiler_bridge.cpu.gemm_micro import register_tile, write_tile, zero_of
 from compiler_bridge.cpu.gemm_pack import pack_contiguous_rows, pack_panel
@@ -343,24 +343,12 @@ def multiply_tile(dtype: str) -> Any:
 @cache
 def multiply_kernel(dtype: str) -> Any:
     """Kernel over the tiles of C: [batch][column block][row block]."""
-    width = panel_columns(dtype)
-    multiply = multiply_tile(dtype)
+    multiply, find_block = multiply_tile(dtype), block_of_unit(dtype)
 
     @kernel
     def gemm_multiply(tab, begin, end, thread):  # type: ignore[no-untyped-def]
-        m, n = tab[slot.M], tab[slot.N]
-        row_blocks, column_blocks = tab[slot.ROW_BLOCKS], tab[slot.COLUMN_BLOCKS]
-        panels, pairs = (n + width - 1) // width, (m + 1) // 2
         for unit in range(begin, end):
-            batch = unit // (row_blocks * column_blocks)
-            within = unit - batch * row_blocks * column_blocks
-            column_block = within // row_blocks
-            row_block = within - column_block * row_blocks
-            # an even number of rows, except in the last block, is a sum of whole tiles
-            row_begin = pairs * row_block // row_blocks * 2
-            row_end = min(m, pairs * (row_block + 1) // row_blocks * 2)
-            column_begin = panels * column_block // column_blocks * width
-            column_end = min(n, panels * (column_block + 1) // column_blocks * width)
+            batch, row_begin, row_end, column_begin, column_end = find_block(tab, unit)
             multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread)
 
     return gemm_multiply

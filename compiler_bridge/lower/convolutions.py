@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
 from compiler_bridge.ir import (
     Axis,
+    BufferView,
     Expr,
 )
 from compiler_bridge.lower.contractions import contract, contract_wide, sizes_of
@@ -58,14 +60,7 @@ def lower_convolution(lowering: Lowering, node: fx.Node) -> Any:
         right, summed = lowering.load_view(w, [out, channel, *taps]), (channel, *taps)
     product = contract_wide if bias is not None else contract
     result = product(lowering, val, (batch, out, *places), summed, left, right)
-    if bias is None:
-        return result
-    dtype = compute_dtype(dtype_name(val.dtype))
-
-    def value(axes: tuple[Axis, ...]) -> Expr:
-        return apply("add", lowering.load_view(result, axes), lowering.operand(bias, (axes[1],), dtype))
-
-    return lowering.map(val, value)
+    return result if bias is None else add_bias(lowering, val, result, bias)
 
 
 @lowers("aten.convolution_backward")
@@ -81,12 +76,21 @@ def lower_convolution_backward(lowering: Lowering, node: fx.Node) -> Any:
     input_gradient = convolution_input_gradient(lowering, vals[0], grad, w, window) if flags[0] else None
     of_weight = narrow_weight_gradient if is_narrow(x, w, window) else convolution_weight_gradient
     weight_gradient = of_weight(lowering, vals[1], grad, x, window) if flags[1] else None
-    bias_gradient = None
-    if flags[2]:
-        dims = [k for k in range(len(grad.shape)) if k != 1]
+    of_bias = bias_gradient(lowering, vals[2], grad) if flags[2] else None
+    return input_gradient, weight_gradient, of_bias
 
-        def value(axes: tuple[Axis, ...]) -> Expr:
-            return lowering.load_view(grad, axes)
 
-        bias_gradient = reduce_value(lowering, vals[2], grad, dims, False, "sum", value)
-    return input_gradient, weight_gradient, bias_gradient
+def add_bias(lowering: Lowering, val: torch.Tensor, result: BufferView, bias: Any) -> BufferView:
+    """result[n, o, y] + bias[o]"""
+    dtype = compute_dtype(dtype_name(val.dtype))
+
+    def value(axes: tuple[Axis, ...]) -> Expr:
+        return apply("add", lowering.load_view(result, axes), lowering.operand(bias, (axes[1],), dtype))
+
+    return lowering.map(val, value)
+
+
+def bias_gradient(lowering: Lowering, val: torch.Tensor, grad: BufferView) -> BufferView:
+    """db[o] = sum over n, y of grad[n, o, y]"""
+    dims = [k for k in range(len(grad.shape)) if k != 1]
+    return reduce_value(lowering, val, grad, dims, False, "sum", lambda axes: lowering.load_view(grad, axes))

@@ -27,6 +27,7 @@ from compiler_bridge.ir import (
     Size,
     strided_index,
 )
+from compiler_bridge.lower.convolutions import add_bias, bias_gradient
 from compiler_bridge.lower.few_channels import (
     groups_beside,
     inside,
@@ -47,7 +48,6 @@ from compiler_bridge.lower.lowering import (
     real_axes,
     sizes,
 )
-from compiler_bridge.lower.reductions import reduce_value
 from compiler_bridge.lower.weight_gradient import convolution_weight_gradient
 from compiler_bridge.lower.window import Window, input_places, padded, window_load, window_of
 from compiler_bridge.ops import compute_dtype, dtype_kind
@@ -77,22 +77,6 @@ def lower_grouped_convolution_backward(lowering: Lowering, node: fx.Node) -> Any
         grouped_weight_gradient(lowering, vals[1], small, large, window, groups) if flags[1] else None,
         bias_gradient(lowering, vals[2], grad) if flags[2] else None,
     )
-
-
-def add_bias(lowering: Lowering, val: torch.Tensor, result: BufferView, bias: Any) -> BufferView:
-    """result[n, o, y] + bias[o]"""
-    dtype = compute_dtype(dtype_name(val.dtype))
-
-    def value(axes: tuple[Axis, ...]) -> Expr:
-        return apply("add", lowering.load_view(result, axes), lowering.operand(bias, (axes[1],), dtype))
-
-    return lowering.map(val, value)
-
-
-def bias_gradient(lowering: Lowering, val: torch.Tensor, grad: BufferView) -> BufferView:
-    """db[o] = sum over n, y of grad[n, o, y]"""
-    dims = [k for k in range(len(grad.shape)) if k != 1]
-    return reduce_value(lowering, val, grad, dims, False, "sum", lambda axes: lowering.load_view(grad, axes))
 
 
 # ---------------------------------------------------------------- sums of products with an axis of groups

@@ -133,24 +133,6 @@ def lower_scatter(lowering: Lowering, node: fx.Node) -> Any:
     return scatter(lowering, node, axes, position, inside, value, op, base)
 
 
-@lowers("aten.as_strided_scatter")
-def lower_as_strided_scatter(lowering: Lowering, node: fx.Node) -> Any:
-    """A copy of the source, where it covers the whole base: strides of dimensions of size 1 do not matter.
-
-    (The gradient of adaptive_avg_pool2d(x, 1) of channels-last images, whose result has such strides.)
-    """
-    base, source, size, stride = node.args[:4]
-    x, offset = lowering.meta(base), node.args[4] if len(node.args) > 4 else node.kwargs.get("storage_offset")
-    size, stride = ([lowering.size_of(number) for number in numbers] for numbers in (size, stride))  # pyright: ignore
-    known = zip(sizes(x.shape), sizes(x.stride()), size, stride)
-    if offset not in (None, 0) or x.storage_offset() != 0 or len(x.shape) != len(size):
-        raise NoLowering("as_strided_scatter at another place than its base begins")
-    if any(n != wanted or (n != 1 and have != step) for n, have, wanted, step in known):
-        raise NoLowering("as_strided_scatter that sees its base in another way")
-    dtype = compute_dtype_of(node)
-    return lowering.map(node.meta["val"], lambda axes: lowering.operand(source, axes, dtype))
-
-
 @lowers("aten.index_add")
 def lower_index_add(lowering: Lowering, node: fx.Node) -> Any:
     """out = base; out[i, index[j], k] += alpha * source[i, j, k]"""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from pynn.definitions import Function, defines
-from pynn.memory_format import image_in_format_of, in_format, in_format_of
+from pynn.memory_format import image_in_format_of, in_format, volume_in_format_of
 from pynn.modules._pooling_checks import check_adaptive_gradient, per_dim
 from pynn.windows import along, output_size, sliding_windows
 
@@ -274,7 +274,7 @@ def _sliding(dims: int) -> Callable[..., tuple[Tensor, Tensor]]:
         step = per_dim(stride, dims) or width
         boxes = sliding_boxes(self, width, step, per_dim(padding, dims), per_dim(dilation, dims), ceil_mode)
         values, index = largest_and_index(boxes)
-        return in_format_of(self, values), in_format_of(self, index)
+        return volume_in_format_of(self, values, dims), volume_in_format_of(self, index, dims)
 
     return max_pool_with_indices
 
@@ -291,7 +291,8 @@ def _sliding_backward(dims: int) -> Callable[..., Tensor]:
         indices: Tensor,
     ) -> Tensor:
         """Each gradient goes to the element that was the largest."""
-        return in_format_of(self, put_back(grad_output, indices, self.shape[self.dim() - dims :]))
+        grad = put_back(grad_output, indices, self.shape[self.dim() - dims :])
+        return volume_in_format_of(self, grad, dims)
 
     return max_pool_with_indices_backward
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from pynn.definitions import Function, can_read_values, traced_as, type_name
-from pynn.memory_format import in_format_of
+from pynn.memory_format import volume_in_format_of
 from pynn.modules import _max_pooling as largest
 from pynn.modules import _pooling_checks as checks
 from pynn.modules._pooling_checks import adaptive_counts, per_dim
@@ -84,13 +84,14 @@ def _max_pool(
         raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
     if only_values and needs_no_index(input):
         boxes = largest.sliding_boxes(input, *numbers, ceil_mode)
-        return in_format_of(input, largest.largest_of(boxes.pieces)), None
+        return volume_in_format_of(input, largest.largest_of(boxes.pieces), dims), None
     return largest.Largest.apply(input, dims, _largest_in_windows, *numbers, ceil_mode)
 
 
 def _largest_in_windows(x: Tensor, *geometry: Any) -> tuple[Tensor, Tensor]:
     values, index = largest.largest_and_index(largest.sliding_boxes(x, *geometry))
-    return in_format_of(x, values), in_format_of(x, index.expand(values.shape))
+    dims = len(geometry[0])
+    return volume_in_format_of(x, values, dims), volume_in_format_of(x, index.expand(values.shape), dims)
 
 
 def _max_pool1d(
