@@ -4,6 +4,7 @@
 #   make demo-vision
 #                 train a small convolutional network on real images: torch eager, pynn compiled
 #   make test     the whole suite (under 20 minutes on 2 cores)
+#   make test-networks   the convolutional networks that `make test` leaves out (several minutes)
 #   make check    lint, types and the fast tests (about two minutes once the kernels are cached)
 #   make bench    every benchmark, then the table in README.md: a few hours, less with QUICK=1
 #   make clean    remove what these commands wrote, .venv included
@@ -33,10 +34,13 @@ demo-vision: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+test-networks: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m networks
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright compiler_bridge
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not networks"
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks --threads $(THREADS) $(if $(QUICK),--quick)

@@ -163,7 +163,7 @@ def externs(graph: Graph) -> list[str]:
     return [str(node.target) for node in graph.nodes if isinstance(node, Extern)]
 
 
-@PROFILE
+@settings(PROFILE, max_examples=80)
 @given(ANY_CALL)
 def test_loop_ir(call: tuple) -> None:
     """As lowered and as fused, with nothing left to C++."""
@@ -181,7 +181,7 @@ def test_loop_ir(call: tuple) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(ANY_CALL)
 def test_kernels(call: tuple) -> None:
     case = traced(call)

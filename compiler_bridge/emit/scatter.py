@@ -27,7 +27,7 @@ from compiler_bridge.ir import (
     size_product,
     walk,
 )
-from compiler_bridge.ops import reduce_identity
+from compiler_bridge.ops import compute_dtype, reduce_identity
 
 
 def data_axes(node: Scatter) -> set[str]:
@@ -145,7 +145,12 @@ class ScatterWriter:
         pointer = self.names.pointer(self.node.output, dtype)
         terms = tuple((atom, step) for atom, step in self.node.store.terms if isinstance(atom, str))
         row = self.writer.offset_text(Index(terms, 0))
-        zero = f"splat({constant_text(reduce_identity('sum', dtype), dtype, self.names)}, {NATIVE_LANES})"
+        if dtype == "bool":  # splat makes no masks
+            self.line(depth, f"for place in range({length}):")
+            self.line(depth + 1, f"store({pointer}, {row} + place, False)")
+            return
+        wide = compute_dtype(dtype)
+        zero = f"splat({constant_text(reduce_identity('sum', wide), wide, self.names)}, {NATIVE_LANES})"
         whole = length - length % NATIVE_LANES
         if whole:
             self.line(depth, f"for place in range(0, {whole}, {NATIVE_LANES}):")
