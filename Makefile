@@ -4,7 +4,7 @@
 #   make demo-vision
 #                 train a small convolutional network on real images: torch eager, pynn compiled
 #   make test     the whole suite (under 20 minutes on 2 cores)
-#   make test-networks   the convolutional networks that `make test` leaves out (several minutes)
+#   make test-networks   whole networks that `make test` leaves out (several minutes)
 #   make check    lint, types and the fast tests (about two minutes once the kernels are cached)
 #   make bench    every benchmark, then the table in README.md: a few hours, less with QUICK=1
 #   make clean    remove what these commands wrote, .venv included

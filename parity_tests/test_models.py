@@ -102,6 +102,27 @@ SIZES += [
 ]
 
 
+# Two of them in every run; the others take minutes together.
+OTHERS = {False: [], True: [pytest.mark.networks]}
+SIZES = [
+    pytest.param(*p.values, None, DEFAULT_SIZES, id=f"{p.values[0]}-default", marks=p.marks) for p in NAMES
+]
+SIZES += [
+    pytest.param(name, True, DYNAMIC_SIZES, id=f"{name}-dynamic", marks=pytest.mark.slow) for name in DYNAMIC
+]
+
+
+for parameter in SIZES:
+    if not str(parameter.id).startswith(("llama", "demo_gpt")):  # the others take minutes together
+        parameter.marks.append(pytest.mark.networks) if isinstance(parameter.marks, list) else None
+SIZES = [
+    pytest.param(
+        *p.values, id=p.id, marks=[*p.marks, *OTHERS[not str(p.id).startswith(("llama", "demo_gpt"))]]
+    )
+    for p in SIZES
+]
+
+
 @pytest.mark.slow  # test_backend has the same of a small model
 @pytest.mark.parametrize("name, dynamic, sizes", SIZES)
 def test_changing_batch_and_sequence_length(name: str, dynamic: bool | None, sizes: list[tuple[int, int]]):
