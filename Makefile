@@ -3,7 +3,7 @@
 #   make demo     train a small GPT three ways: torch eager, torch under Inductor, pynn compiled
 #   make demo-vision
 #                 train a small convolutional network on real images: torch eager, pynn compiled
-#   make test     the whole suite (under 20 minutes on 2 cores)
+#   make test     the suite (about 20 minutes on 2 cores, the first time)
 #   make test-networks   whole networks that `make test` leaves out (several minutes)
 #   make check    lint, types and the fast tests (about two minutes once the kernels are cached)
 #   make bench    every benchmark, then the table in README.md: a few hours, less with QUICK=1
