@@ -9,9 +9,10 @@ A busy moment of the machine then falls on all of them, and the ratio of medians
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,43 @@ def measure(build: dict[str, Callable[[], Work]], budget: float) -> dict:
     new = [record for record in pipeline.records if not any(record is other for other in earlier)]
     externs = sorted({str(node.target) for record in new for node in record.externs})
     return found | ({"errors": errors} if errors else {}) | ({"externs": externs} if externs else {})
+
+
+def measure_both_ways(
+    suite: str,
+    cases: Iterable[Any],
+    build_work: Callable[[Any, Callable, bool], Work],
+    chosen: set[str],
+    budget: float,
+    say: Callable[[dict], None],
+) -> list[dict]:
+    """Time every case forward, and forward and backward; `say` is told each record as it comes.
+
+    Args:    cases: with name and size, and nbytes (and flops) of either way
+             build_work: of a case, a compiler and whether to go backward
+    """
+    records = []
+    for case in cases:
+        for backward in (False, True):
+            torch.manual_seed(0)
+            torch._dynamo.reset()
+            build = {
+                name: partial(build_work, case, compiler, backward)
+                for name, compiler in compilers(chosen).items()
+            }
+            record = {
+                "suite": suite,
+                "name": case.name,
+                "size": case.size,
+                "mode": "forward+backward" if backward else "forward",
+                **measure(build, budget),
+                "bytes": case.nbytes[backward],
+            }
+            if hasattr(case, "flops"):
+                record["flops"] = case.flops[backward]
+            records.append(record)
+            say(record)
+    return records
 
 
 def time_block(work: Work, calls: int) -> float:

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.compare import Work, compilers, forward_work, measure, training_work
+from benchmarks.compare import Work, forward_work, measure_both_ways, training_work
 
 SIZES = [(64, 256), (2048, 768), (8192, 1024)]
 VOCABULARIES = [4000, 32000]
@@ -156,26 +155,5 @@ def build_work(case: Case, compiler: Callable, backward: bool) -> Work:
 
 def measure_layers(chosen: set[str], quick: bool, only: str, say: Callable[[dict], None]) -> list[dict]:
     """Time every case both ways; `say` is told each record as it comes."""
-    records = []
-    for case in cases(quick):
-        if only not in case.name:
-            continue
-        for backward in (False, True):
-            torch.manual_seed(0)
-            torch._dynamo.reset()
-            build = {
-                name: partial(build_work, case, compiler, backward)
-                for name, compiler in compilers(chosen).items()
-            }
-            record = {
-                "suite": "layers",
-                "name": case.name,
-                "size": case.size,
-                "mode": "forward+backward" if backward else "forward",
-                **measure(build, budget=0.3 if quick else 1.0),
-                "flops": case.flops[backward],
-                "bytes": case.nbytes[backward],
-            }
-            records.append(record)
-            say(record)
-    return records
+    wanted = (case for case in cases(quick) if only in case.name)
+    return measure_both_ways("layers", wanted, build_work, chosen, 0.3 if quick else 1.0, say)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.compare import compilers, measure
+from benchmarks.compare import measure_both_ways
 from benchmarks.layers import Case, build_work
 
 # batch, channels, height, width: early, middle and late in a network
@@ -75,25 +75,5 @@ def measure_vision_layers(
     chosen: set[str], quick: bool, only: str, say: Callable[[dict], None]
 ) -> list[dict]:
     """Time every case both ways; `say` is told each record as it comes."""
-    records = []
-    for case in cases(quick):
-        if only not in case.name:
-            continue
-        for backward in (False, True):
-            torch.manual_seed(0)
-            torch._dynamo.reset()
-            build = {
-                name: partial(build_work, case, compiler, backward)
-                for name, compiler in compilers(chosen).items()
-            }
-            record = {
-                "suite": "vision_layers",
-                "name": case.name,
-                "size": case.size,
-                "mode": "forward+backward" if backward else "forward",
-                **measure(build, budget=0.2 if quick else 0.6),
-                "bytes": case.nbytes[backward],
-            }
-            records.append(record)
-            say(record)
-    return records
+    wanted = (case for case in cases(quick) if only in case.name)
+    return measure_both_ways("vision_layers", wanted, build_work, chosen, 0.2 if quick else 0.6, say)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from compiler_bridge.compile_pool import LibraryKernel
-from compiler_bridge.cpu.gemm_plan import DTYPES, gemm_kernel
+from compiler_bridge.cpu.gemm_plan import DTYPES, compute_dtype, gemm_kernel
 from compiler_bridge.cpu.kernels import LazyKernel
 from compiler_bridge.ops import DTYPE_NAMES
 
@@ -25,9 +25,14 @@ PRODUCTS = {
     torch.bmm,
     torch.addmm,
     torch.baddbmm,
+}
+CONVOLUTIONS = {
     F.conv1d,
     F.conv2d,
     F.conv3d,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
 }
 PRODUCT_METHODS = {"matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm"}
 
@@ -48,6 +53,10 @@ def likely_kernels(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> list[Li
         or "matmul" in {getattr(c, "__name__", "") for c in calls}
     ):
         kernels += [gemm_kernel("multiply", dtype) for dtype in dtypes]
+    if calls & CONVOLUTIONS:
+        wide = dict.fromkeys(compute_dtype(dtype) for dtype in dtypes)  # 16-bit operands are widened first
+        kernels += [gemm_kernel("indirect", dtype) for dtype in wide]
+        kernels += [gemm_kernel("multiply", dtype) for dtype in dtypes] if trains else []
     if F.scaled_dot_product_attention in calls or F.multi_head_attention_forward in calls:
         kernels += [
             LazyKernel("attention_forward", "forward_kernel", (dtype, None, False)) for dtype in dtypes
@@ -57,4 +66,4 @@ def likely_kernels(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> list[Li
                 LazyKernel("attention_backward", "backward_kernel", (dtype, None, False, False))
                 for dtype in dtypes
             ]
-    return [LibraryKernel(kernel) for kernel in kernels]
+    return [LibraryKernel(kernel) for kernel in dict.fromkeys(kernels)]

@@ -347,10 +347,18 @@ class TensorsOfCall:
         return tree
 
 
+OF_STORAGE = {
+    torch.ops.aten.as_strided.default,
+    torch.ops.aten.as_strided_copy.default,
+    torch.ops.aten.as_strided_scatter.default,
+}
+"""Operations whose offset counts from where the storage begins, not from where the tensor does."""
+
+
 def run_extern(segment: ExternSegment, tensors: TensorsOfCall) -> None:
     """Call ATen; its results become the buffers the segment names, in the strides the segment states."""
     arguments = tensors.substitute(segment.args)
-    if str(segment.op).startswith("aten.as_strided"):  # whose offset counts from where the storage begins
+    if segment.op in OF_STORAGE:
         arguments = (tensors.in_own_storage(segment.args[0]), *arguments[1:])
     results = segment.op(*arguments, **tensors.substitute(segment.kwargs))
     if not isinstance(results, (tuple, list)):

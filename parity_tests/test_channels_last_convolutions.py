@@ -93,18 +93,13 @@ def steps_of(tensor: torch.Tensor) -> list[int]:
     return [stride for stride, extent in zip(tensor.stride(), tensor.shape) if extent != 1]
 
 
-FEW = ("3x3", "3x3 stride 2", "5x5 stride 3", "image")
-RUNS = [
-    *((name, "float32", executor) for name in GEOMETRIES for executor in ("ir", "numba")),
-    *((name, "float32", "python") for name in FEW),
-    *((name, dtype, "numba") for name in FEW for dtype in ("float64", "bfloat16")),
-    ("3x3 stride 2", "bfloat16", "python"),
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name, dtype, executor", RUNS)
+@pytest.mark.parametrize("executor", ["ir", "python", "numba"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("name", GEOMETRIES)
 def test_small(name: str, dtype: str, executor: str):
+    if executor == "python" and dtype == "float64":
+        pytest.skip("the generated code is float32's with wider numbers")
     check(GEOMETRIES[name], dtype, executor)
 
 

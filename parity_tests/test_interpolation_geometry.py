@@ -73,3 +73,17 @@ def test_bytes_are_those_of_cpp(call):
         return
     theirs, ours = F.interpolate(x, **kwargs), pynn.functional.interpolate(x, **kwargs)
     assert torch.equal(ours, theirs), (ours.int() - theirs.int()).abs().max()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_taps_of_weight_zero_count(layout: torch.memory_format):
+    """0 times infinity is NaN: compiled gradients left such taps out. Here every second output has one."""
+    sizes = [5, 5], [1, 2, 3, 3], True, None, None
+    function = torch.ops.aten.upsample_bilinear2d_backward
+    grad = torch.randn(1, 2, 5, 5)
+    grad[0, 0, 2, 2], grad[0, 1, 1, 2] = float("inf"), float("nan")
+    grad = grad.contiguous(memory_format=layout)
+    compiled = torch.compile(lambda grad: function(grad, *sizes), backend="pynn", options={"strict": True})
+    expected = function(grad, *sizes).isnan()
+    assert expected.sum() > 1
+    assert torch.equal(compiled(grad).isnan(), expected)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
@@ -113,32 +112,6 @@ CONVOLUTIONS: dict[Any, Callable[..., Tensor]] = {
     },
 }
 """What a Dynamo graph calls -> the same, its input channels-last."""
-
-
-def to_one_place(pool: Callable[..., Tensor], spatial: int) -> Callable[..., Tensor]:
-    """adaptive_avg_pool(x, 1) -> the mean it is: torch's gives a channels-last one other strides in place, and the
-    gradient of that goes through as_strided_scatter."""
-
-    def pooled(input: Tensor, output_size: Any) -> Tensor:
-        places = output_size if isinstance(output_size, (tuple, list)) else [output_size]
-        batched = input.dim() == spatial + 2 and all(size != 0 for size in input.shape[1:])
-        if not batched or not all(known_one(place) for place in places):
-            return pool(input, output_size)
-        return input.mean(tuple(range(2, spatial + 2)), keepdim=True)
-
-    return pooled
-
-
-POOLINGS: dict[Any, Callable[..., Tensor]] = {
-    pool: to_one_place(pool, spatial)
-    for spatial, pools in {
-        1: (torch.adaptive_avg_pool1d,),
-        2: (F.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d),  # pyright: ignore
-        3: (F.adaptive_avg_pool3d, torch._C._nn.adaptive_avg_pool3d),  # pyright: ignore
-    }.items()
-    for pool in pools
-}
-"""What a Dynamo graph calls -> the same, without as_strided where the result is one place."""
 
 
 def convolution_backward(gradient: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> Any:

@@ -27,11 +27,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from compiler_bridge import settings
-from compiler_bridge.capture.channels_last import CONVOLUTIONS, POOLINGS
+from compiler_bridge.capture.channels_last import CONVOLUTIONS
 
 aten = torch.ops.aten
 
-REWRITES = {**CONVOLUTIONS, **POOLINGS}
 RESHAPES = {"view": "reshape", "view_as": "reshape_as"}
 OF_STRIDES = set(
     """as_strided as_strided_ as_strided_copy as_strided_scatter data_ptr is_contiguous resize_ resize_as_ set_
@@ -196,8 +195,8 @@ class Watch(TorchDispatchMode):
 
 def rewrite(node: fx.Node) -> None:
     """In place, what the head of this file says of one node."""
-    if node.op == "call_function" and node.target in REWRITES:
-        node.target = REWRITES[node.target]
+    if node.op == "call_function" and node.target in CONVOLUTIONS:
+        node.target = CONVOLUTIONS[node.target]
     elif node.op == "call_method" and node.target in RESHAPES:
         if not any(isinstance(argument, torch.dtype) for argument in (*node.args, *node.kwargs.values())):
             node.target = RESHAPES[str(node.target)]

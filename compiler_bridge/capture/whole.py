@@ -30,21 +30,23 @@ def without_python_kernels(operations: Iterable[OpOverload]) -> Generator[None, 
         for packet in {operation.overloadpacket for operation in operations}
         for name in packet.overloads()
     ]
-    taken = []
-    for composite, definition in COMPOSITES.items():
-        composite.py_kernels[DispatchKey.CompositeImplicitAutograd] = definition
-        composite._dispatch_cache.clear()
+    touched = [*overloads, *COMPOSITES]
+    kept = [dict(overload.py_kernels) for overload in touched]
     for overload in overloads:
         for key in KEYS:
-            if key in overload.py_kernels:
-                taken.append((overload, key, overload.py_kernels.pop(key)))
-        overload._dispatch_cache.clear()
+            overload.py_kernels.pop(key, None)
+    for composite, definition in COMPOSITES.items():
+        composite.py_kernels[DispatchKey.CompositeImplicitAutograd] = definition
+    forget_dispatch(touched)
     try:
         yield
     finally:
-        for overload, key, kernel in taken:
-            overload.py_kernels[key] = kernel
-        for composite in COMPOSITES:
-            del composite.py_kernels[DispatchKey.CompositeImplicitAutograd]
-        for overload in (*overloads, *COMPOSITES):
-            overload._dispatch_cache.clear()
+        for overload, kernels in zip(touched, kept):
+            overload.py_kernels.clear()
+            overload.py_kernels.update(kernels)
+        forget_dispatch(touched)
+
+
+def forget_dispatch(overloads: Iterable[OpOverload]) -> None:
+    for overload in overloads:
+        overload._dispatch_cache.clear()

@@ -124,7 +124,7 @@ def side_columns(
         k, o = torch.arange(side.taps).unsqueeze(1), torch.arange(side.count)
         target = (o * stride + k * dilation - padding).reshape(1, -1)
         inside = (target >= 0) & (target < size)
-        table = adjoint(Table(target.clamp(0, size - 1), inside.to(torch.float32), partial=True), size)
+        table = adjoint(Table(target.clamp(0, size - 1), exists=inside), size)
         number = table.index
         where = number // side.count * known(side.tap_stride) + number % side.count * known(side.count_stride)
         return columns_of(lowering, table, where, axis)

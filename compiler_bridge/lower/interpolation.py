@@ -27,7 +27,9 @@ def table_of(
     """The definition's taps along one dimension, or those of their adjoint."""
     with _disable_current_modes(), torch.no_grad():
         taps = taps_of(mode, size, count, scale, align_corners, dtype, "cpu")
-        table = Table(taps.index, taps.weights, partial=mode.endswith(" antialias"))
+        # windows of antialiasing are cut off where their weights become 0, also in C++
+        exists = taps.weights != 0 if mode.endswith(" antialias") else None
+        table = Table(taps.index, taps.weights, exists)
         return adjoint(table, size) if transposed else table
 
 

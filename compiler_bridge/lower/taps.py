@@ -42,12 +42,13 @@ TOGETHER = 8  # terms that one loop adds, where none of them is gathered
 class Table:
     """index: [taps, outputs] int64   weights: the same shape; None: all are 1
 
-    partial: a weight of 0 means that the output has no such tap (its place is then not read).
+    exists: the same shape; where False the output has no such tap and its place is not read (None: all exist). A
+        tap of weight 0 exists: 0 times infinity is NaN, as in C++.
     """
 
     index: Tensor
     weights: Tensor | None = None
-    partial: bool = False
+    exists: Tensor | None = None
 
     @property
     def taps(self) -> int:
@@ -60,25 +61,25 @@ class Table:
     @functools.cached_property
     def padded(self) -> list[bool]:
         """For each tap whether some outputs lack it."""
-        if self.weights is None or not self.partial:
-            return [False] * self.taps
-        return (self.weights == 0).any(1).tolist()
+        return [False] * self.taps if self.exists is None else (~self.exists).any(1).tolist()
 
     @functools.cached_property
     def plain(self) -> bool:
         """Whether what is added is added as it is."""
-        return self.weights is None or (
-            self.partial and bool(((self.weights == 0) | (self.weights == 1)).all())
-        )
+        if self.weights is None:
+            return True
+        ones = self.weights == 1
+        return bool((ones if self.exists is None else ones | ~self.exists).all())
 
 
 def adjoint(table: Table, size: int) -> Table:
-    """The table of the transposed map, of which `size` is the number of outputs; taps of weight 0 are dropped."""
+    """The table of the transposed map, of which `size` is the number of outputs."""
     taps, count = table.index.shape
     weights = torch.ones(taps, count) if table.weights is None else table.weights
+    exists = torch.ones(taps, count, dtype=torch.bool) if table.exists is None else table.exists
     output = torch.arange(count).expand(taps, count)
-    pairs, place = torch.unique((table.index * count + output)[weights != 0], return_inverse=True)
-    added = weights.new_zeros(len(pairs)).index_add(0, place, weights[weights != 0])
+    pairs, place = torch.unique((table.index * count + output)[exists], return_inverse=True)
+    added = weights.new_zeros(len(pairs)).index_add(0, place, weights[exists])
     number = torch.bincount(pairs // max(count, 1), minlength=size)
     order = torch.argsort(rank_of(pairs, size, count), stable=True)
     pairs, added = pairs[order], added[order]
@@ -89,7 +90,9 @@ def adjoint(table: Table, size: int) -> Table:
     index[slot, target] = pairs % max(count, 1)
     padded = weights.new_zeros(most, size)
     padded[slot, target] = added
-    return Table(index, padded, partial=True)
+    there = torch.zeros(most, size, dtype=torch.bool)
+    there[slot, target] = True
+    return Table(index, padded, there)
 
 
 def rank_of(pairs: Tensor, size: int, count: int) -> Tensor:
@@ -230,6 +233,8 @@ def known(stride: Any) -> int:
 
 def columns_of(lowering: Lowering, table: Table, places: Tensor, axis: Axis) -> list[Column]:
     """The taps of a table. places: [taps, outputs], where in memory what `table.index` means lies."""
+    if table.exists is not None:
+        places = torch.where(table.exists, places, -1)
     near = places.numel() == 0 or int(places.abs().max()) < 2**31
     place = tap_loader(lowering, places.to(torch.int32 if near else torch.int64), axis)
     weight = None if table.weights is None else tap_loader(lowering, table.weights, axis)
@@ -237,8 +242,8 @@ def columns_of(lowering: Lowering, table: Table, places: Tensor, axis: Axis) -> 
     for k in range(table.taps):
         factor = None if weight is None else weight(k)
         exists = None
-        if factor is not None and table.padded[k]:
-            exists = apply("ne", factor, constant(0, factor.dtype))
+        if table.padded[k]:
+            exists = apply("ge", place(k), constant(0, place(k).dtype))
         index = None if exists is not None else on_a_line(places[k], axis)
         if index is None:
             index = Index(((Value(cast(place(k), "int64")), 1),), 0)
