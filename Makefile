@@ -6,7 +6,7 @@
 #   make test     the suite (about 20 minutes on 2 cores, the first time)
 #   make test-networks   whole networks that `make test` leaves out (several minutes)
 #   make check    lint, types and the fast tests (about two minutes once the kernels are cached)
-#   make bench    every benchmark, then the table in README.md: a few hours, less with QUICK=1
+#   make bench    every benchmark, then the table in README.md: takes long, less with QUICK=1
 #   make clean    remove what these commands wrote, .venv included
 #
 # PyPI's torch for Linux is the CUDA build, several GB. The CPU build is enough here:

@@ -12,7 +12,6 @@ steps are also run in float64: that says how far apart two float32 runs may be.
 
 import argparse
 import itertools
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.data import batches, english_bytes
 from benchmarks.gpt import GPTConfig, build_gpt, generate, gpt_loss
-from benchmarks.machine import cxx_compiler, describe_machine
+from benchmarks.machine import cxx_compiler, write_record
 
 console = Console(highlight=False, width=110 if not Console().is_terminal else None)
 
@@ -194,14 +193,15 @@ def write_sample(runner: Runner, config: GPTConfig) -> str:
 def save(runners: list[Runner], directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     plot(runners, directory / "demo.png")
-    record = {"machine": describe_machine(), "threads": torch.get_num_threads()}
-    for runner in runners:
-        record[runner.name] = {
+    entries = {
+        runner.name: {
             "step_seconds": runner.step_seconds,
             "first_step_seconds": runner.compile_seconds,
             "losses": runner.losses,
         }
-    (directory / "demo.json").write_text(json.dumps(record, indent=1))
+        for runner in runners
+    }
+    write_record(directory / "demo.json", entries)
 
 
 def parse() -> argparse.Namespace:

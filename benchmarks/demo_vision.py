@@ -11,7 +11,6 @@ runs may be (see `demo.py`). Ends with an error when pynn's test accuracy is not
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.demo import CHECKED_STEPS, Runner, check_losses, console, kernel_directory
-from benchmarks.machine import describe_machine
+from benchmarks.machine import write_record
 from benchmarks.vision_nets import conv_norm_relu
 
 WANTED_ACCURACY = 0.97
@@ -196,14 +195,15 @@ def plot(runners: list[DigitRunner], path: Path) -> None:
 def save(runners: list[DigitRunner], directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     plot(runners, directory / "demo_vision.png")
-    record = {"machine": describe_machine(), "threads": torch.get_num_threads()}
-    for runner in runners:
-        record[runner.name] = {
+    entries = {
+        runner.name: {
             "epoch_seconds": runner.epoch_seconds,
             "accuracies": runner.accuracies,
             "losses": runner.losses,
         }
-    (directory / "demo_vision.json").write_text(json.dumps(record, indent=1))
+        for runner in runners
+    }
+    write_record(directory / "demo_vision.json", entries)
 
 
 def parse() -> argparse.Namespace:

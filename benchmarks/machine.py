@@ -1,5 +1,6 @@
 """What the figures were measured on: the machine, the versions, and the machine's measured peaks."""
 
+import json
 import os
 import platform
 import shutil
@@ -76,3 +77,9 @@ def measure_peaks() -> dict:
         "flops": 2 * size**3 / seconds_of(lambda: torch.mm(a, b, out=out)),
         "bytes": 2 * source.nbytes / seconds_of(lambda: target.copy_(source)),
     }
+
+
+def write_record(path: Path, entries: dict[str, dict]) -> None:
+    """A demo's results by contender, with the machine and the threads they were had on."""
+    record = {"machine": describe_machine(), "threads": torch.get_num_threads(), **entries}
+    path.write_text(json.dumps(record, indent=1))
