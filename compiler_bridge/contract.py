@@ -95,10 +95,12 @@ def matrix_form(node: Contract) -> MatrixForm | None:
 class IndirectForm(MatrixForm):
     """A product whose A is read where it lies though no stride leads from row to row: each segment of the sum is
     a run of contiguous elements, and a function says where it begins (the windows of a channels-last
-    convolution). m counts `m.axes`, slowest first; m.c is 0 where rows of C are not evenly apart."""
+    convolution). m counts `m.axes`, slowest first; m.c is 0 where rows of C are not evenly apart. k.b is B's stride
+    along the run, b_segment that from segment to segment."""
 
     segments: tuple[Axis, ...] = ()
     run: Axis | None = None
+    b_segment: Size = 0
 
     def places_a(self) -> Expr:
         """Where a row's segment begins: the element of A's buffer, -1 in the padding."""
@@ -157,22 +159,25 @@ def indirect_form(node: Contract) -> IndirectForm | None:
             axis.extent, 1, stride_along(rhs, axis.name), node.store.coefficient(axis.name), (axis,)
         )
 
-    plain = is_plain(rhs)
-    inner = in_order([dimension(a) for a in (*segments, run)], "b") if plain else None
-    if inner is None:
-        plain = False
-        inner = Dimension(size_product(a.extent for a in node.reduce_axes), 1, 1, 0, (*segments, run))
-    columns, batch = (
-        merge_dimensions([dimension(a) for a in kept[side]], "bc" if plain else "c")
-        for side in ((False, True), (True, True))
-    )
+    def columns_and_batch(arrays: str) -> list[list[Dimension]]:
+        return [
+            merge_dimensions([dimension(a) for a in kept[s]], arrays) for s in ((False, True), (True, True))
+        ]
+
+    taps = in_order([dimension(a) for a in segments], "b") if is_plain(rhs) else None
+    columns, batch = columns_and_batch("bc")
+    plain = taps is not None and len(columns) <= 1 and len(batch) <= 1
+    if not plain:
+        columns, batch = columns_and_batch("c")
     if len(columns) > 1 or len(batch) > 1:
         return None
     rows = kept[True, False]
     m = in_order([dimension(a) for a in rows], "c")
     m = m or Dimension(size_product(a.extent for a in rows), 1, 0, 0, tuple(rows))
-    made = (True, not plain)
-    return IndirectForm((ONE, first(batch)), m, first(columns), inner, lhs, rhs, made, segments, run)
+    made, along = (True, not plain), dimension(run).b if plain else 1
+    inner = Dimension(size_product(a.extent for a in node.reduce_axes), 1, along, 0, (*segments, run))
+    step = taps.b if plain and taps is not None else 0
+    return IndirectForm((ONE, first(batch)), m, first(columns), inner, lhs, rhs, made, segments, run, step)
 
 
 def indirect_panels(node: Contract) -> IndirectPanels | None:

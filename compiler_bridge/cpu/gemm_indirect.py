@@ -16,10 +16,11 @@ from functools import cache
 from typing import Any
 
 from compiler_bridge.cpu import gemm_table as slot
-from compiler_bridge.cpu.gemm_batch import block_of_unit, finish_region
+from compiler_bridge.cpu.gemm_batch import block_of_unit, finish_region, matrix_of
 from compiler_bridge.cpu.gemm_callback import call_pack, function_table
 from compiler_bridge.cpu.gemm_micro import zero_of
 from compiler_bridge.cpu.gemm_multiply import pack_panel_of_b, small_panels
+from compiler_bridge.cpu.gemm_pack import pack_taps
 from compiler_bridge.cpu.gemm_plan import (
     ENTRY,
     FEWER_ROWS,
@@ -165,12 +166,20 @@ def write_rows(tile, width, c, places, rows, columns, c_column, accumulate):  # 
 def pack_whole_panel(dtype: str) -> Any:
     """pack(tab, batch, column, panel, thread): a panel of B for all of K, from memory or by the caller's function,
     which counts k through the run and packs it for every segment."""
-    pack_strided = pack_panel_of_b(dtype)
+    width = panel_columns(dtype)
+    find_b, pack_strided, pack_segments = matrix_of("B", dtype), pack_panel_of_b(dtype), pack_taps(dtype)
 
     @outlined_helper
     def pack(tab, batch, column, panel, thread):  # type: ignore[no-untyped-def]
-        count = tab[slot.RUN] if tab[slot.PACK_B] != 0 else tab[slot.K]
-        pack_strided(tab, batch, column, panel, i64(0), count, thread)
+        run, segments = tab[slot.RUN], tab[slot.SEGMENTS]
+        if tab[slot.PACK_B] != 0:
+            pack_strided(tab, batch, column, panel, i64(0), run, thread)
+        elif segments == 1 or tab[slot.B_SEGMENT] == run * tab[slot.B_K]:
+            pack_strided(tab, batch, column, panel, i64(0), tab[slot.K], thread)
+        else:
+            b = offset_pointer(find_b(tab, batch), column * tab[slot.B_COLUMN])
+            strides = tab[slot.B_COLUMN], tab[slot.B_K], tab[slot.B_SEGMENT]
+            pack_segments(panel, b, strides, min(width, tab[slot.N] - column), run, segments)
 
     return pack
 

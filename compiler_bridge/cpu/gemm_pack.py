@@ -16,7 +16,15 @@ from functools import cache
 from typing import Any
 
 from compiler_bridge.cpu.gemm_plan import FEWER_ROWS, ROWS, panel_columns
-from compiler_bridge.cpu.language import i64, load, offset_pointer, outlined_helper, store, transpose8
+from compiler_bridge.cpu.language import (
+    i64,
+    load,
+    offset_pointer,
+    outlined_helper,
+    prefetch,
+    store,
+    transpose8,
+)
 
 K_STEP = 4
 """k that are packed for one panel before going to the next, where lanes are contiguous. Each k is then read as
@@ -25,6 +33,13 @@ a stream; and even where k are a multiple of 4 KiB apart, so few fit into one se
 K_CHUNK = 64
 """k that are packed for one group of lanes before going to the next: the groups write to the same lines, which
 stay in the first-level cache so long (64 x 32 float32 are 8 KiB)."""
+
+FEWEST_TRANSPOSED = 3
+"""As many taps of eight lanes are transposed in registers; fewer are copied one by one."""
+
+TAPS_CHUNK = 16
+"""Elements of a run that are packed for one group of lanes before going to the next, where taps lie side by side:
+the rows of 9 taps (18 KiB) stay in the first-level cache so long."""
 
 GROUP = 8
 """Lanes that are packed together, and k that one transposition in registers takes at a time.
@@ -49,6 +64,8 @@ def transpose_lanes() -> Any:
         lane7 = min(7, lanes - 1) * lane_stride
         whole = k_count // GROUP * GROUP
         for k in range(0, whole, GROUP):
+            for lane in range(lanes):  # what the next chunk reads
+                prefetch(source, k + K_CHUNK + lane * lane_stride)
             columns = transpose8(
                 load(source, k, GROUP),
                 load(source, k + lane1, GROUP),
@@ -113,6 +130,88 @@ def pack_panel(dtype: str) -> Any:
                 group = offset_pointer(source, first * lane_stride + k_begin * k_stride)
                 some = min(GROUP, lanes - first)
                 pack_lanes(offset_pointer(part, first), width, group, lane_stride, k_stride, some, count)
+
+    return pack
+
+
+@cache
+def pack_tap_group() -> Any:
+    """pack(panel, step, source, lane_stride, lanes, taps): up to eight lanes, whose taps lie side by side.
+
+    panel[tap * step + lane] = source[lane * lane_stride + tap]
+    """
+
+    @outlined_helper
+    def pack(panel, step, source, lane_stride, lanes, taps):  # type: ignore[no-untyped-def]
+        lane1, lane2 = min(1, lanes - 1) * lane_stride, min(2, lanes - 1) * lane_stride
+        lane3, lane4 = min(3, lanes - 1) * lane_stride, min(4, lanes - 1) * lane_stride
+        lane5, lane6 = min(5, lanes - 1) * lane_stride, min(6, lanes - 1) * lane_stride
+        lane7 = min(7, lanes - 1) * lane_stride
+        for tap in range(0, taps, GROUP):
+            count = min(GROUP, taps - tap)
+            target = offset_pointer(panel, tap * step)
+            if count < FEWEST_TRANSPOSED:
+                for k in range(count):
+                    for lane in range(lanes):
+                        store(target, k * step + lane, load(source, lane * lane_stride + tap + k))
+                continue
+            columns = transpose8(
+                load(source, tap, GROUP, count),
+                load(source, tap + lane1, GROUP, count),
+                load(source, tap + lane2, GROUP, count),
+                load(source, tap + lane3, GROUP, count),
+                load(source, tap + lane4, GROUP, count),
+                load(source, tap + lane5, GROUP, count),
+                load(source, tap + lane6, GROUP, count),
+                load(source, tap + lane7, GROUP, count),
+            )
+            store(target, 0, columns[0])
+            store(target, step, columns[1])
+            store(target, 2 * step, columns[2])
+            if count > 3:
+                store(target, 3 * step, columns[3])
+            if count > 4:
+                store(target, 4 * step, columns[4])
+            if count > 5:
+                store(target, 5 * step, columns[5])
+            if count > 6:
+                store(target, 6 * step, columns[6])
+            if count > 7:
+                store(target, 7 * step, columns[7])
+
+    return pack
+
+
+@cache
+def pack_taps(dtype: str) -> Any:
+    """pack(panel, source, strides, lanes, run, taps): a panel of B whose k is `taps` runs; strides are those of
+    lanes, along the run, and between taps.
+
+    panel[tap * run + i][lane] = source[lane * lane_stride + i * run_stride + tap * tap_stride]
+    """
+    width = panel_columns(dtype)
+    pack_run, pack_group_of_taps = pack_panel(dtype), pack_tap_group()
+
+    @outlined_helper
+    def pack(panel, source, strides, lanes, run, taps):  # type: ignore[no-untyped-def]
+        lane_stride, run_stride, tap_stride = strides
+        if tap_stride != 1 or lane_stride == 1:
+            for tap in range(taps):
+                target = offset_pointer(panel, tap * run * width)
+                first = offset_pointer(source, tap * tap_stride)
+                pack_run(target, i64(width), first, lane_stride, run_stride, lanes, run)
+            return
+        for begin in range(i64(0), run, TAPS_CHUNK):
+            for first in range(i64(0), lanes, GROUP):
+                group = offset_pointer(source, first * lane_stride)
+                some = min(GROUP, lanes - first)
+                for i in range(begin, min(begin + TAPS_CHUNK, run)):
+                    for lane in range(some):  # what the next chunk reads
+                        prefetch(group, (i + TAPS_CHUNK) * run_stride + lane * lane_stride)
+                    target = offset_pointer(panel, i * width + first)
+                    pack_group_of_taps(
+                        target, run * width, offset_pointer(group, i * run_stride), lane_stride, some, taps
+                    )
 
     return pack
 

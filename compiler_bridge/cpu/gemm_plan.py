@@ -316,12 +316,14 @@ def plan_indirect(
     c_column: int,
     threads: int,
     *,
+    b_segment: int = 0,
     has_pack_b: bool = False,
     b_prepacked: bool = False,
 ) -> GemmPlan:
     """Plan a product whose K is `segments` runs of `run` elements of A, found by a function (`gemm_indirect`).
 
-    Args:    b_strides: outer, inner, k, column; k counts segment * run + element
+    Args:    b_strides: outer, inner, element of the run, column
+             b_segment: stride of B from one segment to the next
              b_prepacked: as for `plan_gemm`
     """
     b: Any = tuple(b_strides)
@@ -346,8 +348,8 @@ def plan_indirect(
     scratch = scratch_panel + (panel_bytes if local else 0)
     table = problem.table(False) | {
         "ROW_BLOCKS": row_blocks, "COLUMN_BLOCKS": column_blocks, "SEGMENTS": segments, "RUN": run,
-        "SEGMENT_BLOCK": max(1, MAX_SHARED_K_BYTES // itemsize // max(1, run)), "B_IS_PACKED": int(not local),
-        "B_BATCHES": b_batches, "SCRATCH_B": scratch_b, "SCRATCH_PANEL": scratch_panel, "SCRATCH_BYTES": scratch,
+        "SEGMENT_BLOCK": max(1, MAX_SHARED_K_BYTES // itemsize // max(1, run)), "B_SEGMENT": b_segment,
+        "B_IS_PACKED": int(not local), "B_BATCHES": b_batches, "SCRATCH_B": scratch_b, "SCRATCH_PANEL": scratch_panel, "SCRATCH_BYTES": scratch,
     }  # fmt: skip
     entries = (GemmEntry("indirect", batch * row_blocks * column_blocks),)
     if not local and not b_prepacked:

@@ -27,6 +27,7 @@ SLOTS = (
     "PACK_B", "PACK_B_TABLE",
     "EPILOGUE", "EPILOGUE_TABLE",       # function called on each finished region of C (0: none)
     "SEGMENTS", "RUN",                  # `indirect`: K is so many segments of so many contiguous elements of A
+    "B_SEGMENT",                        # `indirect`: stride of B between segments; B_K is that along the run
     "SCRATCH_PANEL",                    # `indirect`: bytes from the start of a thread's scratch to its panel of B
     "SEGMENT_BLOCK",                    # segments summed in registers at a time
     "PLACES_A", "PLACES_A_TABLE",       # functions that say where segments of A and rows of C begin, their tables
@@ -63,6 +64,6 @@ SLOT = {name: index for index, name in enumerate(SLOTS)}
     ACCUMULATE, ROW_BLOCKS, COLUMN_BLOCKS, K_BLOCK, B_IS_PACKED, B_BATCHES, WORKSPACE,
     SCRATCH, SCRATCH_BYTES, SCRATCH_B, SWAPPED,
     PACK_A, PACK_A_TABLE, PACK_B, PACK_B_TABLE, EPILOGUE, EPILOGUE_TABLE,
-    SEGMENTS, RUN, SCRATCH_PANEL, SEGMENT_BLOCK, PLACES_A, PLACES_A_TABLE, PLACES_C, PLACES_C_TABLE,
+    SEGMENTS, RUN, B_SEGMENT, SCRATCH_PANEL, SEGMENT_BLOCK, PLACES_A, PLACES_A_TABLE, PLACES_C, PLACES_C_TABLE,
     PLACES_B, PLACES_B_TABLE,
 ) = range(len(SLOTS))  # fmt: skip

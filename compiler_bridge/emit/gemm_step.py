@@ -84,7 +84,7 @@ def plan_indirect_form(
     b_strides = (0, 0, 0, 0) if form.made[1] else (0, *map(size, (batch.b, form.k.b, form.n.b)))
     return plan_indirect(
         m, n, segments, length, size(batch.extent), dtype, b_strides, size(form.n.c), threads,
-        has_pack_b=form.made[1], b_prepacked=b_prepacked,
+        b_segment=size(form.b_segment), has_pack_b=form.made[1], b_prepacked=b_prepacked,
     )  # fmt: skip
 
 
