@@ -277,7 +277,7 @@ def multiply_block(dtype: str) -> Any:
 
 @cache
 def indirect_kernel(dtype: str) -> Any:
-    """Kernel over the blocks of C: [batch][column block][row block]. B is packed (`pack_b`)."""
+    """Kernel over the blocks of C, [batch][column block][row block], which threads take in turn."""
     assert dtype == compute_dtype(dtype), "16-bit operands are widened first"
     width, zero = panel_columns(dtype), zero_of(dtype)
     multiply, find_block = multiply_block(dtype), block_of_unit(dtype)
@@ -290,8 +290,10 @@ def indirect_kernel(dtype: str) -> Any:
             store(tile_places, row, i64(row * width))
         for k in range(tab[slot.RUN]):
             store(zeros, k, zero)
+        turns = tab[slot.TURNS]
         for unit in range(begin, end):
-            batch, row_begin, row_end, column_begin, column_end = find_block(tab, unit)
+            block = unit % turns * tab[slot.THREADS] + unit // turns
+            batch, row_begin, row_end, column_begin, column_end = find_block(tab, block)
             multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread)
 
     return gemm_indirect

@@ -50,6 +50,9 @@ from compiler_bridge.cpu.language import (
 PACK_K_STEP = 128
 """How much of k is packed for one panel of B before going to the next one: bounds the pages in use."""
 
+SEGMENTS_FOUND = TILE_BYTES // (ENTRY * 8)
+"""Segments whose places are found at a time: so many have room."""
+
 
 @cache
 def pack_panel_of_runs(dtype: str) -> Any:
@@ -73,19 +76,21 @@ def pack_panel_of_runs(dtype: str) -> Any:
         run, b = tab[slot.RUN], pointer(tab, slot.B, dtype)
         scratch = tab[slot.SCRATCH] + thread * tab[slot.SCRATCH_BYTES]
         places = pointer_at(scratch, "int64")  # where the register tile's scratch is, which is not in use now
-        lane = i64(0)
-        while lane < columns:
-            segment = (column + lane) // run
-            first = column + lane - segment * run
-            part = min(run - first, columns - lane)
+        last_segment = (column + columns - 1) // run + 1
+        for first_segment in range(column // run, last_segment, SEGMENTS_FOUND):
+            segments = min(SEGMENTS_FOUND, last_segment - first_segment)
             for k in range(i64(0), k_count, ENTRY):
                 count = min(ENTRY, k_count - k)
                 call_pack(
                     tab[slot.PLACES_B], function_table(tab, slot.PLACES_B_TABLE), address_of(places),
-                    batch * tab[slot.K] + k_begin + k, count, segment, i64(1), thread,
+                    batch * tab[slot.K] + k_begin + k, count, first_segment, segments, thread,
                 )  # fmt: skip
-                copy_part(b, places, count, first, part, offset_pointer(panel, k * width + lane))
-            lane += part
+                for segment in range(segments):
+                    start = (first_segment + segment) * run - column  # lane at which the segment begins
+                    lane = max(0, start)
+                    part = min(start + run, columns) - lane
+                    target = offset_pointer(panel, k * width + lane)
+                    copy_part(b, offset_pointer(places, segment * ENTRY), count, lane - start, part, target)
 
     return pack
 
@@ -297,27 +302,48 @@ def steps_ahead(dtype: str) -> Any:
 
 
 @cache
+def sums_of_part(dtype: str) -> Any:
+    """find(tab, batch, part): where the sums over a part of K go, and how far apart its rows and columns are: C for
+    part 0, else the workspace."""
+    compute = compute_dtype(dtype)
+    find_c = matrix_of("C", compute)
+    itemsize = 8 if compute == "float64" else 4
+
+    @outlined_helper
+    def find(tab, batch, part):  # type: ignore[no-untyped-def]
+        if part == 0:
+            return find_c(tab, batch), (tab[slot.C_ROW], tab[slot.C_COLUMN])
+        place = tab[slot.PARTIAL] + (part - 1) * tab[slot.M] * tab[slot.N] * itemsize
+        return pointer_at(tab[slot.WORKSPACE] + place, compute), (tab[slot.N], i64(1))
+
+    return find
+
+
+@cache
 def multiply_tile(dtype: str) -> Any:
-    """multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread): one tile of C."""
+    """multiply(tab, batch, part, row_begin, row_end, column_begin, column_end, thread): one tile of C, the sum over
+    one part of K."""
     compute = compute_dtype(dtype)
     width = panel_columns(dtype)
     region_elements = REGION_BYTES // (8 if compute == "float64" else 4)
-    find_b, find_c = matrix_of("B", dtype), matrix_of("C", compute)
+    find_b, find_sums = matrix_of("B", dtype), sums_of_part(dtype)
     find_block, find_panel, find_steps = block_of_a(dtype), panel_of_b(dtype), steps_ahead(dtype)
     multiply_columns = multiply_panel(dtype)
 
     @outlined_helper
-    def multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread):  # type: ignore[no-untyped-def]
-        k_total, steps = tab[slot.K], (tab[slot.C_ROW], tab[slot.C_COLUMN])
+    def multiply(tab, batch, part, row_begin, row_end, column_begin, column_end, thread):  # type: ignore[no-untyped-def]
+        k_first = part * tab[slot.K_PART]
+        k_total = min(tab[slot.K], k_first + tab[slot.K_PART])
+        c, steps = find_sums(tab, batch, part)
         scratch = tab[slot.SCRATCH] + thread * tab[slot.SCRATCH_BYTES]
         tile, a_scratch = pointer_at(scratch, compute), pointer_at(scratch + TILE_BYTES, compute)
-        b_matrix, c_rows = find_b(tab, batch), offset_pointer(find_c(tab, batch), row_begin * steps[0])
+        b_matrix, c_rows = find_b(tab, batch), offset_pointer(c, row_begin * steps[0])
         line_step, lane_step, part_step = find_steps(tab)
         rows, all_columns = row_end - row_begin, column_end - column_begin
         # once even when K is 0: C becomes 0
-        for k_begin in range(i64(0), max(k_total, 1), tab[slot.K_BLOCK]):
-            k_count = min(tab[slot.K_BLOCK], k_total - k_begin)
-            accumulate = i64(1) if k_begin > 0 else tab[slot.ACCUMULATE]
+        for k_begin in range(k_first, max(k_total, k_first + 1), tab[slot.K_BLOCK]):
+            k_count = max(0, min(tab[slot.K_BLOCK], k_total - k_begin))
+            accumulate = i64(1) if k_begin > k_first else tab[slot.ACCUMULATE] if part == 0 else i64(0)
             block = find_block(
                 tab, batch, row_begin, row_end, all_columns, a_scratch, k_begin, k_count, thread
             )
@@ -333,7 +359,7 @@ def multiply_tile(dtype: str) -> Any:
                 )
                 done = column + columns
                 is_whole = done == column_end or (done + width - finished) * rows > region_elements
-                if is_whole and k_begin + k_count >= k_total:
+                if is_whole and k_begin + k_count >= k_total and tab[slot.K_PARTS] == 1:
                     finish_region(tab, batch, row_begin, row_end, finished, done)
                     finished = done
 
@@ -342,13 +368,51 @@ def multiply_tile(dtype: str) -> Any:
 
 @cache
 def multiply_kernel(dtype: str) -> Any:
-    """Kernel over the tiles of C: [batch][column block][row block]."""
+    """Kernel over the tiles of C: [batch][column block][row block], or over those of every part of K."""
     multiply, find_block = multiply_tile(dtype), block_of_unit(dtype)
 
     @kernel
     def gemm_multiply(tab, begin, end, thread):  # type: ignore[no-untyped-def]
         for unit in range(begin, end):
             batch, row_begin, row_end, column_begin, column_end = find_block(tab, unit)
-            multiply(tab, batch, row_begin, row_end, column_begin, column_end, thread)
+            part = i64(0)
+            if tab[slot.K_PARTS] > 1:
+                batch, part = part, batch
+            multiply(tab, batch, part, row_begin, row_end, column_begin, column_end, thread)
 
     return gemm_multiply
+
+
+@cache
+def sum_parts_kernel(dtype: str) -> Any:
+    """Kernel over the rows of C: adds the sums of parts 1, 2 ... of K to those of part 0, which are in C."""
+    compute = compute_dtype(dtype)
+    width = panel_columns(dtype)
+    region_elements = REGION_BYTES // (8 if compute == "float64" else 4)
+    find_sums = sums_of_part(dtype)
+
+    @outlined_helper
+    def add_row(c, c_column, partial, columns):  # type: ignore[no-untyped-def]
+        done = i64(0)
+        if c_column == 1:
+            done = columns // width * width
+            for column in range(i64(0), done, width):
+                store(c, column, load(c, column, width) + load(partial, column, width))
+        for column in range(done, columns):
+            store(c, column * c_column, load(c, column * c_column) + load(partial, column))
+
+    @kernel
+    def gemm_sum_parts(tab, begin, end, thread):  # type: ignore[no-untyped-def]
+        n = tab[slot.N]
+        rows = max(1, region_elements // n)
+        for first in range(begin, end, rows):
+            last = min(end, first + rows)
+            for part in range(i64(1), tab[slot.K_PARTS]):
+                c, steps = find_sums(tab, i64(0), i64(0))
+                partial, part_steps = find_sums(tab, i64(0), part)
+                for row in range(first, last):
+                    source = offset_pointer(partial, row * part_steps[0])
+                    add_row(offset_pointer(c, row * steps[0]), steps[1], source, n)
+            finish_region(tab, i64(0), first, last, i64(0), n)
+
+    return gemm_sum_parts

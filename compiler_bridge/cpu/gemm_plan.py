@@ -17,7 +17,7 @@ from compiler_bridge.cpu.gemm_table import SLOTS
 from compiler_bridge.cpu.host import NATIVE_LANES, cache_bytes
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-KERNELS = ("pack_b", "multiply", "pack_indirect", "indirect", "dot", "axpy")
+KERNELS = ("pack_b", "multiply", "sum_parts", "pack_indirect", "indirect", "dot", "axpy")
 
 ROWS = 6
 """Rows of a packed panel of A, padded where there are fewer."""
@@ -30,6 +30,10 @@ FEWER_ROWS = 4
 
 TILE_BYTES = 1024
 """Scratch for one register tile, before everything else a thread keeps there: whole cache lines."""
+
+LONG_SUM = 8
+"""Threads share out K, not C, where K is so many times longer than C is wide: each then packs its own part of A
+and B, which costs more than to add up their sums."""
 
 LINE = 64
 """Bytes of a cache line."""
@@ -282,12 +286,15 @@ def _plan_packed(problem: _Problem, swapped: bool) -> GemmPlan:
     width = panel_columns(problem.dtype)
     panels = _divide_up(problem.n, width)
     found = problem.run > 0  # all of B packed would be a copy of a convolution's windows
-    row_blocks, column_blocks = _blocks(problem, panels, MAX_ROWS_OF_FOUND_B if found else MAX_BLOCK_ROWS)
+    most_rows = MAX_ROWS_OF_FOUND_B if found else MAX_BLOCK_ROWS
+    parts = _parts_of_k(problem)
+    k_part = _round_up(_divide_up(problem.k, parts), 8)
+    row_blocks, column_blocks = _blocks(problem if parts == 1 else replace(problem, threads=1), panels, most_rows)
     shared_b = problem.b[0] == 0 and problem.b[1] == 0 and not problem.has_pack_b
     local = found or (row_blocks == 1 and not problem.b_prepacked and (problem.batch == 1 or not shared_b))
     b_batches = 1 if shared_b else problem.batch
-    k_blocks = max(1, _divide_up(problem.k, _max_k_block(width, itemsize, local and not found)))
-    k_block = max(1, min(problem.k, _round_up(_divide_up(problem.k, k_blocks), 8)))
+    k_blocks = max(1, _divide_up(k_part, _max_k_block(width, itemsize, local and not found)))
+    k_block = max(1, min(k_part, _round_up(_divide_up(k_part, k_blocks), 8)))
     block_rows = _divide_up(problem.m, row_blocks)
     # room for two rows more: rows are cut unevenly by at most two
     block_bytes = (_divide_up(block_rows + 2, ROWS) * ROWS * k_block + 8) * itemsize
@@ -295,14 +302,24 @@ def _plan_packed(problem: _Problem, swapped: bool) -> GemmPlan:
     scratch = scratch_b + _round_up(width * k_block * itemsize, LINE)
     table = problem.table(swapped) | {
         "ROW_BLOCKS": row_blocks, "COLUMN_BLOCKS": column_blocks, "K_BLOCK": k_block,
-        "B_IS_PACKED": int(not local), "B_BATCHES": b_batches,
+        "K_PARTS": parts, "K_PART": k_part, "B_IS_PACKED": int(not local), "B_BATCHES": b_batches,
         "SCRATCH_B": scratch_b, "SCRATCH_BYTES": scratch,
     }  # fmt: skip
-    entries = (GemmEntry("multiply", problem.batch * row_blocks * column_blocks),)
+    entries = (GemmEntry("multiply", problem.batch * parts * row_blocks * column_blocks),)
     if not local and not problem.b_prepacked:
         entries = (GemmEntry("pack_b", b_batches * panels), *entries)
     workspace = 0 if local else b_batches * panels * width * problem.k * itemsize
+    if parts > 1:
+        entries = (*entries, GemmEntry("sum_parts", problem.m))
+        table |= {"PARTIAL": _round_up(workspace, LINE)}
+        workspace = table["PARTIAL"] + (parts - 1) * problem.m * problem.n * itemsize
     return GemmPlan(problem.dtype, entries, table, workspace, scratch, problem.threads)
+
+
+def _parts_of_k(problem: _Problem) -> int:
+    """How many threads share out K, 1 where they share out C."""
+    is_long = problem.k >= LONG_SUM * max(problem.m, problem.n)
+    return problem.threads if is_long and problem.batch == 1 and not problem.b_prepacked else 1
 
 
 def plan_indirect(
@@ -351,7 +368,11 @@ def plan_indirect(
         "SEGMENT_BLOCK": max(1, MAX_SHARED_K_BYTES // itemsize // max(1, run)), "B_SEGMENT": b_segment,
         "B_IS_PACKED": int(not local), "B_BATCHES": b_batches, "SCRATCH_B": scratch_b, "SCRATCH_PANEL": scratch_panel, "SCRATCH_BYTES": scratch,
     }  # fmt: skip
-    entries = (GemmEntry("indirect", batch * row_blocks * column_blocks),)
+    units = batch * row_blocks * column_blocks
+    # rows of one phase of a stride follow each other, and some have more taps than others
+    table["THREADS"] = problem.threads if units % problem.threads == 0 else 1
+    table["TURNS"] = units // table["THREADS"]
+    entries = (GemmEntry("indirect", units),)
     if not local and not b_prepacked:
         entries = (GemmEntry("pack_indirect", b_batches * panels), *entries)
     workspace = 0 if local else b_batches * panels * panel_bytes
@@ -457,6 +478,7 @@ def kernel_function(name: str, dtype: str) -> Callable[..., Any]:
     kernels = {
         "pack_b": gemm_multiply.pack_b_kernel,
         "multiply": gemm_multiply.multiply_kernel,
+        "sum_parts": gemm_multiply.sum_parts_kernel,
         "pack_indirect": gemm_indirect.pack_indirect_kernel,
         "indirect": gemm_indirect.indirect_kernel,
         "dot": gemm_dot.dot_kernel,

@@ -17,6 +17,8 @@ SLOTS = (
     "ACCUMULATE",                       # 1: C += A B, 0: C = A B (C is not read)
     "ROW_BLOCKS", "COLUMN_BLOCKS",      # the tiles of C that threads share out
     "K_BLOCK",                          # K is summed this many at a time
+    "K_PARTS", "K_PART",                # threads share out K in so many parts of so many (the last may be shorter)
+    "PARTIAL",                          # bytes from WORKSPACE to the sums of part 1, 2 ...: [part - 1][M][N]
     "B_IS_PACKED",                      # 1: WORKSPACE holds B in panels, 0: each tile packs its own
     "B_BATCHES",                        # how many packed B there are: the batch, or 1 if all share one B
     "WORKSPACE",                        # address of packed B: [B_BATCHES][panel][K][columns of a panel]
@@ -30,6 +32,7 @@ SLOTS = (
     "B_SEGMENT",                        # `indirect`: stride of B between segments; B_K is that along the run
     "SCRATCH_PANEL",                    # `indirect`: bytes from the start of a thread's scratch to its panel of B
     "SEGMENT_BLOCK",                    # segments summed in registers at a time
+    "THREADS", "TURNS",                 # `indirect`: so many threads take units in turn, so many each
     "PLACES_A", "PLACES_A_TABLE",       # functions that say where segments of A and rows of C begin, their tables
     "PLACES_C", "PLACES_C_TABLE",
     "PLACES_B", "PLACES_B_TABLE",       # function that says where segments of columns of B begin (0: PACK_B or strides)
@@ -61,9 +64,10 @@ SLOT = {name: index for index, name in enumerate(SLOTS)}
 (
     A, B, C, M, N, K, BATCH_OUTER, BATCH_INNER,
     A_OUTER, A_INNER, A_ROW, A_K, B_OUTER, B_INNER, B_K, B_COLUMN, C_OUTER, C_INNER, C_ROW, C_COLUMN,
-    ACCUMULATE, ROW_BLOCKS, COLUMN_BLOCKS, K_BLOCK, B_IS_PACKED, B_BATCHES, WORKSPACE,
+    ACCUMULATE, ROW_BLOCKS, COLUMN_BLOCKS, K_BLOCK, K_PARTS, K_PART, PARTIAL, B_IS_PACKED, B_BATCHES, WORKSPACE,
     SCRATCH, SCRATCH_BYTES, SCRATCH_B, SWAPPED,
     PACK_A, PACK_A_TABLE, PACK_B, PACK_B_TABLE, EPILOGUE, EPILOGUE_TABLE,
-    SEGMENTS, RUN, B_SEGMENT, SCRATCH_PANEL, SEGMENT_BLOCK, PLACES_A, PLACES_A_TABLE, PLACES_C, PLACES_C_TABLE,
+    SEGMENTS, RUN, B_SEGMENT, SCRATCH_PANEL, SEGMENT_BLOCK, THREADS, TURNS,
+    PLACES_A, PLACES_A_TABLE, PLACES_C, PLACES_C_TABLE,
     PLACES_B, PLACES_B_TABLE,
 ) = range(len(SLOTS))  # fmt: skip
