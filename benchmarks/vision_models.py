@@ -68,7 +68,11 @@ def draw_masks(size: Size) -> Callable[[int, int, int], Batch]:
 
 
 def classifier(name: str, model: torch.nn.Module, size: Size) -> Workload:
-    """A model of `transformers` that computes its own loss."""
+    """A model of `transformers` that computes its own loss.
+
+    Its first call would otherwise work the kind of problem out and note it, and the second compile again.
+    """
+    model.config.problem_type = "single_label_classification"  # pyright: ignore
     return Workload(name, model, draw_classes(size), model_loss, without_labels)
 
 

@@ -289,7 +289,9 @@ def _plan_packed(problem: _Problem, swapped: bool) -> GemmPlan:
     most_rows = MAX_ROWS_OF_FOUND_B if found else MAX_BLOCK_ROWS
     parts = _parts_of_k(problem)
     k_part = _round_up(_divide_up(problem.k, parts), 8)
-    row_blocks, column_blocks = _blocks(problem if parts == 1 else replace(problem, threads=1), panels, most_rows)
+    row_blocks, column_blocks = _blocks(
+        problem if parts == 1 else replace(problem, threads=1), panels, most_rows
+    )
     shared_b = problem.b[0] == 0 and problem.b[1] == 0 and not problem.has_pack_b
     local = found or (row_blocks == 1 and not problem.b_prepacked and (problem.batch == 1 or not shared_b))
     b_batches = 1 if shared_b else problem.batch
@@ -366,7 +368,8 @@ def plan_indirect(
     table = problem.table(False) | {
         "ROW_BLOCKS": row_blocks, "COLUMN_BLOCKS": column_blocks, "SEGMENTS": segments, "RUN": run,
         "SEGMENT_BLOCK": max(1, MAX_SHARED_K_BYTES // itemsize // max(1, run)), "B_SEGMENT": b_segment,
-        "B_IS_PACKED": int(not local), "B_BATCHES": b_batches, "SCRATCH_B": scratch_b, "SCRATCH_PANEL": scratch_panel, "SCRATCH_BYTES": scratch,
+        "B_IS_PACKED": int(not local), "B_BATCHES": b_batches, "SCRATCH_B": scratch_b,
+        "SCRATCH_PANEL": scratch_panel, "SCRATCH_BYTES": scratch,
     }  # fmt: skip
     units = batch * row_blocks * column_blocks
     # rows of one phase of a stride follow each other, and some have more taps than others

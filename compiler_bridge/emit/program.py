@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from compiler_bridge import program as p
 from compiler_bridge.contract import IndirectForm, IndirectPanels, MatrixForm, packed_form
 from compiler_bridge.emit.epilogue import EpilogueWriter, place_of_product
+from compiler_bridge.emit.functions import ModuleFunctions, append_size
 from compiler_bridge.emit.kernel import INDENT, KernelCode, KernelWriter, combine_nodes
 from compiler_bridge.emit.names import MODULE_HEADER, PHILOX_IMPORT, Names
 from compiler_bridge.emit.once import Once
@@ -67,8 +67,7 @@ class ProgramBuilder:
         self.reads = [{name for node in group.nodes for name in node_reads(node)} for group in groups]
         self.dtypes = {n: b.dtype for n, b in graph.buffers.items()}
         self.even = frozenset(n for n, b in graph.buffers.items() if is_even(b.numel()))
-        self.functions: dict[str, str] = {}  # source -> kernel name
-        self.sources: list[str] = []
+        self.functions = ModuleFunctions()
         self.steps: list[Any] = []
         self.kernels: list[KernelInfo] = []
         self.extra: list[p.Buffer] = []
@@ -90,7 +89,8 @@ class ProgramBuilder:
             else:
                 self.build_group(group, outputs)
         title = f"{self.name}: {len(self.kernels)} kernels"
-        kernels = "".join(self.sources)
+        self.functions.share_sizes()
+        kernels = self.functions.source()
         imports = PHILOX_IMPORT if "philox_uniform" in kernels else ""
         source = MODULE_HEADER.format(title=title, description=self.description(), imports=imports) + kernels
         inputs = [self.input_spec(i, name) for i, name in enumerate(self.graph.inputs)]
@@ -187,14 +187,8 @@ class ProgramBuilder:
             self.add_kernel(write_scan(node, self.dtypes, self.graph.symbol_hints), [node], [])
 
     def add_function(self, lines: list[str], nodes: list[Any], parameters: str) -> str:
-        """The name of a function of the module with this body; equal bodies share one."""
-        body = "\n".join(lines)
-        name = self.functions.get(body)
-        if name is None:
-            name = f"k{len(self.functions)}_{main_op(nodes)}_{hashlib.sha256(body.encode()).hexdigest()[:8]}"
-            self.functions[body] = name
-            self.sources.append(f"\n\n@kernel\ndef {name}(tab, {parameters}):\n{docstring(nodes)}{body}\n")
-        return name
+        """The name of a function of the module with this body."""
+        return self.functions.add(lines, main_op(nodes), docstring(nodes), parameters)
 
     def add_kernel(self, code: KernelCode, nodes: list[Any], notes: list[str]) -> None:
         name = self.add_function(code.body, nodes, "begin, end, thread")
@@ -204,6 +198,7 @@ class ProgramBuilder:
             self.extra.append(p.Buffer(buffer, DTYPES[dtype], elements, "thread_scratch"))
             arguments.append(p.PointerArgument(buffer))
         arguments += [p.SizeArgument(size) for size in code.names.sizes]
+        self.functions.called_with(name, len(arguments), append_size(arguments))
         self.steps.append(p.KernelStep(name, arguments, code.length, code.grain, main_op(nodes)))
         self.kernels.append(KernelInfo(name, nodes, notes))
 
@@ -308,7 +303,9 @@ class ProgramBuilder:
     def function_of(self, name: str, names: Names) -> Function:
         from compiler_bridge.emit.gemm_step import Function
 
-        return Function(name, [self.resolve(buffer) for buffer in names.pointers], list(names.sizes))
+        function = Function(name, [self.resolve(buffer) for buffer in names.pointers], list(names.sizes))
+        self.functions.called_with(name, len(function.buffers) + len(function.sizes), function.sizes.append)
+        return function
 
     def reuse_products(self) -> None:
         """A product only its epilogue reads is made where the epilogue's result goes."""
