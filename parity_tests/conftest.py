@@ -1,16 +1,25 @@
 """Shared by every test: quiet, deterministic, one thread a worker, and no state of Dynamo's left behind."""
 
+import gc
 import warnings
 import weakref
 
 import pytest
 import torch
 
+from parity_tests.cases import seed
+
+
+def pytest_collection_finish(session):
+    """What imports and collection made lives as long as the process; collections need not look at it each time."""
+    gc.collect()
+    gc.freeze()
+
 
 @pytest.fixture(autouse=True)
 def clean_state():
     """Start from a fixed seed; forget compiled graphs afterwards, so that none meets the recompile limit."""
-    torch.manual_seed(0)
+    seed(0)
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")
