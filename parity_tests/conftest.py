@@ -10,15 +10,17 @@ import torch._dynamo.guards
 
 from parity_tests.cases import seed
 
-
 # Dynamo measures how long a new graph's guards take, after it has flushed the processor's caches: 20 ms a graph.
 torch._dynamo.guards.profile_guard_manager = lambda *_: 0.0
+
+gc.disable()  # until collection is over: all that it makes, stays
 
 
 def pytest_collection_finish(session):
     """What imports and collection made stays: the garbage collector need not look through it again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,6 @@ def torch_runs_directly(monkeypatch):
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
 
 
-
 # ---- score functions and masks: (table, score, b, h, q, k) -> score and (b, h, q, k) -> bool --------------
 
 DOCUMENT_OF = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
@@ -155,6 +154,7 @@ def small():
     return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
 
+@pytest.mark.slow
 def test_all_derivatives():
     torch.manual_seed(0)
     options = {"check_forward_ad": True, "check_batched_grad": True}
@@ -186,7 +186,10 @@ def test_torch_refuses_the_gradient_on_the_cpu():
     assert all(x.grad is not None for x in (q, k, v))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "pynn"])
+SLOW_BACKENDS = [pytest.param(name, marks=pytest.mark.slow) for name in ("eager", "aot_eager")]
+
+
+@pytest.mark.parametrize("backend", [*SLOW_BACKENDS, "pynn"])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_compiled(backend, requires_grad):
     torch._dynamo.reset()

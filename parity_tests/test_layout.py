@@ -227,7 +227,9 @@ def test_contiguous(name: str, graphs: list[tuple[str, torch.fx.GraphModule]]):
 
 
 @pytest.mark.parametrize("name", [name for name, (_, shape) in NETS.items() if len(shape) == 4])
-@pytest.mark.parametrize("weights", [torch.contiguous_format, LAST])
+@pytest.mark.parametrize(
+    "weights", [pytest.param(torch.contiguous_format, marks=pytest.mark.slow), LAST], ids=str
+)
 def test_channels_last_input(name: str, weights: torch.memory_format):
     net, shape = NETS[name]
     if "view" in name or name in KEPT:
@@ -253,6 +255,7 @@ def test_gradients_of_parameters_have_their_strides():
         assert parameter.grad is not None and parameter.grad.stride() == parameter.stride()
 
 
+@pytest.mark.slow
 def test_dynamic_shapes():
     net, _ = NETS["view"]
     compiled = pynn.compile(net, strict=True, dynamic=True)

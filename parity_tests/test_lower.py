@@ -97,7 +97,7 @@ COMPILED = [
 ]
 
 
-@pytest.mark.parametrize("executor", ["python", "numba"])
+@pytest.mark.parametrize("executor", [pytest.param("python", marks=pytest.mark.slow), "numba"])
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_row_computes_what_torch_does(name: str, executor: str) -> None:
     in_executor_process(executor, run_compiled, name)
