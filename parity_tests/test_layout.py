@@ -247,12 +247,18 @@ def test_copies_of_a_chain():
     assert copies(graphs["forward"]) == 0
 
 
-def test_gradients_of_parameters_have_their_strides():
-    """Exactly: torch's optimizers take a slower way for 1x1 kernels with strides of another order."""
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_of_parameters_have_their_strides(
+    autocast: bool, graphs: list[tuple[str, torch.fx.GraphModule]]
+):
+    """Exactly: torch's optimizers take a slower way for 1x1 kernels with strides of another order. Without a copy."""
     net = Net(lambda x, a, b: b(a(x)).mean(), a=conv(3, 6, 1), b=conv(6, 4, 3))
-    pynn.compile(net, strict=True)(draw(2, 3, 6, 5)).backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = pynn.compile(net, strict=True)(draw(2, 3, 6, 5))
+    loss.backward()
     for parameter in net.parameters():
         assert parameter.grad is not None and parameter.grad.stride() == parameter.stride()
+    assert copies(dict(graphs)["backward"]) == 1  # the incoming gradient
 
 
 @pytest.mark.slow
