@@ -60,12 +60,13 @@ def fake_mode_of(x: Tensor) -> Any:
 
 def from_convolution(gradient: fx.Node) -> list[fx.Node]:
     """The convolution_backward whose result this is, that result, and its casts; none where others use them too."""
-    chain = [gradient]
+    chain: list[Any] = [gradient]
     while chain[0].target in CASTS and "memory_format" not in chain[0].kwargs:
         chain.insert(0, chain[0].all_input_nodes[0])
     source: Any = chain[0].args[0] if chain[0].target is operator.getitem else None
-    made = source is not None and source.target is aten.convolution_backward.default
-    return [source, *chain] if made and all(len(node.users) == 1 for node in chain) else []
+    if source is None or source.target is not aten.convolution_backward.default:
+        return []
+    return [source, *chain] if all(len(node.users) == 1 for node in chain) else []
 
 
 def laid_out(graph: fx.Graph, output: fx.Node, primal: Tensor, gradient: fx.Node) -> fx.Node:
