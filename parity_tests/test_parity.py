@@ -20,7 +20,8 @@ from parity_tests.waiting import operations_without_lowering
 
 ROWS = defined_rows()
 MODULES = [row for row in ROWS if row.is_module]
-# Rows whose kernels `make check` compiles; the others wait for `make test`.
+# Rows whose kernels `make check` compiles (test_ops runs generated code as plain Python); the others wait for
+# `make test`.
 FAST = {"functional.softmax", "functional.gelu", "functional.layer_norm", "functional.linear"}
 # Modules made of layers that have rows of their own.
 STACKS = {"nn.Transformer", "nn.TransformerEncoder", "nn.TransformerDecoder"}
@@ -43,7 +44,7 @@ def accuracy_parameters() -> list:
                     continue
                 fast = dtype is torch.float32 and (
                     (executor == "eager" and row.name.count(".") == 1 and row.name not in STACKS)
-                    or row.name in FAST
+                    or (executor in ("ir", "numba") and row.name in FAST)
                 )
                 name = f"{row.name}-{executor}-{str(dtype).removeprefix('torch.')}"
                 marks = [] if fast else [pytest.mark.slow]
