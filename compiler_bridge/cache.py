@@ -87,7 +87,8 @@ def directory_is_usable() -> bool:
 
 def holds_machine_code() -> bool:
     """Whether any kernel was ever compiled into the directory."""
-    return next((cache_directory() / "machine").glob("*.o"), None) is not None
+    with os.scandir(cache_directory() / "machine") as entries:  # a glob would list all of them first
+        return any(entry.name.endswith(".o") for entry in entries)
 
 
 def write_atomically(path: Path, content: bytes) -> bool:

@@ -1,7 +1,7 @@
 """Short loops whose turns read the same elements are written out, so that each element is read once.
 
-    for q: for r in range(2): out[2 q + r] = f(x[q], x[q + r])
-    ->  for q: out[2 q] = f(x[q], x[q]);  out[2 q + 1] = f(x[q], x[q + 1])
+    for q: for r in range(2): out[2 q + r] = f(r, x[q], x[q + 1])
+    ->  for q: out[2 q] = f(0, x[q], x[q + 1]);  out[2 q + 1] = f(1, x[q], x[q + 1])
 
 What depends on r alone becomes a constant: conditions fold, indices become affine.
 """

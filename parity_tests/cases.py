@@ -9,6 +9,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -139,13 +140,14 @@ class Row:
         return [samples[round(i * step)] for i in range(most)]
 
 
-def all_rows() -> list[Row]:
+@cache
+def all_rows() -> tuple[Row, ...]:
     """Return the whole table, each name once."""
     from parity_tests import cases_own, cases_torch
 
     rows = {row.name: row for row in [*cases_torch.function_rows(), *cases_torch.module_rows()]}
     rows.update({row.name: row for row in cases_own.own_rows()})
-    return sorted(rows.values(), key=lambda row: row.name)
+    return tuple(sorted(rows.values(), key=lambda row: row.name))
 
 
 def defined_rows() -> list[Row]:

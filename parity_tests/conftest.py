@@ -1,16 +1,32 @@
 """Shared by every test: quiet, deterministic, one thread a worker, and no state of Dynamo's left behind."""
 
+import gc
 import warnings
 import weakref
 
 import pytest
 import torch
+import torch._dynamo.guards
+
+from parity_tests.cases import seed
+
+# Dynamo measures how long a new graph's guards take, after it has flushed the processor's caches: 20 ms a graph.
+torch._dynamo.guards.profile_guard_manager = lambda *_: 0.0
+
+gc.disable()  # until collection is over: all that it makes, stays
+
+
+def pytest_collection_finish(session):
+    """What imports and collection made stays: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
 def clean_state():
     """Start from a fixed seed; forget compiled graphs afterwards, so that none meets the recompile limit."""
-    torch.manual_seed(0)
+    seed(0)
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")

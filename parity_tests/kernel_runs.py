@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import linecache
 import textwrap
 from collections.abc import Callable
@@ -27,10 +28,15 @@ def kernel_function(body: str, words: Any, **names: Any) -> Callable[..., None]:
     return scope["body_kernel"]
 
 
+@functools.lru_cache(maxsize=64)
+def compiled_kernel(body: str, names: frozenset[tuple[str, Any]]) -> Any:
+    function = kernel_function(body, simd, **dict(names))
+    return cfunc(KERNEL_SIGNATURE, error_model="numpy", fastmath=FASTMATH)(function)
+
+
 def run_compiled(body: str, arguments: list[Any], begin: int, end: int, **names: Any) -> None:
-    """Compile the body and run it on arrays (passed by address) and integers."""
-    function = kernel_function(body, simd, **names)
-    compiled = cfunc(KERNEL_SIGNATURE, error_model="numpy", fastmath=FASTMATH)(function)
+    """Compile the body, once, and run it on arrays (passed by address) and integers."""
+    compiled = compiled_kernel(body, frozenset(names.items()))
     table = np.array([a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments], np.int64)
     _CALLBACK(compiled.address)(table.ctypes.data, begin, end, 0)
 

@@ -168,9 +168,7 @@ def externs(graph: Graph) -> list[str]:
     return [str(node.target) for node in graph.nodes if isinstance(node, Extern)]
 
 
-@PROFILE
-@given(ANY_CALL)
-def test_loop_ir(call: tuple) -> None:
+def assert_loop_ir_computes(call: tuple) -> None:
     """As lowered and as fused, with nothing left to C++."""
     case = traced(call)
     if case is None:
@@ -183,6 +181,19 @@ def test_loop_ir(call: tuple) -> None:
     fused = legalize(inline_with_checks(graph))
     verify(fused, "fuse")
     assert_computes(interpret(fused, inputs), wanted)
+
+
+@pytest.mark.slow
+@PROFILE
+@given(ANY_CALL)
+def test_loop_ir(call: tuple) -> None:
+    assert_loop_ir_computes(call)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(ANY_CALL)
+def test_loop_ir_of_a_few(call: tuple) -> None:
+    assert_loop_ir_computes(call)
 
 
 @pytest.mark.slow

@@ -24,6 +24,13 @@ from pynn.attention import bias, flex_attention, varlen
 BATCH, HEADS, QUERIES, KEYS, DIM = 2, 4, 7, 9, 8
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+
+@pytest.fixture
+def torch_runs_directly(monkeypatch):
+    """torch's function hands the operation to Dynamo, which gives it back as it was: a quarter of a second a call."""
+    monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+
+
 # ---- score functions and masks: (table, score, b, h, q, k) -> score and (b, h, q, k) -> bool --------------
 
 DOCUMENT_OF = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
@@ -89,7 +96,7 @@ pairs = pytest.mark.parametrize("score, mask", PAIRS)
 
 @pairs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_values_and_lse_are_torchs(score, mask, dtype):
+def test_values_and_lse_are_torchs(score, mask, dtype, torch_runs_directly):
     torch.manual_seed(0)
     args = [x.detach() for x in inputs(dtype)]
     options = {"block_mask": block_mask(mask), "return_aux": AuxRequest(lse=True)}
@@ -102,6 +109,16 @@ def test_values_and_lse_are_torchs(score, mask, dtype):
         assert value.dtype == theirs.dtype and value.stride() == theirs.stride()
         comparison = compare(value, theirs, reference, each=False)
         assert comparison.passed, str(comparison)
+
+
+def test_torch_running_directly_computes_the_same(request):
+    """What the test above takes for torch's values."""
+    args = [*(x.detach() for x in inputs()), with_table("learned_bias", TABLE), block_mask("causal")]
+    options = {"return_aux": AuxRequest(lse=True)}
+    expected, aux = torch_flex.flex_attention(*args, **options)
+    request.getfixturevalue("torch_runs_directly")
+    found, own_aux = torch_flex.flex_attention(*args, **options)
+    assert torch.equal(found, expected) and torch.equal(own_aux.lse, aux.lse)
 
 
 @pairs
@@ -137,6 +154,7 @@ def small():
     return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
 
+@pytest.mark.slow
 def test_all_derivatives():
     torch.manual_seed(0)
     options = {"check_forward_ad": True, "check_batched_grad": True}
@@ -168,7 +186,10 @@ def test_torch_refuses_the_gradient_on_the_cpu():
     assert all(x.grad is not None for x in (q, k, v))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "pynn"])
+SLOW_BACKENDS = [pytest.param(name, marks=pytest.mark.slow) for name in ("eager", "aot_eager")]
+
+
+@pytest.mark.parametrize("backend", [*SLOW_BACKENDS, "pynn"])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_compiled(backend, requires_grad):
     torch._dynamo.reset()

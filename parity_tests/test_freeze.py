@@ -36,6 +36,7 @@ def test_no_batch_norm_arithmetic_is_left(graphs):
     assert "rsqrt" in main.meta["folding"] and "rsqrt" not in str(main.graph)
 
 
+@pytest.mark.slow  # test_no_batch_norm_arithmetic_is_left looks at the same graph
 def test_kernels_show_no_batch_norm(tmp_path):
     model = small_network()
     plain = pynn.explain(model, images(), file="/dev/null")
@@ -47,7 +48,9 @@ def test_kernels_show_no_batch_norm(tmp_path):
     assert any("rsqrt" in record.program.source for record in plain.records)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize("make", [
     lambda: nn.Sequential(nn.Conv2d(4, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8)),
     lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.BatchNorm2d(8)),
@@ -256,6 +259,7 @@ def test_two_models_of_the_same_code_in_turns(folds):
     assert len(folds) == 2
 
 
+@pytest.mark.slow
 def test_dynamic_batch(graphs, folds):
     model = small_network()
     compiled = frozen(model, dynamic=True)

@@ -105,9 +105,11 @@ def in_inference_mode(model):
 
 
 @pytest.mark.parametrize("change", [
-    in_place, copy_to_detached, load, load_assigned, assign_data, assign_data_and_keep_the_old, assign_data_twice,
-    replace_parameter, replace_sharing_memory, replace_buffer, initialize, step(torch.optim.SGD),
-    step(fused_step), step(WritesData), train_one_step, in_inference_mode,
+    in_place, load_assigned, assign_data, replace_parameter, replace_buffer, step(fused_step), train_one_step,
+    in_inference_mode, *(pytest.param(change, marks=pytest.mark.slow) for change in (
+        copy_to_detached, load, assign_data_and_keep_the_old, assign_data_twice, replace_sharing_memory, initialize,
+        step(torch.optim.SGD), step(WritesData),
+    )),
 ], ids=lambda change: change.__name__)  # fmt: skip
 def test_a_change_is_noticed(change, folds):
     model = small_network()

@@ -7,6 +7,7 @@ is exact; and every element keeps the bound k * eps / 2 of any order of summatio
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import subprocess
@@ -70,9 +71,20 @@ def assert_no_worse(
     assert ours_mean <= max(2 * torchs_mean, number.eps)
 
 
-@pytest.mark.parametrize("threads", (1, 2))
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def is_fast(dtype: torch.dtype, layout: str, threads: int) -> bool:
+    """Two threads share out the same products: those of float32 show that they do. Long double takes its time."""
+    if dtype is torch.float64:
+        return threads == 1 and layout in ("NNN", "SSS")
+    return threads == 1 or dtype is torch.float32
+
+
+PRODUCTS = [
+    pytest.param(*case, id="-".join(map(str, case)), marks=[] if is_fast(*case) else [pytest.mark.slow])
+    for case in itertools.product(DTYPES, LAYOUTS, (1, 2))
+]
+
+
+@pytest.mark.parametrize("dtype, layout, threads", PRODUCTS)
 def test_product_is_no_worse_than_torch(dtype: torch.dtype, layout: str, threads: int):
     for m, n, k in SIZES:
         a, b = make((m, k), layout[0], dtype), make((k, n), layout[1], dtype)

@@ -178,6 +178,7 @@ def test_every_submodule_is_covered():
     assert torch.nn.utils.rnn.pack_sequence is packed and torch.nn.utils.weight_norm is normed
 
 
+@pytest.mark.slow  # a process of its own
 def test_submodules_imported_later_are_covered():
     program = """
 import sys, pynn

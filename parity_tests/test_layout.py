@@ -218,25 +218,23 @@ KEPT = {"unbatched", "written view", "base written after", "copy written", "both
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_contiguous(name: str):
+def test_contiguous(name: str, graphs: list[tuple[str, torch.fx.GraphModule]]):
+    """Inside, convolutions are channels-last or they are kept; outside, all is as in eager."""
     net, shape = NETS[name]
     check(net, draw(*shape))
+    inside = layouts(dict(graphs))
+    assert inside and all(last is (name not in KEPT) for last in inside)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, shape) in NETS.items() if len(shape) == 4])
-@pytest.mark.parametrize("weights", [torch.contiguous_format, LAST])
+@pytest.mark.parametrize(
+    "weights", [pytest.param(torch.contiguous_format, marks=pytest.mark.slow), LAST], ids=str
+)
 def test_channels_last_input(name: str, weights: torch.memory_format):
     net, shape = NETS[name]
     if "view" in name or name in KEPT:
         pytest.skip("eager refuses the view, or another layout means another result")
     check(copy.deepcopy(net).to(memory_format=weights), draw(*shape).contiguous(memory_format=LAST))
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_inside(name: str):
-    net, shape = NETS[name]
-    inside = layouts(traced(copy.deepcopy(net), draw(*shape)))
-    assert inside and all(last is (name not in KEPT) for last in inside)
 
 
 def test_copies_of_a_chain():
@@ -249,14 +247,21 @@ def test_copies_of_a_chain():
     assert copies(graphs["forward"]) == 0
 
 
-def test_gradients_of_parameters_have_their_strides():
-    """Exactly: torch's optimizers take a slower way for 1x1 kernels with strides of another order."""
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_of_parameters_have_their_strides(
+    autocast: bool, graphs: list[tuple[str, torch.fx.GraphModule]]
+):
+    """Exactly: torch's optimizers take a slower way for 1x1 kernels with strides of another order. Without a copy."""
     net = Net(lambda x, a, b: b(a(x)).mean(), a=conv(3, 6, 1), b=conv(6, 4, 3))
-    pynn.compile(net, strict=True)(draw(2, 3, 6, 5)).backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = pynn.compile(net, strict=True)(draw(2, 3, 6, 5))
+    loss.backward()
     for parameter in net.parameters():
         assert parameter.grad is not None and parameter.grad.stride() == parameter.stride()
+    assert copies(dict(graphs)["backward"]) == 1  # the incoming gradient
 
 
+@pytest.mark.slow
 def test_dynamic_shapes():
     net, _ = NETS["view"]
     compiled = pynn.compile(net, strict=True, dynamic=True)

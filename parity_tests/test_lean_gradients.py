@@ -322,6 +322,7 @@ def test_backward_inside_a_compiled_step_is_not_traced():
         torch.testing.assert_close(compiled(x), 2 * x.detach().exp())
 
 
+@pytest.mark.slow
 def test_compiled_autograd():
     x = leaf(4, 6)
     compiled = warm(lambda x: x.exp(), x)

@@ -45,8 +45,22 @@ PACKED = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", PACKED)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        pytest.param(
+            name,
+            dtype,
+            id=f"{name}-{dtype}",
+            marks=[] if dtype is torch.float32 or name in ("linear", "convolution") else [pytest.mark.slow],
+        )
+        for name in PACKED
+        for dtype in DTYPES
+    ],
+)
 def test_weights_are_packed_once(name, dtype):
     make, inputs = PACKED[name]
     model, x = randomize(make()).to(dtype), inputs().to(dtype)

@@ -5,6 +5,7 @@ arguments (a layer with neither a default nor a row makes test_every_layer_has_a
 """
 
 import copy
+import functools
 import importlib
 import inspect
 import pickle
@@ -184,14 +185,19 @@ def test_what_torch_keeps_in_python_is_shared():
     assert shared is torch.nn.parallel.distributed
 
 
+@functools.cache
+def coverage():
+    return pynn.coverage(show=False)
+
+
 def test_no_cpp_leaf_is_left():
     """A name that torch adds fails here, and says which."""
-    left = {e.name: e.reason for e in pynn.coverage(show=False) if e.status == "torch C++"}
+    left = {e.name: e.reason for e in coverage() if e.status == "torch C++"}
     assert left == {}
 
 
 def test_coverage_lists_exactly_torchs_names():
-    entries = {entry.name: entry for entry in pynn.coverage(show=False)}
+    entries = {entry.name: entry for entry in coverage()}
     modules = {name for name, entry in entries.items() if entry.kind == "module"}
     assert modules == {f"nn.{name}" for name in torch.nn.modules.__all__} and len(modules) == 163
     functions = {name for name, entry in entries.items() if entry.kind == "function"}

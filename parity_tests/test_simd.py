@@ -15,6 +15,14 @@ SIGNED = ("int32", "int64")
 UNSIGNED = ("uint32", "uint64")
 NUMBERS = (*FLOATS, *SIGNED, *UNSIGNED)
 STORED = (*NUMBERS, "bfloat16", "float16", "bool", "int8", "uint8", "int16", "uint16")
+# `make check` takes the other width, or the signed one, of these.
+LATER = ("uint64", "int16", "uint16")
+
+
+def each(dtypes: tuple[str, ...]) -> Any:
+    marks = {dtype: pytest.mark.slow for dtype in LATER}
+    return pytest.mark.parametrize("dtype", [pytest.param(d, marks=marks.get(d, [])) for d in dtypes])
+
 
 # expression over vectors a, b, c of one dtype -> (dtypes it takes, dtype of the result or None for the same)
 EXPRESSIONS: dict[str, tuple[tuple[str, ...], str | None]] = {
@@ -168,7 +176,7 @@ def _check(body: str, inputs: list[Any], results: list[str], count: int, end: in
         assert_same_bits(outputs["compiled"][k], outputs["interpreted"][k], line.strip())
 
 
-@pytest.mark.parametrize("dtype", NUMBERS)
+@each(NUMBERS)
 def test_vector_words_agree(dtype: str) -> None:
     rows = _rows(EXPRESSIONS, dtype)
     for first in range(0, len(rows), 24):  # Numba's front end is superlinear in a function's length
@@ -228,7 +236,7 @@ def _memory_sample(dtype: str) -> np.ndarray:
     return random.integers(0, 2 ** (8 * _storage(dtype).itemsize - 1), 64).astype(_storage(dtype))
 
 
-@pytest.mark.parametrize("dtype", STORED)
+@each(STORED)
 def test_memory_words_agree(dtype: str) -> None:
     """Loads and stores of every dtype, partial, strided, gathered, masked; nothing else is written."""
     source = _memory_sample(dtype)

@@ -187,6 +187,7 @@ def installed(program: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow  # a process of its own
 def test_per_sample_gradients_while_installed():
     """test_expanded_weights.py."""
     installed(
@@ -203,6 +204,7 @@ for layer, x in ((torch.nn.Conv1d(2, 3, 2), torch.randn(4, 2, 5)),
     )
 
 
+@pytest.mark.slow  # a process of its own
 def test_attention_biases_while_installed():
     """TestAttnBias of test_transformers.py."""
     installed(
@@ -215,6 +217,7 @@ torch.testing.assert_close(F.scaled_dot_product_attention(q, q, q, causal_upper_
     )
 
 
+@pytest.mark.slow  # a process of its own
 def test_attention_layers_can_be_scripted_while_installed():
     """test_script_mha_in_proj_weight_none of test_transformers.py."""
     installed("torch.jit.script(torch.nn.MultiheadAttention(8, 2, kdim=4, vdim=4).eval())")

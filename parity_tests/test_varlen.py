@@ -130,7 +130,7 @@ def test_torch_has_no_varlen_on_the_cpu():
     assert varlen.varlen_attn(*args, *sizes).shape == args[0].shape
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "pynn"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow), "pynn"])
 def test_varlen_compiled(backend):
     torch._dynamo.reset()
     args, sizes = packed((3, 5, 1), (3, 5, 1))

@@ -2,7 +2,7 @@
 
 A convolution that works channels-last makes channels-last gradients of its weight too, and autograd would copy them
 when it accumulates them. The lowering writes a result in whatever strides the graph states, so that of a
-convolution's gradient they are simply stated; any other is copied.
+convolution's gradient they are simply stated, also where autocast converts it; any other is copied.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch._guards import detect_fake_mode
 from compiler_bridge.capture.layout import equal_strides, in_order, order_of_memory
 
 aten = torch.ops.aten
+CASTS = (aten._to_copy.default, torch.ops.prims.convert_element_type.default)
 
 
 def lay_out_gradients(graph: fx.Graph, num_forward_outputs: int) -> None:
@@ -42,7 +43,7 @@ def needs_layout(primal: fx.Node, gradient: fx.Node) -> bool:
     was, now = primal.meta.get("val"), gradient.meta.get("val")
     if not isinstance(was, Tensor) or not isinstance(now, Tensor) or was.shape != now.shape:
         return False
-    if of_convolution(gradient) is None:
+    if not from_convolution(gradient):
         return not equal_strides(was, now) and is_dense(was)
     return was.stride() != now.stride() and is_dense(was)
 
@@ -57,22 +58,30 @@ def fake_mode_of(x: Tensor) -> Any:
     return detect_fake_mode([x])
 
 
-def of_convolution(gradient: fx.Node) -> fx.Node | None:
-    """The convolution_backward whose result this is, where nothing else uses it."""
-    source: Any = gradient.args[0] if gradient.target is operator.getitem else None
-    made = source is not None and source.target is aten.convolution_backward.default
-    return source if made and len(gradient.users) == 1 else None
+def from_convolution(gradient: fx.Node) -> list[fx.Node]:
+    """The convolution_backward whose result this is, that result, and its casts; none where others use them too."""
+    chain: list[Any] = [gradient]
+    while chain[0].target in CASTS and "memory_format" not in chain[0].kwargs:
+        chain.insert(0, chain[0].all_input_nodes[0])
+    source: Any = chain[0].args[0] if chain[0].target is operator.getitem else None
+    if source is None or source.target is not aten.convolution_backward.default:
+        return []
+    return [source, *chain] if all(len(node.users) == 1 for node in chain) else []
 
 
 def laid_out(graph: fx.Graph, output: fx.Node, primal: Tensor, gradient: fx.Node) -> fx.Node:
     """The gradient in the primal's strides."""
-    value, source = gradient.meta["val"], of_convolution(gradient)
-    if source is not None:
-        with fake_mode_of(value):
-            stated = torch.empty_strided(value.shape, primal.stride(), dtype=value.dtype, device=value.device)
+    value, chain = gradient.meta["val"], from_convolution(gradient)
+    if chain:
+        source, result, *_ = chain
+        for node in chain[1:]:
+            was = node.meta["val"]
+            with fake_mode_of(value):
+                stated = torch.empty_strided(was.shape, primal.stride(), dtype=was.dtype, device=was.device)
+            node.meta["val"] = stated
         vals = list(source.meta["val"])
-        vals[gradient.args[1]] = stated  # pyright: ignore
-        source.meta["val"], gradient.meta["val"] = tuple(vals), stated
+        vals[result.args[1]] = result.meta["val"]  # pyright: ignore
+        source.meta["val"] = tuple(vals)
         return gradient
     order = order_of_memory(primal)
     back = sorted(range(len(order)), key=order.__getitem__)
