@@ -271,6 +271,24 @@ def test_complex_convolution_of_half_precision(name, dims):
     assert own.dtype == cpp.dtype == torch.complex32 and errors[0] <= errors[1]
 
 
+@pytest.mark.parametrize("mode", ["constant", "reflect", "replicate"])
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_gradients_of_padding_have_torchs_strides(mode, dims, is_plain):
+    """test_memory_format_nn_ConstantPad2d of test_modules.py; derivatives further on are torch's, too."""
+    layout = torch.contiguous_format if is_plain else (torch.channels_last, torch.channels_last_3d)[dims - 2]
+    x = torch.randn(2, 3, *[4] * dims).contiguous(memory_format=layout).requires_grad_()
+    found = []
+    for functions in (C, F):
+        out = functions.pad(x, [1] * (2 * dims), mode)
+        (grad,) = torch.autograd.grad(out.square(), x, torch.ones_like(out), create_graph=True)
+        (second,) = torch.autograd.grad(grad.sum(), x)
+        tangent = torch.func.jvp(lambda x: functions.pad(x, [1] * (2 * dims), mode), (x,), (x,))[1]  # noqa: B023
+        found.append((grad, second, tangent))
+    assert found[0][0].stride() == found[1][0].stride()
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("with_indices", [True, False])
 def test_pooling_keeps_an_unbatched_channels_last_volume(with_indices):
     """test_max_pool3d_ndhwc of nn/test_pooling.py; images without a batch come out plainly."""
