@@ -223,6 +223,75 @@ def test_attention_layers_can_be_scripted_while_installed():
     installed("torch.jit.script(torch.nn.MultiheadAttention(8, 2, kdim=4, vdim=4).eval())")
 
 
+def test_attention_biases_are_compiled_while_installed():
+    """test_causal_variants_compile of test_transformers.py: one graph, which holds attention itself."""
+    installed(
+        """
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
+graphs = []
+def backend(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+q, k = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 6, 8)
+for bias in (causal_upper_left(4, 6), causal_lower_right(4, 6)):
+    attend = lambda q, k: F.scaled_dot_product_attention(q, k, k, attn_mask=bias)
+    out = torch.compile(attend, backend=backend, fullgraph=True, dynamic=False)(q, k)
+    torch.testing.assert_close(out, attend(q, k))
+assert all("scaled_dot_product_attention" in graph.code for graph in graphs) and len(graphs) == 2
+"""
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
+def test_subclasses_can_be_scripted_while_installed():
+    """test_transformerencoderlayer_subclass of test_transformers.py: of a layer's methods, torch's are compiled."""
+    with pynn.install():
+
+        class Encoder(torch.nn.TransformerEncoderLayer):
+            pass
+
+        class Shifted(torch.nn.Conv2d):
+            def forward(self, x):
+                return self._conv_forward(x, self.weight, self.bias) + 1
+
+        encoder, shifted = Encoder(8, 2, batch_first=True).eval(), Shifted(2, 3, 2)
+        for model, x in ((encoder, torch.randn(2, 3, 8)), (shifted, torch.randn(1, 2, 4, 4))):
+            classes = [type(layer) for layer in model.modules()]
+            torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+            assert [type(layer) for layer in model.modules()] == classes
+            assert classes[0].__mro__[1].__module__.startswith("pynn.")
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("name", ["conv", "conv_transpose"])
+def test_complex_convolution_of_half_precision(name, dims):
+    """test_forward_nn_ConvTranspose1d_cpu_complex32 of test_modules.py."""
+    sizes = (2, 4, *[5] * dims), (4, 4, *[3] * dims), (4,)
+    tensors = [torch.randn(size, dtype=torch.complex64).to(torch.complex32) for size in sizes]
+    exact = getattr(C, f"{name}{dims}d")(*[x.to(torch.complex128) for x in tensors])
+    cpp, own = both(lambda functions: getattr(functions, f"{name}{dims}d")(*tensors))
+    errors = [(x.to(torch.complex128) - exact).abs().max() for x in (own, cpp)]
+    assert own.dtype == cpp.dtype == torch.complex32 and errors[0] <= errors[1]
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "replicate"])
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_gradients_of_padding_have_torchs_strides(mode, dims, is_plain):
+    """test_memory_format_nn_ConstantPad2d of test_modules.py; derivatives further on are torch's, too."""
+    layout = torch.contiguous_format if is_plain else (torch.channels_last, torch.channels_last_3d)[dims - 2]
+    x = torch.randn(2, 3, *[4] * dims).contiguous(memory_format=layout).requires_grad_()
+    found = []
+    for functions in (C, F):
+        out = functions.pad(x, [1] * (2 * dims), mode)
+        (grad,) = torch.autograd.grad(out.square(), x, torch.ones_like(out), create_graph=True)
+        (second,) = torch.autograd.grad(grad.sum(), x)
+        tangent = torch.func.jvp(lambda x: functions.pad(x, [1] * (2 * dims), mode), (x,), (x,))[1]  # noqa: B023
+        found.append((grad, second, tangent))
+    assert found[0][0].stride() == found[1][0].stride()
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("with_indices", [True, False])
 def test_pooling_keeps_an_unbatched_channels_last_volume(with_indices):
     """test_max_pool3d_ndhwc of nn/test_pooling.py; images without a batch come out plainly."""

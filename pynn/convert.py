@@ -31,7 +31,7 @@ def convert(model: Module, *, inverse: bool = False) -> Module:
         new_class = counterpart(cls, inverse)
         if new_class is None:
             continue
-        module.__class__ = with_new_base(type(module), new_class) if parametrized else new_class
+        module.__class__ = with_new_bases(type(module), (new_class,)) if parametrized else new_class
         for name, value in vars(module).items():  # TransformerEncoderLayer keeps its activation function
             if isinstance(value, types.FunctionType | types.BuiltinFunctionType):
                 vars(module)[name] = functions.get(value, value)
@@ -90,7 +90,7 @@ def restore(cls: type[Module]) -> Module:
     return new_class.__new__(new_class)
 
 
-def with_new_base(parametrized_class: type[Module], base: type[Module]) -> type[Module]:
-    """The class that torch.nn.utils.parametrize made for one module, over another base."""
-    attributes = {k: v for k, v in vars(parametrized_class).items() if k not in ("__dict__", "__weakref__")}
-    return type(parametrized_class.__name__, (base,), attributes)
+def with_new_bases(cls: type, bases: tuple[type, ...]) -> type:
+    """A class of the same text over others, such as the one torch.nn.utils.parametrize made for a single module."""
+    attributes = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+    return type(cls)(cls.__name__, bases, attributes)

@@ -33,6 +33,9 @@ PUBLIC: dict[str, Callable[..., Any]] = {}
 
 NARROW_DTYPES = (torch.float16, torch.bfloat16)
 
+WIDER = {**dict.fromkeys(NARROW_DTYPES, torch.float32), torch.complex32: torch.complex64}
+"""What 16-bit numbers are computed in."""
+
 
 def defines(*overloads: OpOverload) -> Callable:
     """Enter the decorated function in DEFINITIONS as the meaning of these ATen overloads."""
@@ -55,7 +58,7 @@ def is_traced() -> bool:
 def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | None = None) -> Callable:
     """Under a tracer (torch.compile, torch.export, torch.jit) call torch's own function, else the definition.
 
-    has_kernel(*args) says for which arguments torch's function can run at all; for others the definition is traced.
+    has_kernel says for which arguments torch's function can run at all; for others the definition is traced.
 
     A tensor subclass with __torch_function__ and torch.fx are told torch's function too: see pynn.overrides.
 
@@ -68,7 +71,7 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
         @functools.wraps(definition)
         def function(*args: Any, **kwargs: Any) -> Any:
             if is_traced():
-                if has_kernel is None or has_kernel(*args):
+                if has_kernel is None or has_kernel(*args, **kwargs):
                     return torch_function(*args, **kwargs)
             elif has_override(args, kwargs):
                 return call_override(function, torch_function, args, kwargs)
@@ -107,8 +110,8 @@ def computes_in_float32(definition: Callable) -> Callable:
 
 
 def widen(x: Tensor) -> Tensor:
-    """float16 and bfloat16 to float32; anything else unchanged."""
-    return x.to(torch.float32) if x.dtype in NARROW_DTYPES else x
+    """float16 and bfloat16 to float32, complex32 to complex64; anything else unchanged."""
+    return x.to(WIDER[x.dtype]) if x.dtype in WIDER else x
 
 
 def _narrow(x: Any, dtype: torch.dtype) -> Any:

@@ -1,8 +1,12 @@
 """Strides of results: layers over images keep channels-last inputs channels-last, as ATen's kernels do."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
+
+from pynn.definitions import Function, is_traced
 
 
 def in_format_of(x: Tensor, out: Tensor) -> Tensor:
@@ -18,6 +22,35 @@ def in_format(layout: torch.memory_format, out: Tensor) -> Tensor:
     if torch._C._are_functorch_transforms_active():
         return out
     return out.contiguous(memory_format=layout)
+
+
+def with_gradient_in_its_format(x: Tensor) -> Tensor:
+    """x itself, whose gradient is channels-last where x is, whatever autograd's own formulas lay out."""
+    layout = suggest_memory_format(x)
+    is_plain = layout == torch.contiguous_format or not (torch.is_grad_enabled() and x.requires_grad)
+    if is_plain or is_traced() or torch._C._are_functorch_transforms_active():
+        return x
+    return GradientInFormat.apply(x, layout)
+
+
+class GradientInFormat(Function):
+    """The identity."""
+
+    @staticmethod
+    def forward(x: Tensor, layout: torch.memory_format) -> Tensor:
+        return x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.layout = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return in_format(ctx.layout, grad), None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, _: None) -> Tensor:
+        return dx.view_as(dx)
 
 
 def in_contiguous_format_of(x: Tensor, out: Tensor) -> Tensor:

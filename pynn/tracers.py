@@ -12,7 +12,7 @@ import torch.fx
 import torch.jit._recursive
 from torch.nn import Module, Sequential
 
-from pynn.convert import convert
+from pynn.convert import convert, with_new_bases
 from pynn.counterparts import class_pairs
 
 
@@ -35,14 +35,15 @@ def _scripted_as_torchs(create_script_module: Callable) -> Callable:
 
     @functools.wraps(create_script_module)
     def create(nn_module: Module, *args: Any, **kwargs: Any) -> Any:
-        layers = set(class_pairs().values())
         converted = [
             (module, type(module), dict(vars(module)))
             for module in nn_module.modules()
-            if type(module) in layers or "_pynn_original" in vars(type(module))
+            if over_torchs_layers(type(module)) is not type(module)
         ]
         try:
             convert(nn_module, inverse=True)
+            for module, _, _ in converted:
+                module.__class__ = over_torchs_layers(type(module))
             return create_script_module(nn_module, *args, **kwargs)
         finally:
             for module, cls, attributes in converted:
@@ -50,6 +51,18 @@ def _scripted_as_torchs(create_script_module: Callable) -> Callable:
                 vars(module).update(attributes)
 
     return create
+
+
+@functools.cache
+def over_torchs_layers(cls: type) -> type:
+    """The class itself, or one of the same text whose methods are inherited from torch's layers in place of pynn's."""
+    originals = {own: original for original, own in class_pairs().items()}
+    if cls in originals:
+        return originals[cls]
+    if "_pynn_original" in vars(cls):
+        return cls._pynn_original  # type: ignore[attr-defined]
+    bases = tuple(over_torchs_layers(base) for base in cls.__bases__)
+    return cls if bases == cls.__bases__ else with_new_bases(cls, bases)
 
 
 def _keeping_layers(is_leaf_module: Callable) -> Callable:

@@ -105,7 +105,7 @@ def scaled_product(
 
 
 # torch's shapes for tracers know bfloat16 only
-@traced_as(F.grouped_mm, has_kernel=lambda mat_a, *_: mat_a.dtype == torch.bfloat16)
+@traced_as(F.grouped_mm, has_kernel=lambda mat_a, *_, **__: mat_a.dtype == torch.bfloat16)
 def grouped_mm(
     mat_a: Tensor,
     mat_b: Tensor,
@@ -237,7 +237,7 @@ def _numbers(recipes: Any) -> list[int]:
     return [recipe.value for recipe in _listed(recipes)]
 
 
-@traced_as(F.scaled_grouped_mm, has_kernel=lambda mat_a, *_: mat_a.is_cuda)
+@traced_as(F.scaled_grouped_mm, has_kernel=lambda mat_a, *_, **__: mat_a.is_cuda)
 def scaled_grouped_mm(
     mat_a: Tensor,
     mat_b: Tensor,

@@ -1,6 +1,7 @@
 """Scaled dot-product attention: the function, and the ATen operators that compute it inside torch."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,14 @@ CPP_DTYPE_NAMES = {
 }
 
 
-@traced_as(torch.nn.functional.scaled_dot_product_attention)
+def has_plain_mask(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
+) -> bool:
+    """Whether the mask is a tensor, and not a rule to make one by (torch.nn.attention.bias.CausalBias)."""
+    return not hasattr(attn_mask, "_materialize")
+
+
+@traced_as(torch.nn.functional.scaled_dot_product_attention, has_kernel=has_plain_mask)
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
@@ -56,10 +64,13 @@ def scaled_dot_product_attention(
              has no influence even when it is infinite or NaN
     """
     check_inputs(query, key, value, attn_mask, dropout_p, is_causal)
-    if hasattr(attn_mask, "_materialize"):  # torch.nn.attention.bias.CausalBias: a mask written as a rule
+    if attn_mask is not None and not has_plain_mask(query, key, value, attn_mask):
         if is_causal:
             raise ValueError("CausalBias should not be used with causal=True")
-        attn_mask = attn_mask._materialize(query.device)
+        mask = attn_mask._materialize(query.device)  # type: ignore[operator]
+        return scaled_dot_product_attention(
+            query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa
+        )
     if enable_gqa:
         check_grouped_heads(query, key, value)
         key, value = repeat_heads(key, query.size(-3)), repeat_heads(value, query.size(-3))

@@ -10,7 +10,7 @@ from torch.nn import Module
 from torch.nn.modules.utils import _ntuple
 
 from pynn.definitions import defines, traced_as, widen
-from pynn.memory_format import in_format_of
+from pynn.memory_format import in_format_of, with_gradient_in_its_format
 
 __all__ = [
     "CircularPad1d",
@@ -164,8 +164,9 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
             "padding length "
             f"{len(pad)} and input of dimension {input.dim()}"
         )
+    x = with_gradient_in_its_format(input)
     if mode == "constant":
-        return in_format_of(input, pad_with_constant(input, pad, 0 if value is None else value))
+        return in_format_of(input, pad_with_constant(x, pad, 0 if value is None else value))
     if value is not None and value != 0:
         raise RuntimeError(f'Padding mode "{mode}" doesn\'t take in value argument')
     if mode not in ("reflect", "replicate", "circular"):
@@ -182,7 +183,7 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
     if mode == "circular":
         return pad_circular(input, pad)
     _check_sizes(input, pad, mode)
-    return in_format_of(input, pad_by_index(input, pad, mirrored if mode == "reflect" else nearest))
+    return in_format_of(input, pad_by_index(x, pad, mirrored if mode == "reflect" else nearest))
 
 
 def _check_sizes(input: Tensor, padding: Sequence[int], mode: str) -> None:
