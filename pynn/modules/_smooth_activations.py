@@ -259,7 +259,7 @@ def sigmoid(input: Tensor) -> Tensor:
 
     Shape:   input: [*]   returns: same as input
     """
-    return torch.sigmoid(input)
+    return input.sigmoid()
 
 
 @traced_as(F.tanh)
@@ -268,7 +268,7 @@ def tanh(input: Tensor) -> Tensor:
 
     Shape:   input: [*]   returns: same as input
     """
-    return torch.tanh(input)
+    return input.tanh()
 
 
 @traced_as(F.silu)

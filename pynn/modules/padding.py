@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.utils import _ntuple
 
-from pynn.definitions import defines, traced_as, widen
+from pynn.definitions import defines, traced_as, type_name, widen
 from pynn.memory_format import in_format_of
 
 __all__ = [
@@ -32,6 +32,12 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
+
+# What C++ mirrors and repeats; the unsigned integers beyond 8 bits, bool and float8 have no kernel.
+COPIED_DTYPES = {
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+}
 
 
 # ---- definitions -----------------------------------------------------------------------------------------
@@ -165,7 +171,7 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
             f"{len(pad)} and input of dimension {input.dim()}"
         )
     if mode == "constant":
-        return in_format_of(input, pad_with_constant(input, pad, 0 if value is None else value))
+        return in_format_of(input, pad_with_constant(input, pad, 0.0 if value is None else float(value)))
     if value is not None and value != 0:
         raise RuntimeError(f'Padding mode "{mode}" doesn\'t take in value argument')
     if mode not in ("reflect", "replicate", "circular"):
@@ -182,6 +188,9 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
     if mode == "circular":
         return pad_circular(input, pad)
     _check_sizes(input, pad, mode)
+    if input.dtype not in COPIED_DTYPES and not input.is_meta:
+        kernel = "reflection_pad" if mode == "reflect" else "replication_pad"
+        raise NotImplementedError(f"\"{kernel}{count}d\" not implemented for '{type_name(input)}'")
     return in_format_of(input, pad_by_index(input, pad, mirrored if mode == "reflect" else nearest))
 
 
