@@ -1,5 +1,6 @@
 """What torch refuses by dtype, size, determinism or type, and what it takes, in the same words: tables of calls."""
 
+import inspect
 import itertools
 import warnings
 from collections.abc import Callable
@@ -102,3 +103,54 @@ def test_unpooling_where_deterministic_algorithms_are_asked_for(dims: int, warn_
         torch.use_deterministic_algorithms(False)
     assert seen[0] == seen[1]
     assert "deterministic" in str(seen[0])
+
+
+# ---------------------------------------------------------------- no tensor where one should be
+
+TENSORS = (
+    "weight",
+    "mat_b",
+    "target",
+    "input2",
+    "x2",
+    "indices",
+    "positive",
+    "negative",
+    "key",
+    "value",
+    "grid",
+)
+POOLED = ("max_pool", "adaptive_max_pool", "fractional_max_pool")
+
+
+def functions_defined() -> list[str]:
+    names = [name for name in dir(F) if hasattr(P, name) and inspect.isfunction(getattr(P, name))]
+    return [name for name in names if not name.startswith("_") and getattr(F, name) is not getattr(P, name)]
+
+
+def other_arguments(name: str) -> list[Any]:
+    """Something for each of the other arguments that have to be there."""
+    if name.startswith(POOLED):
+        return [2]
+    _, *others = inspect.signature(getattr(P, name)).parameters.values()
+    needed = [p.name for p in others if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    given = {"var": torch.ones(2, 2), **dict.fromkeys(TENSORS, torch.ones(2, 2))}
+    return [given.get(argument, 2) for argument in needed]
+
+
+@pytest.mark.parametrize("value", [None, [1.0, 2.0], 1.5], ids=str)
+@pytest.mark.parametrize("name", functions_defined())
+@pytest.mark.filterwarnings("ignore")
+def test_no_tensor_as_first_argument(name: str, value: Any) -> None:
+    """66 functions raised AttributeError where torch raises TypeError, alpha_dropout took what came."""
+    arguments = other_arguments(name)
+    expected, found = [outcome(getattr(space, name), value, *arguments) for space in (F, P)]
+    assert expected[0] in (TypeError, AttributeError, ValueError)
+    assert found[0] is expected[0]
+    if "must be Tensor" in expected[1]:
+        assert found == expected
+
+
+def test_no_tensor_as_keyword_argument() -> None:
+    assert_same("linear", input=None, weight=torch.ones(2, 2))
+    assert_same("relu", input=[1.0])
