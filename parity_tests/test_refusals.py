@@ -105,6 +105,23 @@ def test_unpooling_where_deterministic_algorithms_are_asked_for(dims: int, warn_
     assert "deterministic" in str(seen[0])
 
 
+# ---------------------------------------------------------------- gradients at NaN
+
+RECTIFIERS = ("hardtanh", "relu6", "hardshrink", "softshrink", "hardswish", "hardsigmoid", "elu", "celu", "selu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", [*RECTIFIERS, "relu", "leaky_relu"])
+def test_gradient_at_nan(name: str, dtype: torch.dtype) -> None:
+    """As in C++'s vector loops; its scalar ones, for what is left over, differ from them."""
+    gradients = []
+    for namespace in (F, P):
+        x = torch.full((1024,), torch.nan, dtype=dtype, requires_grad=True)
+        out = getattr(namespace, name)(x)
+        gradients.append(torch.autograd.grad(out, x, torch.full_like(out, 2))[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0, equal_nan=True)
+
+
 # ---------------------------------------------------------------- no tensor where one should be
 
 TENSORS = (

@@ -163,7 +163,7 @@ def elu_backward(
     else:
         # clamped so that the branch not taken cannot be infinite
         below = torch.exp(torch.clamp(x, max=0) * input_scale) * (alpha * scale * input_scale)
-    return torch.where(x <= 0, grad * below, grad * scale)
+    return torch.where(x > 0, grad * scale, grad * below)  # NaN stays NaN
 
 
 @defines(aten.celu.default)
