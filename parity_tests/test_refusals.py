@@ -107,7 +107,17 @@ def test_unpooling_where_deterministic_algorithms_are_asked_for(dims: int, warn_
 
 # ---------------------------------------------------------------- gradients at NaN
 
-RECTIFIERS = ("hardtanh", "relu6", "hardshrink", "softshrink", "hardswish", "hardsigmoid", "elu", "celu", "selu")
+RECTIFIERS = (
+    "hardtanh",
+    "relu6",
+    "hardshrink",
+    "softshrink",
+    "hardswish",
+    "hardsigmoid",
+    "elu",
+    "celu",
+    "selu",
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)

@@ -68,7 +68,9 @@ def threshold_backward(grad: Tensor, x: Tensor, threshold: float) -> Tensor:
 @defines(aten.leaky_relu.default)
 @computes_in_float32
 def leaky_relu_forward(x: Tensor, negative_slope: float = 0.01) -> Tensor:
-    """max(x, 0) + negative_slope * min(x, 0), which is x where x > 0, else negative_slope * x."""
+    """x where x > 0, else negative_slope * x: the larger of the two for a slope in (0, 1]."""
+    if 0 < negative_slope <= 1:
+        return torch.maximum(x, x * negative_slope)
     return torch.clamp(x, min=0) + torch.clamp(x, max=0) * negative_slope
 
 
@@ -207,7 +209,7 @@ _leaky_relu_negative_in_place = differentiable(
 )
 _hardtanh = differentiable(hardtanh_forward, hardtanh_backward, is_short=True)
 _hardsigmoid = differentiable(hardsigmoid_forward, hardsigmoid_backward)
-_hardswish = differentiable(hardswish_forward, hardswish_backward)
+_hardswish = differentiable(hardswish_forward, hardswish_backward, is_short=True)
 _hardshrink = differentiable(hardshrink_forward, shrink_backward)
 _softshrink = differentiable(softshrink_forward, shrink_backward)
 _prelu = differentiable(

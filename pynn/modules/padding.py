@@ -67,6 +67,25 @@ def pad_by_index(x: Tensor, padding: Sequence[int], source: Callable[[Tensor, in
     return x
 
 
+def pad_by_edges(x: Tensor, padding: Sequence[int], source: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """The same as `pad_by_index`: what lies inside is copied whole, only the borders are gathered."""
+    for dim, left, right in _per_dim(padding):
+        size = x.size(dim)
+        kept = size + min(left, 0) + min(right, 0)
+        if kept < 1:
+            x = pad_by_index(x.movedim(dim, -1), (left, right), source).movedim(-1, dim)
+            continue
+        blocks = [x.narrow(dim, max(-left, 0), kept)]
+        if left > 0:
+            before = torch.arange(-left, 0, device=x.device)
+            blocks.insert(0, x.index_select(dim, source(before, size)))
+        if right > 0:
+            after = torch.arange(size, size + right, device=x.device)
+            blocks.append(x.index_select(dim, source(after, size)))
+        x = torch.cat(blocks, dim)
+    return x
+
+
 def pad_by_index_backward(
     grad: Tensor, x: Tensor, padding: Sequence[int], source: Callable[[Tensor, int], Tensor]
 ) -> Tensor:
@@ -191,7 +210,7 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
     if input.dtype not in COPIED_DTYPES and not input.is_meta:
         kernel = "reflection_pad" if mode == "reflect" else "replication_pad"
         raise NotImplementedError(f"\"{kernel}{count}d\" not implemented for '{type_name(input)}'")
-    return in_format_of(input, pad_by_index(input, pad, mirrored if mode == "reflect" else nearest))
+    return in_format_of(input, pad_by_edges(input, pad, mirrored if mode == "reflect" else nearest))
 
 
 def _check_sizes(input: Tensor, padding: Sequence[int], mode: str) -> None:
