@@ -24,6 +24,7 @@ from torch.autograd import forward_ad
 from pynn.autocast import under_autocast
 from pynn.batched_gradients import with_batched_gradients
 from pynn.blocks import in_blocks
+from pynn.first_argument import refusal_of_others
 from pynn.overrides import call_override, has_override, scripts_as
 
 DEFINITIONS: dict[OpOverload, Callable[..., Any]] = {}
@@ -68,6 +69,8 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
     """
 
     def decorate(definition: Callable) -> Callable:
+        refuse_others = refusal_of_others(definition, torch_function)
+
         @functools.wraps(definition)
         def function(*args: Any, **kwargs: Any) -> Any:
             if is_traced():
@@ -75,6 +78,8 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
                     return torch_function(*args, **kwargs)
             elif has_override(args, kwargs):
                 return call_override(function, torch_function, args, kwargs)
+            if refuse_others is not None and not (args and isinstance(args[0], Tensor)):
+                refuse_others(args, kwargs)
             if torch._C._is_any_autocast_enabled():
                 return under_autocast(definition, args, kwargs)
             return definition(*args, **kwargs)

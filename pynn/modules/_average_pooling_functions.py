@@ -185,16 +185,18 @@ def _adaptive_avg_pool(dims: int, input: Tensor, output_size: Any) -> Tensor:
     if dims == 1:
         checks.check_1d("adaptive_avg_pool1d", input, output_size=output_size)
     x, sizes = (input, counts) if dims > 1 else (input.unsqueeze(-2), [1, *counts])
-    checks.check_adaptive(function, x, sizes, max(dims, 2), False)
-    # of complex numbers C++ has the mean over everything, and over areas what is empty
-    is_empty = dims < 3 and 0 in (*x.shape[:-2], *sizes)
-    has_kernel = input.is_complex() and (is_empty or all(size == 1 for size in sizes))
+    checks.check_adaptive(function, x, sizes, max(dims, 2))
+    # C++ has what is empty over areas of any dtype, and the mean over everything of complex numbers
+    is_empty, is_mean = dims < 3 and 0 in (*x.shape[:-2], *sizes), all(size == 1 for size in sizes)
+    has_kernel = input.is_complex() and (is_empty or is_mean)
     if not input.is_floating_point() and not has_kernel:
-        if all(count == 1 for count in counts) and dims > 1:
+        if is_mean:
             raise RuntimeError(
                 "mean(): could not infer output dtype. Input dtype must be either a floating point or complex dtype. "
                 f"Got: {type_name(input)}"
             )
+        if is_empty:
+            return input.new_zeros([*input.shape[:-dims], *counts])
         kernel = "adaptive_avg_pool3d_cpu" if dims == 3 else "adaptive_avg_pool2d"
         raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
     return _AdaptiveAveragePool.apply(input.contiguous() if dims == 3 else input, counts)
@@ -219,7 +221,8 @@ class _AdaptiveAveragePool(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         (x,) = ctx.saved_tensors
         dims = len(ctx.counts)
-        checks.check_adaptive_gradient("avg", grad.unsqueeze(-2) if dims == 1 else grad, max(dims, 2))
+        if any(count != 1 for count in ctx.counts):  # else it is that of the mean
+            checks.check_adaptive_gradient("avg", grad.unsqueeze(-2) if dims == 1 else grad, max(dims, 2))
         return average.adaptive_average_backward(grad, x, dims), None
 
     @staticmethod

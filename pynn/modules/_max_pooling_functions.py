@@ -163,16 +163,11 @@ max_pool3d = values_or_both(_max_pool3d, 6, F.max_pool3d)
 def _adaptive_max_pool(dims: int, input: Tensor, output_size: Any) -> tuple[Tensor, Tensor]:
     if dims == 1:
         checks.check_1d("adaptive_max_pool1d", input, output_size=output_size)
-        if input.size(-1) == 0:
-            sizes, dim = list(input.shape), input.dim() - 1
-            raise RuntimeError(
-                "adaptive_max_pool1d(): Expected input to have non-zero size for non-batch dimensions, but input has "
-                f"sizes {sizes} with dimension {dim} being empty"
-            )
+        checks.check_not_empty("adaptive_max_pool1d", input, 1)
     counts = adaptive_counts(output_size, input, dims)
     x = input.unsqueeze(-2) if dims == 1 else input.contiguous() if dims == 3 else input
     counts = [1, *counts] if dims == 1 else counts
-    checks.check_adaptive(f"adaptive_max_pool{max(dims, 2)}d", x, counts, max(dims, 2), True)
+    checks.check_adaptive(f"adaptive_max_pool{max(dims, 2)}d", x, counts, max(dims, 2))
     if not input.is_floating_point():
         kernel = "adaptive_max_pool3d_cpu" if dims == 3 else "adaptive_max_pool2d"
         raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
@@ -317,6 +312,7 @@ def _max_unpool(
     step = width if stride is None else per_dim(stride, dims)
     counts = _unpooled_size(input, width, step, per_dim(padding, dims), size)
     x, index, flat = input, indices, max(dims, 2)
+    checks.alert_not_deterministic(f"max_unpooling{flat}d_forward_out")
     if dims == 1:
         x, index, counts = input.unsqueeze(-1), indices.unsqueeze(-1), [*counts, 1]
     checks.check_unpool(x, index, counts, flat, can_read_values(index))

@@ -1,5 +1,6 @@
 """What a pooling refuses, in ATen's words (aten/src/ATen/native/Pool.h, Pooling.cpp, AdaptiveAveragePooling.cpp)."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -154,8 +155,7 @@ def check_1d(function: str, x: Tensor, **named: Any) -> None:
         )
 
 
-def check_adaptive(function: str, x: Tensor, counts: Sequence[Any], dims: int, channels_too: bool) -> None:
-    """channels_too: whether 0 channels are refused as well (those of max pooling are)."""
+def check_adaptive(function: str, x: Tensor, counts: Sequence[Any], dims: int) -> None:
     colon = ":" if "max" in function else ""
     if x.dim() not in (dims + 1, dims + 2):
         raise RuntimeError(
@@ -176,7 +176,12 @@ def check_adaptive(function: str, x: Tensor, counts: Sequence[Any], dims: int, c
         )
     if "avg" in function and all(count == 1 for count in counts):
         return  # C++ takes the mean, NaN of nothing
-    for dim in range(x.dim() - dims - channels_too, x.dim()):
+    check_not_empty(function, x, x.dim() - dims if function == "adaptive_avg_pool2d" else 1)
+
+
+def check_not_empty(function: str, x: Tensor, start: int) -> None:
+    """From dimension start on: mostly 1, so that 0 channels are refused in a batch and taken without one."""
+    for dim in range(start, x.dim()):
         if x.size(dim) == 0:
             raise RuntimeError(
                 f"{function}(): Expected input to have non-zero size for non-batch dimensions, but input has sizes "
@@ -225,6 +230,27 @@ def check_fractional(
         raise RuntimeError("Expect _random_samples.size(1) equals to input channel size.")
     if samples.size(2) != dims:
         raise RuntimeError(f"Expect _random_samples.size(2) equals to {dims}; got {samples.size(2)}.")
+
+
+def alert_not_deterministic(operation: str) -> None:
+    """What torch.use_deterministic_algorithms demands of an operation it knows as one that is not.
+
+    The definition would be, but code that has to run with torch's own operation is told.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return
+    doubt = f"{operation} does not have a deterministic implementation, but you set "
+    ask = "file an issue at https://github.com/pytorch/pytorch/issues to help us prioritize adding deterministic "
+    ask += "support for this operation."
+    if torch.is_deterministic_algorithms_warn_only_enabled():
+        setting = "'torch.use_deterministic_algorithms(True, warn_only=True)'"
+        warnings.warn(f"{doubt}{setting}. You can {ask}", stacklevel=4)
+        return
+    raise RuntimeError(
+        f"{doubt}'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation, or "
+        "you can use the 'warn_only=True' option, if that's acceptable for your application. You can also "
+        + ask
+    )
 
 
 def check_unpool(x: Tensor, indices: Tensor, counts: Sequence[Any], dims: int, readable: bool) -> None:

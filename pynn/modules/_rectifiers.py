@@ -68,7 +68,9 @@ def threshold_backward(grad: Tensor, x: Tensor, threshold: float) -> Tensor:
 @defines(aten.leaky_relu.default)
 @computes_in_float32
 def leaky_relu_forward(x: Tensor, negative_slope: float = 0.01) -> Tensor:
-    """max(x, 0) + negative_slope * min(x, 0), which is x where x > 0, else negative_slope * x."""
+    """x where x > 0, else negative_slope * x: the larger of the two for a slope in (0, 1]."""
+    if 0 < negative_slope <= 1:
+        return torch.maximum(x, x * negative_slope)
     return torch.clamp(x, min=0) + torch.clamp(x, max=0) * negative_slope
 
 
@@ -89,8 +91,8 @@ def hardtanh_forward(x: Tensor, min_val: float = -1, max_val: float = 1) -> Tens
 
 @defines(aten.hardtanh_backward.default)
 def hardtanh_backward(grad: Tensor, x: Tensor, min_val: float, max_val: float) -> Tensor:
-    """0 at and outside the bounds, else grad."""
-    return torch.where((x <= min_val) | (x >= max_val), 0, grad)
+    """grad strictly between the bounds, else 0 (NaN too, as in C++'s vectors)."""
+    return torch.where((x > min_val) & (x < max_val), grad, 0)
 
 
 @defines(aten.hardsigmoid.default)
@@ -117,8 +119,8 @@ def hardswish_forward(x: Tensor) -> Tensor:
 @defines(aten.hardswish_backward.default)
 @computes_in_float32
 def hardswish_backward(grad: Tensor, x: Tensor) -> Tensor:
-    """0 up to -3, grad * (x / 3 + 1/2) below 3, grad from there on."""
-    return torch.where(x <= -3, 0, torch.where(x < 3, grad * (x / 3 + 0.5), grad))
+    """0 up to -3, grad * (x / 3 + 1/2) below 3, grad from there on; NaN stays NaN."""
+    return torch.where(x <= -3, 0, torch.where(x >= 3, grad, grad * (x / 3 + 0.5)))
 
 
 @defines(aten.hardshrink.default)
@@ -136,8 +138,8 @@ def softshrink_forward(x: Tensor, lambd: float = 0.5) -> Tensor:
 
 @defines(aten.hardshrink_backward.default, aten.softshrink_backward.default)
 def shrink_backward(grad: Tensor, x: Tensor, lambd: float) -> Tensor:
-    """0 where |x| <= lambd, else grad."""
-    return torch.where((x >= -lambd) & (x <= lambd), 0, grad)
+    """grad where |x| > lambd, else 0 (NaN too, as in C++'s vectors)."""
+    return torch.where((x < -lambd) | (x > lambd), grad, 0)
 
 
 @defines(aten._prelu_kernel.default)
@@ -207,7 +209,7 @@ _leaky_relu_negative_in_place = differentiable(
 )
 _hardtanh = differentiable(hardtanh_forward, hardtanh_backward, is_short=True)
 _hardsigmoid = differentiable(hardsigmoid_forward, hardsigmoid_backward)
-_hardswish = differentiable(hardswish_forward, hardswish_backward)
+_hardswish = differentiable(hardswish_forward, hardswish_backward, is_short=True)
 _hardshrink = differentiable(hardshrink_forward, shrink_backward)
 _softshrink = differentiable(softshrink_forward, shrink_backward)
 _prelu = differentiable(

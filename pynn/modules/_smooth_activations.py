@@ -163,7 +163,7 @@ def elu_backward(
     else:
         # clamped so that the branch not taken cannot be infinite
         below = torch.exp(torch.clamp(x, max=0) * input_scale) * (alpha * scale * input_scale)
-    return torch.where(x <= 0, grad * below, grad * scale)
+    return torch.where(x > 0, grad * scale, grad * below)  # NaN stays NaN
 
 
 @defines(aten.celu.default)
@@ -259,7 +259,7 @@ def sigmoid(input: Tensor) -> Tensor:
 
     Shape:   input: [*]   returns: same as input
     """
-    return torch.sigmoid(input)
+    return input.sigmoid()
 
 
 @traced_as(F.tanh)
@@ -268,7 +268,7 @@ def tanh(input: Tensor) -> Tensor:
 
     Shape:   input: [*]   returns: same as input
     """
-    return torch.tanh(input)
+    return input.tanh()
 
 
 @traced_as(F.silu)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.utils import _ntuple
 
-from pynn.definitions import defines, traced_as, widen
+from pynn.definitions import defines, traced_as, type_name, widen
 from pynn.memory_format import in_format_of, with_gradient_in_its_format
 
 __all__ = [
@@ -32,6 +32,12 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
+
+# What C++ mirrors and repeats; the unsigned integers beyond 8 bits, bool and float8 have no kernel.
+COPIED_DTYPES = {
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+}
 
 
 # ---- definitions -----------------------------------------------------------------------------------------
@@ -58,6 +64,25 @@ def pad_by_index(x: Tensor, padding: Sequence[int], source: Callable[[Tensor, in
         size = x.size(dim)
         positions = torch.arange(-left, size + right, device=x.device)
         x = x.index_select(dim, source(positions, size))
+    return x
+
+
+def pad_by_edges(x: Tensor, padding: Sequence[int], source: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """The same as `pad_by_index`: what lies inside is copied whole, only the borders are gathered."""
+    for dim, left, right in _per_dim(padding):
+        size = x.size(dim)
+        kept = size + min(left, 0) + min(right, 0)
+        if kept < 1:
+            x = pad_by_index(x.movedim(dim, -1), (left, right), source).movedim(-1, dim)
+            continue
+        blocks = [x.narrow(dim, max(-left, 0), kept)]
+        if left > 0:
+            before = torch.arange(-left, 0, device=x.device)
+            blocks.insert(0, x.index_select(dim, source(before, size)))
+        if right > 0:
+            after = torch.arange(size, size + right, device=x.device)
+            blocks.append(x.index_select(dim, source(after, size)))
+        x = torch.cat(blocks, dim)
     return x
 
 
@@ -166,7 +191,7 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
         )
     x = with_gradient_in_its_format(input)
     if mode == "constant":
-        return in_format_of(input, pad_with_constant(x, pad, 0 if value is None else value))
+        return in_format_of(input, pad_with_constant(x, pad, 0.0 if value is None else float(value)))
     if value is not None and value != 0:
         raise RuntimeError(f'Padding mode "{mode}" doesn\'t take in value argument')
     if mode not in ("reflect", "replicate", "circular"):
@@ -183,7 +208,10 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
     if mode == "circular":
         return pad_circular(input, pad)
     _check_sizes(input, pad, mode)
-    return in_format_of(input, pad_by_index(x, pad, mirrored if mode == "reflect" else nearest))
+    if input.dtype not in COPIED_DTYPES and not input.is_meta:
+        kernel = "reflection_pad" if mode == "reflect" else "replication_pad"
+        raise NotImplementedError(f"\"{kernel}{count}d\" not implemented for '{type_name(input)}'")
+    return in_format_of(input, pad_by_edges(x, pad, mirrored if mode == "reflect" else nearest))
 
 
 def _check_sizes(input: Tensor, padding: Sequence[int], mode: str) -> None:

@@ -1,0 +1,183 @@
+"""What torch refuses by dtype, size, determinism or type, and what it takes, in the same words: tables of calls."""
+
+import inspect
+import itertools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pynn.functional as P
+
+
+def outcome(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The results, or the type and words of the error."""
+    try:
+        return call(*args, **kwargs)
+    except Exception as error:
+        return type(error), str(error)
+
+
+def assert_same(function: str, *args: Any, **kwargs: Any) -> None:
+    expected = outcome(getattr(F, function), *args, **kwargs)
+    found = outcome(getattr(P, function), *args, **kwargs)
+    if isinstance(expected, torch.Tensor):
+        assert isinstance(found, torch.Tensor), found
+        assert found.dtype == expected.dtype
+        assert torch.allclose(
+            *[x.to(torch.complex128) for x in (found, expected)], rtol=0, atol=0, equal_nan=True
+        )
+    else:
+        assert found == expected
+
+
+# ---------------------------------------------------------------- padding of every dtype
+
+PADDED = (
+    *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int64),
+    *(torch.float16, torch.complex32, torch.complex64),
+)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("dtype", PADDED, ids=str)
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_padding_of_every_dtype(dtype: torch.dtype, dims: int) -> None:
+    """reflect and replicate once took unsigned integers, bool and 16-bit complex numbers, that C++ has no kernel for;
+    a constant out of range wrapped around."""
+    x = torch.randint(0, 2, (1, 2) + (4,) * dims).to(dtype)
+    for widths in ((1, 1), (1, -1), (-1, -1)):
+        for mode in ("reflect", "replicate", "circular"):
+            assert_same("pad", x, widths * dims, mode)
+        for value in (None, 1, 2.5, -1, 300, 70000, 2**64):
+            assert_same("pad", x, widths * dims, "constant", value)
+
+
+# ---------------------------------------------------------------- adaptive pooling of nothing
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["max", "avg"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.complex64], ids=str)
+def test_adaptive_pooling_of_nothing(kind: str, dims: int, dtype: torch.dtype) -> None:
+    """0 channels without a batch were refused by the maximum, in a batch taken by the mean of volumes."""
+    for batch, channels, size, count in itertools.product(([], [0], [2]), (0, 3), (0, 4), (0, 1, 2)):
+        x = torch.zeros(*batch, channels, *[size] * dims, dtype=dtype)
+        assert_same(f"adaptive_{kind}_pool{dims}d", x, count)
+        if dtype.is_floating_point and isinstance(outcome(pooled, F, kind, dims, x, count), torch.Tensor):
+            gradients = [outcome(gradient, namespace, kind, dims, x, count) for namespace in (F, P)]
+            assert str(gradients[0]) == str(gradients[1])
+
+
+def pooled(namespace: Any, kind: str, dims: int, x: torch.Tensor, count: int) -> torch.Tensor:
+    return getattr(namespace, f"adaptive_{kind}_pool{dims}d")(x, count)
+
+
+def gradient(namespace: Any, kind: str, dims: int, x: torch.Tensor, count: int) -> Any:
+    x = x.clone().requires_grad_()
+    out = pooled(namespace, kind, dims, x, count)
+    return torch.autograd.grad(out, x, torch.ones_like(out))
+
+
+# ---------------------------------------------------------------- deterministic algorithms
+
+
+@pytest.mark.parametrize("warn_only", [False, True])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_unpooling_where_deterministic_algorithms_are_asked_for(dims: int, warn_only: bool) -> None:
+    x = torch.ones((1, 1) + (2,) * dims)
+    index = torch.arange(2**dims).reshape(x.shape)
+    seen = []
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    try:
+        for namespace in (F, P):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                result = outcome(getattr(namespace, f"max_unpool{dims}d"), x, index, 2)
+            words = [(w.category, str(w.message).split(" (Triggered")[0]) for w in caught]
+            seen.append((str(result), words))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen[0] == seen[1]
+    assert "deterministic" in str(seen[0])
+
+
+# ---------------------------------------------------------------- gradients at NaN
+
+RECTIFIERS = (
+    "hardtanh",
+    "relu6",
+    "hardshrink",
+    "softshrink",
+    "hardswish",
+    "hardsigmoid",
+    "elu",
+    "celu",
+    "selu",
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", [*RECTIFIERS, "relu", "leaky_relu"])
+def test_gradient_at_nan(name: str, dtype: torch.dtype) -> None:
+    """As in C++'s vector loops; its scalar ones, for what is left over, differ from them."""
+    gradients = []
+    for namespace in (F, P):
+        x = torch.full((1024,), torch.nan, dtype=dtype, requires_grad=True)
+        out = getattr(namespace, name)(x)
+        gradients.append(torch.autograd.grad(out, x, torch.full_like(out, 2))[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0, equal_nan=True)
+
+
+# ---------------------------------------------------------------- no tensor where one should be
+
+TENSORS = (
+    "weight",
+    "mat_b",
+    "target",
+    "input2",
+    "x2",
+    "indices",
+    "positive",
+    "negative",
+    "key",
+    "value",
+    "grid",
+)
+POOLED = ("max_pool", "adaptive_max_pool", "fractional_max_pool")
+
+
+def functions_defined() -> list[str]:
+    names = [name for name in dir(F) if hasattr(P, name) and inspect.isfunction(getattr(P, name))]
+    return [name for name in names if not name.startswith("_") and getattr(F, name) is not getattr(P, name)]
+
+
+def other_arguments(name: str) -> list[Any]:
+    """Something for each of the other arguments that have to be there."""
+    if name.startswith(POOLED):
+        return [2]
+    _, *others = inspect.signature(getattr(P, name)).parameters.values()
+    needed = [p.name for p in others if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    given = {"var": torch.ones(2, 2), **dict.fromkeys(TENSORS, torch.ones(2, 2))}
+    return [given.get(argument, 2) for argument in needed]
+
+
+@pytest.mark.parametrize("value", [None, [1.0, 2.0], 1.5], ids=str)
+@pytest.mark.parametrize("name", functions_defined())
+@pytest.mark.filterwarnings("ignore")
+def test_no_tensor_as_first_argument(name: str, value: Any) -> None:
+    """75 functions raised another error, mostly AttributeError for TypeError; alpha_dropout took what came."""
+    arguments = other_arguments(name)
+    expected, found = [outcome(getattr(space, name), value, *arguments) for space in (F, P)]
+    assert expected[0] in (TypeError, AttributeError, ValueError)
+    assert found[0] is expected[0]
+    if "must be Tensor" in expected[1]:
+        assert found == expected
+
+
+def test_no_tensor_as_keyword_argument() -> None:
+    assert_same("linear", input=None, weight=torch.ones(2, 2))
+    assert_same("relu", input=[1.0])
