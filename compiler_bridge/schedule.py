@@ -97,9 +97,7 @@ def schedule_group(group: Group, outputs: set[str], hints: dict[Any, int]) -> Sc
     assign_levels(schedule)
     choose_kept(schedule, outputs)
     schedule.runs = {
-        level: run
-        for level in range(schedule.loops)
-        if (run := run_of(schedule, level, outputs)) is not None
+        level: run for level in range(schedule.loops) if (run := run_of(schedule, level, outputs)) is not None
     }
     return schedule
 
@@ -230,7 +228,9 @@ def lanes_along(vector: Axis, nodes: list[Any]) -> int:
     exprs = [e for n in nodes for e in node_exprs(n)]
     cost = sum(expr_cost(e) for e in exprs)
     wide = any(
-        part.dtype in ("float64", "int64") and not isinstance(part, IndexValue) and vector.name in expr_axes(part)
+        part.dtype in ("float64", "int64")
+        and not isinstance(part, IndexValue)
+        and vector.name in expr_axes(part)
         for e in exprs
         for part in walk(e)
     )
@@ -251,7 +251,9 @@ def run_of(schedule: Schedule, level: int, outputs: set[str]) -> Run | None:
     nodes = computed_with(written, level, schedule)
     if any(s.roles[n.output] == "sink" for n in nodes):
         return None
-    indices = [x.index for n in nodes for e in node_exprs(n) for x in walk(e) if isinstance(x, (Load, IndexValue))]
+    indices = [
+        x.index for n in nodes for e in node_exprs(n) for x in walk(e) if isinstance(x, (Load, IndexValue))
+    ]
     indices += [n.store for n in written if s.roles[n.output] == "full" and n.output in outputs]
     for a, b in zip(s.inner, s.inner[1:]):
         if any(not size_equal(i.coefficient(a.name), i.coefficient(b.name) * b.extent) for i in indices):

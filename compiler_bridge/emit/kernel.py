@@ -234,7 +234,9 @@ class KernelWriter:
             assert self.vector is not None
             name, stop = self.vector.name, header.split(", ")[1]
             self.line(depth, f"for first in range(0, {stop}, {SUM_BLOCK}):")
-            self.line(depth + 1, f"for {name} in range(first, min(first + {SUM_BLOCK}, {stop}), {self.lanes}):")
+            self.line(
+                depth + 1, f"for {name} in range(first, min(first + {SUM_BLOCK}, {stop}), {self.lanes}):"
+            )
             for text in body:
                 self.line(depth + 2, text)
             for node in blocked:
@@ -363,9 +365,7 @@ class KernelWriter:
         term = self.writer.write(node.value)
         text = self.vector_text(term)
         if self.writer.count is not None and not self.schedule.lanes_outer:
-            text = (
-                f"where(lane_mask({self.writer.count}, {self.lanes}), {text}, {self.identity(node)})"
-            )
+            text = f"where(lane_mask({self.writer.count}, {self.lanes}), {text}, {self.identity(node)})"
         combined = REDUCTIONS[node.op].combine.format(accumulator, text)
         self.writer.loop.lines.append(f"{accumulator} = {combined}")
 
@@ -475,7 +475,9 @@ class KernelWriter:
         if in_row:
             if s.vector is not None:
                 if self.writer.count is not None:
-                    text = f"where(lane_mask({self.writer.count}, {self.lanes}), {text}, {self.identity(node)})"
+                    text = (
+                        f"where(lane_mask({self.writer.count}, {self.lanes}), {text}, {self.identity(node)})"
+                    )
                 text = row.horizontal.format(text)
             text = f'cast({text}, "{sink.dtype}")'
             lines.append(
