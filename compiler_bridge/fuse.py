@@ -358,7 +358,11 @@ class Inliner:
             return True
         shared = self.uses.get(producer.output, 0) > 1
         if shared:
-            return cost <= CHEAP and len(loads) <= 1
+            axes = {a.name for a in producer.axes}
+            long = [
+                x for x in loads if x.index.values() or axes <= set(x.index.axes())
+            ]  # others stay in the cache
+            return cost <= CHEAP and len(long) <= 1
         return not (work >= 2 * max(made, 1) and cost >= 8)
 
 

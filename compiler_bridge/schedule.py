@@ -36,6 +36,15 @@ RECOMPUTE = 7  # a value dearer than this is kept in a scratch row for later loo
 FLAT_BLOCK = 4096  # elements of one parallel iteration of a one-dimensional kernel
 
 
+@dataclass(frozen=True)
+class Run:
+    """The inner axes of a loop that goes through a row's memory as through one line: the vector axis is all of them."""
+
+    still: tuple[Axis, ...]  # the others, at 0
+    vector: Axis
+    lanes: int
+
+
 @dataclass
 class Schedule:
     """What `emit` needs to know of one kernel."""
@@ -49,12 +58,18 @@ class Schedule:
     roles: dict[str, str] = field(default_factory=dict)  # output -> role
     level: dict[str, int] = field(default_factory=dict)  # output -> loop in which it is computed
     kept: set[str] = field(default_factory=set)  # full values kept in a scratch row
+    runs: dict[int, Run] = field(default_factory=dict)  # loops that need not tell the inner axes apart
     hints: dict[Any, int] = field(default_factory=dict)
 
     @property
     def loops(self) -> int:
         looped = [self.level[n.output] for n in self.nodes if self.roles[n.output] != "row"]
         return max(looped, default=-1) + 1
+
+    def in_loop(self, node: Any, outputs: set[str]) -> bool:
+        """Full values that are neither stored nor kept are computed where they are used, row values before the loop."""
+        role = self.roles[node.output]
+        return role != "row" and (role != "full" or node.output in outputs or node.output in self.kept)
 
 
 def schedule_group(group: Group, outputs: set[str], hints: dict[Any, int]) -> Schedule:
@@ -81,6 +96,9 @@ def schedule_group(group: Group, outputs: set[str], hints: dict[Any, int]) -> Sc
     schedule.lanes = choose_lanes(schedule)
     assign_levels(schedule)
     choose_kept(schedule, outputs)
+    schedule.runs = {
+        level: run for level in range(schedule.loops) if (run := run_of(schedule, level, outputs)) is not None
+    }
     return schedule
 
 
@@ -202,23 +220,64 @@ def cut_long_rows(
 
 
 def choose_lanes(schedule: Schedule) -> int:
+    return 1 if schedule.vector is None else lanes_along(schedule.vector, schedule.nodes)
+
+
+def lanes_along(vector: Axis, nodes: list[Any]) -> int:
     """Several registers a value where few values are live: independent chains hide latency."""
-    if schedule.vector is None:
-        return 1
-    exprs = [e for n in schedule.nodes for e in node_exprs(n)]
+    exprs = [e for n in nodes for e in node_exprs(n)]
     cost = sum(expr_cost(e) for e in exprs)
-    vector = schedule.vector.name
     wide = any(
-        part.dtype in ("float64", "int64") and not isinstance(part, IndexValue) and vector in expr_axes(part)
+        part.dtype in ("float64", "int64")
+        and not isinstance(part, IndexValue)
+        and vector.name in expr_axes(part)
         for e in exprs
         for part in walk(e)
     )
     lanes = NATIVE_LANES * (1 if wide or cost > 60 else 4 if cost <= 8 else 2)
-    extent = schedule.vector.extent
+    extent = vector.extent
     if isinstance(extent, int):
         while lanes > NATIVE_LANES and (lanes > extent or extent % lanes):
             lanes //= 2
     return lanes
+
+
+def run_of(schedule: Schedule, level: int, outputs: set[str]) -> Run | None:
+    """The loop of this level over all inner axes at once, if everything in it steps through them as through one."""
+    s = schedule
+    if s.vector is None or s.lanes_outer or len(s.inner) < 2:
+        return None
+    written = [n for n in s.nodes if s.level[n.output] == level and s.in_loop(n, outputs)]
+    nodes = computed_with(written, level, schedule)
+    if any(s.roles[n.output] == "sink" for n in nodes):
+        return None
+    indices = [
+        x.index for n in nodes for e in node_exprs(n) for x in walk(e) if isinstance(x, (Load, IndexValue))
+    ]
+    indices += [n.store for n in written if s.roles[n.output] == "full" and n.output in outputs]
+    for a, b in zip(s.inner, s.inner[1:]):
+        if any(not size_equal(i.coefficient(a.name), i.coefficient(b.name) * b.extent) for i in indices):
+            return None
+    vector = Axis(s.vector.name, numel(s.inner))
+    return Run(s.inner[:-1], vector, lanes_along(vector, nodes))
+
+
+def computed_with(written: list[Any], level: int, schedule: Schedule) -> list[Any]:
+    """These nodes of a loop, and the full values that they compute again on the way."""
+    by_name = {n.output: n for n in schedule.nodes if schedule.roles[n.output] == "full"}
+    found: dict[str, Any] = {}
+    waiting = list(written)
+    while waiting:
+        node = waiting.pop()
+        if node.output in found:
+            continue
+        found[node.output] = node
+        waiting += [
+            by_name[name]
+            for name in local_reads(node, schedule)
+            if name in by_name and not (name in schedule.kept and schedule.level[name] < level)
+        ]
+    return list(found.values())
 
 
 # ---------------------------------------------------------------- phases

@@ -10,7 +10,10 @@ from torch import Tensor
 
 import pynn
 from compiler_bridge import pipeline
+from compiler_bridge.epilogue import join_all
+from compiler_bridge.group import single
 from compiler_bridge.ir import Map, Reduce, node_reads
+from compiler_bridge.schedule import schedule_group
 
 ROWS, COLS = 96, 160
 
@@ -191,3 +194,23 @@ def test_convolution_is_an_implicit_gemm(name: str) -> None:
         for buffer in record.program.buffers:
             assert buffer.kind != "arena" or buffer.numel <= largest * spread * 2, record.program
     assert_no_worse(function, inputs)
+
+
+def test_group_norm_of_contiguous_images_is_one_kernel_and_keeps_no_differences() -> None:
+    """Groups are rows: one kernel forward. Backward, x - mean is computed again where it once went to memory."""
+    shape = (2, 16, 9, 11)
+    inputs = [torch.randn(shape, requires_grad=True), *(torch.randn(16, requires_grad=True) for _ in "wb")]
+    records = compiled_records(lambda x, w, b: F.group_norm(x, 4, w, b), inputs, ("forward", "backward"))
+    assert len(records["forward"].kernels) == 1
+    for record in records.values():
+        made = [b for b in record.program.buffers if b.numel == inputs[0].numel() and b.kind != "input"]
+        assert len(made) == 1, record.program  # the result alone
+
+
+def test_sums_of_a_group_run_through_its_channels_as_one_line() -> None:
+    """Nine places a channel would fill no vector; the group's 36 values lie side by side (`schedule.run_of`)."""
+    inputs = [torch.randn(2, 16, 3, 3, requires_grad=True), torch.randn(16, requires_grad=True)]
+    record = compiled_records(lambda x, w: F.group_norm(x, 4, w), inputs, ("forward",))["forward"]
+    (kernel,) = record.kernels
+    schedule = schedule_group(join_all(single(kernel.nodes[0], {}), kernel.nodes[1:], {}), set(), {})
+    assert {level for level, run in schedule.runs.items() if run.vector.extent == 36} >= {0, 1}

@@ -29,7 +29,7 @@ class EpilogueWriter(KernelWriter):
         s = self.schedule
         self.line(1, "for r in range(row_begin, row_end):")
         self.decode_rows(2)
-        loops = [node for node in s.nodes if self.needs_loop(node)]
+        loops = [node for node in s.nodes if s.in_loop(node, self.outputs)]
         self.write_loop(loops, 0, 2)
         body = [INDENT + line for line in self.names.preamble()] + self.lines
         return KernelCode(body, self.names, 0, 1)

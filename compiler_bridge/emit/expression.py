@@ -1,7 +1,7 @@
 """Expressions to lines of the kernel language.
 
-Lines go to the scope they depend on: the row (outside of the vector loop) or the loop. Within a scope every
-distinct expression is computed once.
+Lines go to the scope they depend on: the row (outside of the inner loops), a line of it (outside of the vector
+loop) or the loop. Within a scope every distinct expression is computed once.
 """
 
 from __future__ import annotations
@@ -62,18 +62,23 @@ class ExpressionWriter:
         self.loop_axes = loop_axes
         self.count: str | None = None
         self.row = Scope()
+        self.line: Scope | None = (
+            None  # inside the inner axes, before the loop along the lanes; None: no such place
+        )
         self.loop = Scope()
         self.values: dict[str, Term | Callable[[], Term]] = {}  # of local buffers
         self.even: frozenset[str] = frozenset()  # buffers that pairs of elements fill
 
     # ------------------------------------------------------------ scopes
 
-    def scope(self, loop: bool) -> Scope:
-        return self.loop if loop else self.row
+    def scope(self, vector: bool, loop: bool) -> Scope:
+        if not loop:
+            return self.row
+        return self.line if self.line is not None and not vector else self.loop
 
     def define(self, key: Any, text: str, vector: bool, loop: bool, dtype: str) -> Term:
         """A temporary holding `text`, shared by equal keys of the scope."""
-        scope = self.scope(loop)
+        scope = self.scope(vector, loop)
         known = scope.known.get(key)
         if known is not None:
             return known
@@ -140,8 +145,8 @@ class ExpressionWriter:
             value = self.values[expr.buffer]
             return value() if callable(value) else value
         key = (expr, self.count)
-        for scope in (self.row, self.loop):
-            if key in scope.known:
+        for scope in (self.row, self.line, self.loop):
+            if scope is not None and key in scope.known:
                 return scope.known[key]
         if isinstance(expr, Constant):
             return Term(constant_text(expr.value, expr.dtype, self.names), False, False, expr.dtype)

@@ -74,6 +74,7 @@ class KernelWriter:
         inner = {a.name for a in schedule.inner}
         self.writer = ExpressionWriter(self.names, dtypes, vector, schedule.lanes, inner)
         self.writer.even = even
+        self.vector = schedule.vector  # of the loop being written
         self.aliases = aliases or {}
         self.lines: list[str] = []
         self.sinks = {
@@ -84,6 +85,11 @@ class KernelWriter:
         self.blocks = self.choose_blocks() if self.sinks else 0
         self.beside = self.stores_beside()
         self.waiting: dict[str, str] = {}  # stored once the value beside is known
+
+    @property
+    def lanes(self) -> int:
+        """Of the loop being written."""
+        return self.writer.lanes
 
     # ------------------------------------------------------------ the whole kernel
 
@@ -161,15 +167,9 @@ class KernelWriter:
         for node in s.nodes:
             if s.level[node.output] == level and s.roles[node.output] == "row":
                 self.write_row_map(node)
-        looped = [n for n in s.nodes if s.level[n.output] == level and s.roles[n.output] != "row"]
-        needed = [n for n in looped if self.needs_loop(n)]
+        needed = [n for n in s.nodes if s.level[n.output] == level and s.in_loop(n, self.outputs)]
         if needed:
             self.write_loop(needed, level, depth)
-
-    def needs_loop(self, node: Any) -> bool:
-        """Full values that are neither stored nor kept are computed where they are used."""
-        role = self.schedule.roles[node.output]
-        return role != "full" or node.output in self.outputs or node.output in self.schedule.kept
 
     def write_row_map(self, node: Map) -> None:
         term = self.writer.write(node.value)
@@ -184,15 +184,20 @@ class KernelWriter:
 
     def write_loop(self, nodes: list[Any], level: int, depth: int) -> None:
         s = self.schedule
+        inner = [a for a in s.inner if a is not s.vector] if not s.lanes_outer else list(s.inner)
+        run = s.runs.get(level)
+        if run is not None:
+            inner = []
+            self.vector, self.writer.lanes = run.vector, run.lanes
         reduces = [n for n in nodes if s.roles[n.output] == "reduce"]
         accumulators = {n.output: self.names.fresh("acc") for n in reduces}
-        blocked = self.sum_block(reduces)
-        inner = [a for a in s.inner if a is not s.vector] if not s.lanes_outer else list(s.inner)
+        blocked = self.sum_block(reduces, inner)
         # the loop bodies first: they may add row values, which belong before the loop
         chunks: list[tuple[str, list[str]]] = []
         if s.lanes_outer or s.vector is None:
             chunks.append(("", self.write_body(nodes, level, accumulators)))
         else:
+            self.writer.line = Scope() if inner else None
             chunks = self.vector_chunks(nodes, level, accumulators)
         self.flush_row(depth)
         for node in reduces:
@@ -200,31 +205,38 @@ class KernelWriter:
             if blocked:
                 self.line(depth, f"{accumulators[node.output]}_total = {self.identity(node)}")
         inside = depth
+        for axis in run.still if run is not None else ():
+            self.line(depth, f"{axis.name} = 0")
         for axis in inner:
             self.line(inside, f"for {axis.name} in range({self.names.size(axis.extent)}):")
             inside += 1
+        if self.writer.line is not None:
+            for text in self.writer.line.lines:
+                self.line(inside, text)
+            self.writer.line = None
         for header, body in chunks:
             self.write_chunk(header, body, inside, reduces if blocked else [], accumulators)
         for node in reduces:
             self.finish_reduce(node, accumulators[node.output], blocked)
+        self.vector, self.writer.lanes = s.vector, s.lanes
 
-    def sum_block(self, reduces: list[Any]) -> bool:
+    def sum_block(self, reduces: list[Any], inner: list[Axis]) -> bool:
         """Whether long sums are cut into blocks, to keep rounding errors as small as ATen's."""
-        s = self.schedule
-        if s.lanes_outer or s.vector is None or not any(n.op == "sum" for n in reduces):
+        if self.schedule.lanes_outer or self.vector is None or not any(n.op == "sum" for n in reduces):
             return False
-        extent = s.vector.extent
-        return not isinstance(extent, int) or extent > 2 * SUM_BLOCK or len(s.inner) > 1
+        extent = self.vector.extent
+        return not isinstance(extent, int) or extent > 2 * SUM_BLOCK or bool(inner)
 
     def write_chunk(
         self, header: str, body: list[str], depth: int, blocked: list[Any], accumulators: dict[str, str]
     ) -> None:
-        s = self.schedule
         if header.startswith("for ") and blocked:
-            assert s.vector is not None
-            name, stop = s.vector.name, header.split(", ")[1]
+            assert self.vector is not None
+            name, stop = self.vector.name, header.split(", ")[1]
             self.line(depth, f"for first in range(0, {stop}, {SUM_BLOCK}):")
-            self.line(depth + 1, f"for {name} in range(first, min(first + {SUM_BLOCK}, {stop}), {s.lanes}):")
+            self.line(
+                depth + 1, f"for {name} in range(first, min(first + {SUM_BLOCK}, {stop}), {self.lanes}):"
+            )
             for text in body:
                 self.line(depth + 2, text)
             for node in blocked:
@@ -242,9 +254,8 @@ class KernelWriter:
         self, nodes: list[Any], level: int, accumulators: dict[str, str]
     ) -> list[tuple[str, list[str]]]:
         """Whole vectors, and one partial vector where the lanes do not divide the axis."""
-        s = self.schedule
-        assert s.vector is not None
-        name, extent, lanes = s.vector.name, s.vector.extent, s.lanes
+        assert self.vector is not None
+        name, extent, lanes = self.vector.name, self.vector.extent, self.lanes
         divides = isinstance(extent, int) and extent % lanes == 0
         chunks: list[tuple[str, list[str]]] = []
         if isinstance(extent, int):
@@ -334,7 +345,7 @@ class KernelWriter:
 
     def read_kept(self, node: Any) -> Term:
         pointer, index = self.kept_place(node)
-        lanes = "" if self.schedule.vector is None else f", {self.schedule.lanes}"
+        lanes = "" if self.schedule.vector is None else f", {self.lanes}"
         text = f"load({pointer}, {index}{lanes})"
         return self.writer.define(("kept", node.output), text, bool(lanes), True, node.value.dtype)
 
@@ -348,15 +359,13 @@ class KernelWriter:
     def identity(self, node: Reduce) -> str:
         value = reduce_identity(node.op, node.value.dtype)
         text = constant_text(value, node.value.dtype, self.names)
-        return text if self.schedule.vector is None else f"splat({text}, {self.schedule.lanes})"
+        return text if self.schedule.vector is None else f"splat({text}, {self.lanes})"
 
     def accumulate(self, node: Reduce, accumulator: str) -> None:
         term = self.writer.write(node.value)
         text = self.vector_text(term)
         if self.writer.count is not None and not self.schedule.lanes_outer:
-            text = (
-                f"where(lane_mask({self.writer.count}, {self.schedule.lanes}), {text}, {self.identity(node)})"
-            )
+            text = f"where(lane_mask({self.writer.count}, {self.lanes}), {text}, {self.identity(node)})"
         combined = REDUCTIONS[node.op].combine.format(accumulator, text)
         self.writer.loop.lines.append(f"{accumulator} = {combined}")
 
@@ -466,7 +475,9 @@ class KernelWriter:
         if in_row:
             if s.vector is not None:
                 if self.writer.count is not None:
-                    text = f"where(lane_mask({self.writer.count}, {s.lanes}), {text}, {self.identity(node)})"
+                    text = (
+                        f"where(lane_mask({self.writer.count}, {self.lanes}), {text}, {self.identity(node)})"
+                    )
                 text = row.horizontal.format(text)
             text = f'cast({text}, "{sink.dtype}")'
             lines.append(
@@ -474,7 +485,7 @@ class KernelWriter:
             )
             return
         count = f", {self.writer.count}" if self.writer.count is not None else ""
-        old = f"load({pointer}, {offset}, {s.lanes}{count})"
+        old = f"load({pointer}, {offset}, {self.lanes}{count})"
         lines.append(f"store({pointer}, {offset}, {row.combine.format(old, text)}{count})")
 
 

@@ -18,28 +18,9 @@ aten = torch.ops.aten
 # ---- definitions -----------------------------------------------------------------------------------------
 
 
-def spatial_dims(x: Tensor) -> list[int]:
-    return list(range(2, x.dim()))
-
-
-def sum_of_places(x: Tensor) -> Tensor:
-    """[batch, channels, *] -> [batch, channels]"""
-    return x.sum(spatial_dims(x)) if x.dim() > 2 else x
-
-
-def sum_of_group(per_channel: Tensor, groups: int) -> Tensor:
-    """[batch, channels] -> [batch, groups]"""
-    return per_channel.unflatten(1, (groups, per_channel.size(1) // groups)).sum(2)
-
-
-def along_groups(statistic: Tensor, x: Tensor) -> Tensor:
-    """[batch, groups] -> [batch, channels, 1, ...]: each channel its group's; as many dimensions as x.
-
-    Shaped like this and not x [batch, groups, channels / groups, *]: that has no fast order in channels-last.
-    """
-    batch, groups = statistic.shape
-    per_channel = widen(statistic).unsqueeze(2).expand(batch, groups, x.size(1) // groups)
-    return per_channel.reshape([batch, x.size(1), *[1] * (x.dim() - 2)])
+def summed_from(x: Tensor, dim: int) -> Tensor:
+    """The sum over this dimension and all after it, kept as size 1."""
+    return x.sum(list(range(dim, x.dim())), keepdim=True) if x.dim() > dim else x
 
 
 def values_per_group(x: Tensor, groups: int) -> Any:
@@ -50,11 +31,79 @@ def values_per_group(x: Tensor, groups: int) -> Any:
     return count
 
 
+class RunsOfGroups:
+    """Tensors like x as [batch, groups, channels / groups, *]: a group of a contiguous x is one run of memory."""
+
+    def __init__(self, x: Tensor, groups: int) -> None:
+        self.shape = [x.size(0), groups, x.size(1) // groups, *x.shape[2:]]
+
+    def of(self, x: Tensor) -> Tensor:
+        return widen(x).reshape(self.shape)
+
+    def of_channels(self, vector: Tensor) -> Tensor:
+        """[channels] -> [groups, channels / groups, 1, ...]"""
+        return widen(vector).reshape([*self.shape[1:3], *[1] * (len(self.shape) - 3)])
+
+    def of_groups(self, statistic: Tensor) -> Tensor:
+        """[batch, groups] -> [batch, groups, 1, 1, ...]"""
+        return widen(statistic).reshape([*self.shape[:2], *[1] * (len(self.shape) - 2)])
+
+    def total_of_channels(self, values: Tensor) -> Tensor:
+        """-> [batch, groups, channels / groups, 1, ...]"""
+        return summed_from(values, 3)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sums over each group, in the shape of of_groups; of values for each place or for each channel."""
+        return summed_from(values, 2)
+
+    def statistic(self, total: Tensor) -> Tensor:
+        """of_groups' shape -> [batch, groups]"""
+        return total.flatten(1)
+
+
+class GroupsOfChannels:
+    """Tensors like x as they are, [batch, channels, *]: channels-last, no order of groups would be fast."""
+
+    def __init__(self, x: Tensor, groups: int) -> None:
+        self.groups, self.channels, self.ones = groups, x.size(1) // groups, [1] * (x.dim() - 2)
+
+    def of(self, x: Tensor) -> Tensor:
+        return widen(x)
+
+    def of_channels(self, vector: Tensor) -> Tensor:
+        """[channels] -> [channels, 1, ...]"""
+        return widen(vector).reshape([-1, *self.ones])
+
+    def of_groups(self, statistic: Tensor) -> Tensor:
+        """[batch, groups] -> [batch, channels, 1, ...]: each channel its group's"""
+        each = widen(statistic).unsqueeze(2).expand(*statistic.shape, self.channels)
+        return each.reshape([statistic.size(0), self.groups * self.channels, *self.ones])
+
+    def total_of_channels(self, values: Tensor) -> Tensor:
+        """-> [batch, channels, 1, ...]"""
+        return summed_from(values, 2)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sums over each group, in the shape of of_groups: over each channel's places first, where there are any."""
+        is_per_channel = list(values.shape[2:]) == self.ones
+        per_channel = values if is_per_channel else self.total_of_channels(values)
+        shape = [per_channel.size(0), self.groups, self.channels]
+        return self.of_groups(per_channel.reshape(shape).sum(2))
+
+    def statistic(self, total: Tensor) -> Tensor:
+        """of_groups' shape -> [batch, groups]: the first channel of each group"""
+        return total.flatten(1)[:, slice(None, None, self.channels)]
+
+
+def grouping(x: Tensor, groups: int) -> RunsOfGroups | GroupsOfChannels:
+    return RunsOfGroups(x, groups) if x.is_contiguous() else GroupsOfChannels(x, groups)
+
+
 def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """x * weight + bias, channel by channel."""
+    """x * weight + bias, which broadcast against x."""
     if weight is not None:
-        x = x * along_channels(weight, x)
-    return x if bias is None else x + along_channels(bias, x)
+        x = x * weight
+    return x if bias is None else x + bias
 
 
 def normalised_by_group(
@@ -67,16 +116,12 @@ def normalised_by_group(
     """
 
     def of_samples(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        def average(values: Tensor) -> Tensor:
-            total = sum_of_group(sum_of_places(values), groups)
-            return along_groups(total / values_per_group(x, groups), x)
-
-        # [batch, channels, 1, ...] each but centred, equal within a group
-        centred, rest, mean, variance = moments(widen(x), average)
+        grouped, count = grouping(x, groups), values_per_group(x, groups)
+        centred, rest, mean, variance = moments(grouped.of(x), lambda values: grouped.total(values) / count)
         rstd = torch.rsqrt(variance + eps)
-        out = centred * affine(rstd, weight, None) + affine(-rest * rstd, weight, bias)
-        first = slice(None, None, x.size(1) // groups)  # the first channel of each group
-        return out.to(x.dtype), mean.flatten(1)[:, first], rstd.flatten(1)[:, first]
+        scale, shift = (None if v is None else grouped.of_channels(v) for v in (weight, bias))
+        out = centred * affine(rstd, scale, None) + affine(-rest * rstd, scale, shift)
+        return out.reshape(x.shape).to(x.dtype), grouped.statistic(mean), grouped.statistic(rstd)
 
     out, mean, rstd = in_slices(of_samples, (x,), (0,), (0, 0, 0))
     return in_format_of(x, out), mean.contiguous(), rstd.contiguous()
@@ -112,21 +157,20 @@ def group_norm_backward(
     """
 
     def of_samples(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple:
-        gradient, rstd = widen(grad), along_groups(rstd, x)
-        centred = widen(x) - along_groups(mean, x)
-        # [batch, channels] each
-        products, totals = sum_of_places(gradient * centred), sum_of_places(gradient)
+        grouped, count = grouping(x, group), values_per_group(x, group)
+        gradient, rstd = grouped.of(grad), grouped.of_groups(rstd)
+        centred = grouped.of(x) - grouped.of_groups(mean)
+        products, totals = (grouped.total_of_channels(v) for v in (gradient * centred, gradient))
         dx = None
         if output_mask[0]:
-            count = values_per_group(x, group)
-            factor = 1 if weight is None else widen(weight)
+            factor = None if weight is None else grouped.of_channels(weight)
             projection, mean_gradient = (
-                along_groups(sum_of_group(per_channel * factor, group) / count, x)
-                for per_channel in (products, totals)
+                grouped.total(affine(per_channel, factor, None)) / count for per_channel in (products, totals)
             )
             slope, level = -projection * rstd * rstd * rstd, -mean_gradient * rstd
-            dx = torch.addcmul(centred * slope + level, gradient, affine(rstd, weight, None)).to(x.dtype)
-        return dx, products * rstd.flatten(1), totals
+            dx = torch.addcmul(centred * slope + level, gradient, affine(rstd, factor, None))
+            dx = dx.reshape(x.shape).to(x.dtype)
+        return dx, (products * rstd).reshape(x.shape[:2]), totals.reshape(x.shape[:2])
 
     dx, products, totals = in_slices(of_samples, (grad, x, mean, rstd), (0, 0, 0, 0), (0, 0, 0))
     like = mean if weight is None else weight
@@ -174,9 +218,10 @@ class _GroupNorm(Function):
             )
         if ctx.needs_input_grad[0] and grad_mean is not None and grad_rstd is not None:
             # d mean / dx = 1 / count,   d rstd / dx = -rstd^3 * (x - mean) / count
-            count, centred = values_per_group(x, ctx.groups), widen(x) - along_groups(mean, x)
+            count, grouped = values_per_group(x, ctx.groups), grouping(x, ctx.groups)
             slope, level = (grad_rstd * rstd * rstd * rstd) / count, grad_mean / count
-            through = (along_groups(level, x) - centred * along_groups(slope, x)).to(x.dtype)
+            slope, level, centre = (grouped.of_groups(statistic) for statistic in (slope, level, mean))
+            through = (level - (grouped.of(x) - centre) * slope).reshape(x.shape).to(x.dtype)
             gradients = (through if grad is None else gradients[0] + through, *gradients[1:])
         return (*gradients, None, None)
 
@@ -189,13 +234,18 @@ class _GroupNorm(Function):
         if dx is not None:
             sizes, mask = (x.size(0), x.size(1), None, ctx.groups), [True, False, False]
             out = group_norm_backward(widen(dx), widen(x), mean, rstd, None, *sizes, mask)[0]
-            out = affine(out, weight, None)
-            count = values_per_group(x, ctx.groups)
-            mean_tangent = sum_of_group(sum_of_places(widen(dx)), ctx.groups) / count
-            rstd_tangent = -rstd * rstd * sum_of_group(sum_of_places(widen(dx) * n), ctx.groups) / count
+            out = out if weight is None else out * along_channels(weight, x)
+            grouped, count = grouping(x, ctx.groups), values_per_group(x, ctx.groups)
+            average, average_product = (
+                grouped.statistic(grouped.total(grouped.of(values))) / count
+                for values in (widen(dx), widen(dx) * n)
+            )
+            mean_tangent, rstd_tangent = average, -rstd * rstd * average_product
         if dweight is not None:
             out = out + n * along_channels(dweight, x)
-        return affine(out, None, dbias).to(x.dtype), mean_tangent, rstd_tangent
+        if dbias is not None:
+            out = out + along_channels(dbias, x)
+        return out.to(x.dtype), mean_tangent, rstd_tangent
 
 
 @traced_as(F.group_norm)
