@@ -359,9 +359,8 @@ class Inliner:
         shared = self.uses.get(producer.output, 0) > 1
         if shared:
             axes = {a.name for a in producer.axes}
-            long = [
-                x for x in loads if x.index.values() or axes <= set(x.index.axes())
-            ]  # others stay in the cache
+            # others are shorter than the value and stay in the cache
+            long = [x for x in loads if x.index.values() or axes <= set(x.index.axes())]
             return cost <= CHEAP and len(long) <= 1
         return not (work >= 2 * max(made, 1) and cost >= 8)
 

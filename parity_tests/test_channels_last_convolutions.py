@@ -45,13 +45,14 @@ LARGE = {
 }
 
 
-def run(geometry: Geometry, dtype: str, executor: str) -> list[torch.Tensor]:
+def run(geometry: Geometry, dtype: str, executor: str, last: bool = False) -> list[torch.Tensor]:
     """The output and both gradients, all channels-last."""
-    tensors, steps = draw(geometry, dtype)
+    tensors, steps = draw(geometry, dtype, last)
     return prepare(executor, convolve)(*tensors, *steps)
 
 
-def draw(geometry: Geometry, dtype: str) -> tuple[list[torch.Tensor], list[Any]]:
+def draw(geometry: Geometry, dtype: str, last: bool) -> tuple[list[torch.Tensor], list[Any]]:
+    """last: whether the weight is channels-last too, else its taps lie side by side"""
     torch.manual_seed(0)
     dims = len(geometry.size)
     steps = [[step] * dims for step in (geometry.stride, geometry.padding, geometry.dilation)]
@@ -62,7 +63,8 @@ def draw(geometry: Geometry, dtype: str) -> tuple[list[torch.Tensor], list[Any]]
     form = torch.channels_last if dims == 2 else torch.channels_last_3d
     chosen = getattr(torch, dtype)
     x, gradient = (t.to(chosen).contiguous(memory_format=form) for t in (x, gradient))
-    return [x, weight.to(chosen), gradient], steps
+    weight = weight.to(chosen).contiguous(memory_format=form if last else torch.contiguous_format)
+    return [x, weight, gradient], steps
 
 
 def convolve(
@@ -76,9 +78,9 @@ def convolve(
     return [out, of_input, of_weight]
 
 
-def check(geometry: Geometry, dtype: str, executor: str) -> None:
-    found = in_executor_process(executor, run, geometry, dtype, executor)
-    tensors, steps = draw(geometry, dtype)
+def check(geometry: Geometry, dtype: str, executor: str, last: bool = False) -> None:
+    found = in_executor_process(executor, run, geometry, dtype, executor, last)
+    tensors, steps = draw(geometry, dtype, last)
     theirs = convolve(*tensors, *steps)
     exact = convolve(*(t.double() for t in tensors), *steps)
     for ours, cpp, truth in zip(found, theirs, exact):
@@ -101,6 +103,12 @@ def test_small(name: str, dtype: str, executor: str):
     if executor == "python" and dtype == "float64":
         pytest.skip("the generated code is float32's with wider numbers")
     check(GEOMETRIES[name], dtype, executor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_channels_last_weight(name: str):
+    check(GEOMETRIES[name], "float32", "numba", last=True)
 
 
 @pytest.mark.slow

@@ -164,7 +164,15 @@ def array_at(address: int, elements: int, dtype: Any = np.float32) -> np.ndarray
 @pytest.mark.parametrize("threads", (1, 2))
 @pytest.mark.parametrize(
     "batch, m, n, k",
-    ((1, 150, 90, 400), (1, 20, 700, 30), (3, 50, 40, 20), (2, 3, 50, 40), (1, 200, 2, 64), (2, 40, 3, 16)),
+    (
+        (1, 150, 90, 400),
+        (1, 20, 700, 30),
+        (3, 50, 40, 20),
+        (2, 3, 50, 40),
+        (1, 200, 2, 64),
+        (2, 40, 3, 16),
+        (1, 20, 33, 700),
+    ),
 )
 def test_epilogue_sees_each_finished_element_once(batch: int, m: int, n: int, k: int, threads: int):
     """The epilogue doubles its region and counts; also where the kernels work on the transposed product."""
@@ -200,7 +208,8 @@ def test_epilogue_regions_stay_in_cache(m: int, n: int, k: int):
 
 @pytest.mark.parametrize("threads", (1, 2))
 @pytest.mark.parametrize(
-    "batch, m, n, k", ((1, 150, 90, 400), (2, 200, 40, 20), (1, 5, 700, 30), (3, 7, 20, 33))
+    "batch, m, n, k",
+    ((1, 150, 90, 400), (2, 200, 40, 20), (1, 5, 700, 30), (3, 7, 20, 33), (1, 13, 20, 700)),
 )
 def test_operands_made_by_packing_functions(batch: int, m: int, n: int, k: int, threads: int):
     """A and B exist only as functions that fill panels; the strides passed are never used."""
@@ -330,6 +339,21 @@ def test_threads_get_equal_work(batch: int, m: int, n: int, threads: int):
     assert most <= 1.25 * batch * m * n / threads
 
 
+@pytest.mark.parametrize("threads", (2, 3, 16))
+@pytest.mark.parametrize("m, n, k", ((13, 14, 120), (150, 20, 1203), (20, 70, 560)))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_threads_share_out_a_long_sum(dtype: torch.dtype, m: int, n: int, k: int, threads: int):
+    """Each a part of K, the last ones perhaps nothing; what C held counts once, whatever its strides."""
+    for layout in ("NNN", "TNT", "SSS"):
+        a, b = make((m, k), layout[0], dtype), make((k, n), layout[1], dtype)
+        start = make((m, n), layout[2], sums_dtype(dtype))
+        out = make((m, n), layout[2], sums_dtype(dtype)).copy_(start)
+        bound = bind_matmul(out, a, b, threads=threads, accumulate=True)
+        assert bound.plan.table["K_PARTS"] == threads and bound.plan.entries[-1].kernel == "sum_parts"
+        bound.run()
+        assert_no_worse(out, a, b, start)
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="dtype 'int8'"):
         plan_gemm(1, 1, 1, 1, "int8", (0, 1, 1), (0, 1, 1), (0, 1, 1), 1)
@@ -349,9 +373,10 @@ INTERPRETED = """
 
     torch.manual_seed(3)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        for m, n, k, layout in ((2, 19, 17, "NTN"), (3, 5, 6, "NNN"), (9, 35, 11, "NNN"), (9, 17, 9, "SST")):
-            a, b = make((2, m, k), layout[0], dtype), make((2, k, n), layout[1], dtype)
-            out = make((2, m, n), layout[2], sums_dtype(dtype), 0.0)
+        for batch, m, n, k, layout in ((2, 2, 19, 17, "NTN"), (2, 3, 5, 6, "NNN"), (2, 9, 35, 11, "NNN"),
+                                       (2, 9, 17, 9, "SST"), (1, 13, 7, 107, "NTN")):
+            a, b = make((batch, m, k), layout[0], dtype), make((batch, k, n), layout[1], dtype)
+            out = make((batch, m, n), layout[2], sums_dtype(dtype), 0.0)
             matmul_into(out, a, b, threads=2)
             print(out.double().flatten().tolist())
 """

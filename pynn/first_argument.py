@@ -10,31 +10,19 @@ from typing import Any
 
 from torch import Tensor
 
-LOOK_THEMSELVES = {
-    *("adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
-    *("adaptive_max_pool2d_with_indices", "adaptive_max_pool3d_with_indices", "affine_grid"),
-    *("binary_cross_entropy", "binary_cross_entropy_with_logits", "dropout1d", "dropout2d", "dropout3d"),
-    *(
-        "embedding_bag",
-        "fractional_max_pool2d",
-        "fractional_max_pool2d_with_indices",
-        "fractional_max_pool3d",
-    ),
-    *("fractional_max_pool3d_with_indices", "gaussian_nll_loss", "glu", "group_norm", "gumbel_softmax"),
-    *("huber_loss", "instance_norm", "interpolate", "l1_loss", "linear_cross_entropy", "local_response_norm"),
-    *("log_softmax", "lp_pool1d", "lp_pool2d", "lp_pool3d", "margin_ranking_loss", "max_pool3d_with_indices"),
-    *(
-        "max_unpool1d",
-        "max_unpool2d",
-        "max_unpool3d",
-        "mse_loss",
-        "normalize",
-        "scaled_grouped_mm",
-        "scaled_mm",
-    ),
-    *("sigmoid", "smooth_l1_loss", "softmax", "softmin", "softsign", "tanh", "tanhshrink"),
-    *("triplet_margin_with_distance_loss", "upsample", "upsample_bilinear", "upsample_nearest"),
-}
+LOOK_THEMSELVES = frozenset(
+    """
+    adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool2d_with_indices
+    adaptive_max_pool3d adaptive_max_pool3d_with_indices affine_grid binary_cross_entropy
+    binary_cross_entropy_with_logits dropout1d dropout2d dropout3d embedding_bag fractional_max_pool2d
+    fractional_max_pool2d_with_indices fractional_max_pool3d fractional_max_pool3d_with_indices
+    gaussian_nll_loss glu group_norm gumbel_softmax huber_loss instance_norm interpolate l1_loss
+    linear_cross_entropy local_response_norm log_softmax lp_pool1d lp_pool2d lp_pool3d margin_ranking_loss
+    max_pool3d_with_indices max_unpool1d max_unpool2d max_unpool3d mse_loss normalize scaled_grouped_mm
+    scaled_mm sigmoid smooth_l1_loss softmax softmin softsign tanh tanhshrink
+    triplet_margin_with_distance_loss upsample upsample_bilinear upsample_nearest
+    """.split()
+)
 """Functions of torch that read something of their input, or refuse another argument, before C++ sees it."""
 
 NAMES_IN_CPP = {
@@ -60,9 +48,8 @@ def refusal_of_others(definition: Callable, torch_function: Callable) -> Callabl
         return None
     called = NAMES_IN_CPP.get(name, name)
     position = PLACES_IN_CPP.get(name, f"{first.name!r} (position 1)")
-    keyword = (
-        position if inspect.isfunction(torch_function) else f"{first.name!r}"
-    )  # Python passes it on by position
+    # torch's functions written in Python pass it on by position
+    keyword = position if inspect.isfunction(torch_function) else f"{first.name!r}"
 
     def refuse(args: tuple, kwargs: dict[str, Any]) -> None:
         if not args and first.name not in kwargs:

@@ -35,7 +35,7 @@ K_CHUNK = 64
 stay in the first-level cache so long (64 x 32 float32 are 8 KiB)."""
 
 FEWEST_TRANSPOSED = 3
-"""As many taps of eight lanes are transposed in registers; fewer are copied one by one."""
+"""As many elements of eight lanes are transposed in registers; fewer are copied one by one."""
 
 TAPS_CHUNK = 16
 """Elements of a run that are packed for one group of lanes before going to the next, where taps lie side by side:
@@ -51,49 +51,59 @@ elements beyond the panel are written (the next panel's, or padding).
 
 @cache
 def transpose_lanes() -> Any:
-    """transpose_all(panel, width, source, lane_stride, lanes, k_count): eight lanes with contiguous k.
+    """transpose(panel, width, source, lane_stride, lanes, count, ahead): up to eight lanes, whose elements lie side
+    by side.
 
-    panel[k * width + lane] = source[lane * lane_stride + k] for all whole groups of k; returns how many k.
+    panel[k * width + lane] = source[lane * lane_stride + k]; what lies `ahead` elements further is asked for.
     """
 
     @outlined_helper
-    def transpose_all(panel, width, source, lane_stride, lanes, k_count):  # type: ignore[no-untyped-def]
+    def transpose(panel, width, source, lane_stride, lanes, count, ahead):  # type: ignore[no-untyped-def]
         lane1, lane2 = min(1, lanes - 1) * lane_stride, min(2, lanes - 1) * lane_stride
         lane3, lane4 = min(3, lanes - 1) * lane_stride, min(4, lanes - 1) * lane_stride
         lane5, lane6 = min(5, lanes - 1) * lane_stride, min(6, lanes - 1) * lane_stride
         lane7 = min(7, lanes - 1) * lane_stride
-        whole = k_count // GROUP * GROUP
-        for k in range(0, whole, GROUP):
-            for lane in range(lanes):  # what the next chunk reads
-                prefetch(source, k + K_CHUNK + lane * lane_stride)
-            columns = transpose8(
-                load(source, k, GROUP),
-                load(source, k + lane1, GROUP),
-                load(source, k + lane2, GROUP),
-                load(source, k + lane3, GROUP),
-                load(source, k + lane4, GROUP),
-                load(source, k + lane5, GROUP),
-                load(source, k + lane6, GROUP),
-                load(source, k + lane7, GROUP),
-            )
+        for k in range(0, count, GROUP):
+            some = min(GROUP, count - k)
             target = offset_pointer(panel, k * width)
+            for lane in range(lanes):
+                prefetch(source, k + ahead + lane * lane_stride)
+            if some < FEWEST_TRANSPOSED:
+                for i in range(some):
+                    for lane in range(lanes):
+                        store(target, i * width + lane, load(source, lane * lane_stride + k + i))
+                continue
+            columns = transpose8(
+                load(source, k, GROUP, some),
+                load(source, k + lane1, GROUP, some),
+                load(source, k + lane2, GROUP, some),
+                load(source, k + lane3, GROUP, some),
+                load(source, k + lane4, GROUP, some),
+                load(source, k + lane5, GROUP, some),
+                load(source, k + lane6, GROUP, some),
+                load(source, k + lane7, GROUP, some),
+            )
             store(target, 0, columns[0])
             store(target, width, columns[1])
             store(target, 2 * width, columns[2])
-            store(target, 3 * width, columns[3])
-            store(target, 4 * width, columns[4])
-            store(target, 5 * width, columns[5])
-            store(target, 6 * width, columns[6])
-            store(target, 7 * width, columns[7])
-        return whole
+            if some > 3:
+                store(target, 3 * width, columns[3])
+            if some > 4:
+                store(target, 4 * width, columns[4])
+            if some > 5:
+                store(target, 5 * width, columns[5])
+            if some > 6:
+                store(target, 6 * width, columns[6])
+            if some > 7:
+                store(target, 7 * width, columns[7])
 
-    return transpose_all
+    return transpose
 
 
 @cache
 def pack_group() -> Any:
     """pack(panel, width, source, lane_stride, k_stride, lanes, k_count): up to eight lanes of a panel."""
-    transpose_all = transpose_lanes()
+    transpose = transpose_lanes()
 
     @outlined_helper
     def pack(panel, width, source, lane_stride, k_stride, lanes, k_count):  # type: ignore[no-untyped-def]
@@ -101,10 +111,10 @@ def pack_group() -> Any:
             for k in range(k_count):
                 store(panel, k * width, load(source, k * k_stride, GROUP, lanes))
             return
-        done = i64(0)
         if k_stride == 1:
-            done = transpose_all(panel, width, source, lane_stride, lanes, k_count)
-        for k in range(done, k_count):
+            transpose(panel, width, source, lane_stride, lanes, k_count, i64(K_CHUNK))
+            return
+        for k in range(k_count):
             for lane in range(lanes):
                 store(panel, k * width + lane, load(source, lane * lane_stride + k * k_stride))
 
@@ -135,54 +145,6 @@ def pack_panel(dtype: str) -> Any:
 
 
 @cache
-def pack_tap_group() -> Any:
-    """pack(panel, step, source, lane_stride, lanes, taps): up to eight lanes, whose taps lie side by side.
-
-    panel[tap * step + lane] = source[lane * lane_stride + tap]
-    """
-
-    @outlined_helper
-    def pack(panel, step, source, lane_stride, lanes, taps):  # type: ignore[no-untyped-def]
-        lane1, lane2 = min(1, lanes - 1) * lane_stride, min(2, lanes - 1) * lane_stride
-        lane3, lane4 = min(3, lanes - 1) * lane_stride, min(4, lanes - 1) * lane_stride
-        lane5, lane6 = min(5, lanes - 1) * lane_stride, min(6, lanes - 1) * lane_stride
-        lane7 = min(7, lanes - 1) * lane_stride
-        for tap in range(0, taps, GROUP):
-            count = min(GROUP, taps - tap)
-            target = offset_pointer(panel, tap * step)
-            if count < FEWEST_TRANSPOSED:
-                for k in range(count):
-                    for lane in range(lanes):
-                        store(target, k * step + lane, load(source, lane * lane_stride + tap + k))
-                continue
-            columns = transpose8(
-                load(source, tap, GROUP, count),
-                load(source, tap + lane1, GROUP, count),
-                load(source, tap + lane2, GROUP, count),
-                load(source, tap + lane3, GROUP, count),
-                load(source, tap + lane4, GROUP, count),
-                load(source, tap + lane5, GROUP, count),
-                load(source, tap + lane6, GROUP, count),
-                load(source, tap + lane7, GROUP, count),
-            )
-            store(target, 0, columns[0])
-            store(target, step, columns[1])
-            store(target, 2 * step, columns[2])
-            if count > 3:
-                store(target, 3 * step, columns[3])
-            if count > 4:
-                store(target, 4 * step, columns[4])
-            if count > 5:
-                store(target, 5 * step, columns[5])
-            if count > 6:
-                store(target, 6 * step, columns[6])
-            if count > 7:
-                store(target, 7 * step, columns[7])
-
-    return pack
-
-
-@cache
 def pack_taps(dtype: str) -> Any:
     """pack(panel, source, strides, lanes, run, taps): a panel of B whose k is `taps` runs; strides are those of
     lanes, along the run, and between taps.
@@ -190,7 +152,7 @@ def pack_taps(dtype: str) -> Any:
     panel[tap * run + i][lane] = source[lane * lane_stride + i * run_stride + tap * tap_stride]
     """
     width = panel_columns(dtype)
-    pack_run, pack_group_of_taps = pack_panel(dtype), pack_tap_group()
+    pack_run, transpose = pack_panel(dtype), transpose_lanes()
 
     @outlined_helper
     def pack(panel, source, strides, lanes, run, taps):  # type: ignore[no-untyped-def]
@@ -206,12 +168,10 @@ def pack_taps(dtype: str) -> Any:
                 group = offset_pointer(source, first * lane_stride)
                 some = min(GROUP, lanes - first)
                 for i in range(begin, min(begin + TAPS_CHUNK, run)):
-                    for lane in range(some):  # what the next chunk reads
-                        prefetch(group, (i + TAPS_CHUNK) * run_stride + lane * lane_stride)
-                    target = offset_pointer(panel, i * width + first)
-                    pack_group_of_taps(
-                        target, run * width, offset_pointer(group, i * run_stride), lane_stride, some, taps
-                    )
+                    transpose(
+                        offset_pointer(panel, i * width + first), run * width,
+                        offset_pointer(group, i * run_stride), lane_stride, some, taps, TAPS_CHUNK * run_stride,
+                    )  # fmt: skip
 
     return pack
 

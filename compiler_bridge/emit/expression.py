@@ -62,9 +62,8 @@ class ExpressionWriter:
         self.loop_axes = loop_axes
         self.count: str | None = None
         self.row = Scope()
-        self.line: Scope | None = (
-            None  # inside the inner axes, before the loop along the lanes; None: no such place
-        )
+        # inside the inner axes, before the loop along the lanes; None: no such place
+        self.line: Scope | None = None
         self.loop = Scope()
         self.values: dict[str, Term | Callable[[], Term]] = {}  # of local buffers
         self.even: frozenset[str] = frozenset()  # buffers that pairs of elements fill

@@ -62,33 +62,35 @@ class ModuleFunctions:
 
     def __init__(self) -> None:
         self.by_body: dict[str, ModuleFunction] = {}
+        self.by_name: dict[str, ModuleFunction] = {}
 
     def add(self, lines: list[str], title: str, docstring: str, parameters: str) -> str:
         """The name of a function with this body."""
         body = "\n".join(lines)
-        if body not in self.by_body:
+        function = self.by_body.get(body)
+        if function is None:
             digest = hashlib.sha256(body.encode()).hexdigest()[:8]
             name = f"k{len(self.by_body)}_{title}_{digest}"
-            self.by_body[body] = ModuleFunction(name, parameters, docstring, body.split("\n"))
-        return self.by_body[body].name
+            function = ModuleFunction(name, parameters, docstring, body.split("\n"))
+            self.by_body[body] = self.by_name[name] = function
+        return function.name
 
     def called_with(self, name: str, table_length: int, append: Callable[[int], None]) -> None:
         """Say how long the function's table is, and how to make it longer."""
-        function = next(f for f in self.by_body.values() if f.name == name)
+        function = self.by_name[name]
         function.table_length = table_length
         function.append.append(append)
 
     def source(self) -> str:
-        return "".join(function.source() for function in self.by_body.values())
+        return "".join(function.source() for function in self.by_name.values())
 
     def share_sizes(self) -> None:
         """Functions that are equal but for sizes -> one text, the sizes from the table."""
         families: dict[tuple[str, int, str], list[tuple[ModuleFunction, list[int]]]] = {}
-        for function in self.by_body.values():
+        for function in self.by_name.values():
             shape, sizes = function.without_sizes()
             family = (function.parameters, function.table_length, shape)
-            if function.append:
-                families.setdefault(family, []).append((function, sizes))
+            families.setdefault(family, []).append((function, sizes))
         for family in families.values():
             if len(family) > 1:
                 share(family)

@@ -17,8 +17,9 @@ from typing import Any
 
 from compiler_bridge.emit.expression import ExpressionWriter, Scope, Term
 from compiler_bridge.emit.names import Names, constant_text, decode_lines
+from compiler_bridge.emit.sinks import Sink
 from compiler_bridge.fuse import expr_cost, hint
-from compiler_bridge.ir import Axis, Index, Load, Map, Reduce, Size, node_exprs
+from compiler_bridge.ir import Axis, Index, Map, Reduce, Size, node_exprs
 from compiler_bridge.ops import REDUCTIONS, reduce_identity
 from compiler_bridge.schedule import Schedule, numel
 
@@ -31,17 +32,6 @@ JOINED = {
     ),
 }
 """dtype -> (the integer that holds two elements, how they are put into it)"""
-
-
-@dataclass
-class Sink:
-    """A sum over rows: block b of the rows accumulates into partial[b]."""
-
-    node: Reduce
-    buffer: str
-    dtype: str
-    width: Size  # accumulators
-    axes: tuple[Axis, ...]  # kept axes, in order
 
 
 @dataclass
@@ -487,23 +477,3 @@ class KernelWriter:
         count = f", {self.writer.count}" if self.writer.count is not None else ""
         old = f"load({pointer}, {offset}, {self.lanes}{count})"
         lines.append(f"store({pointer}, {offset}, {row.combine.format(old, text)}{count})")
-
-
-def combine_nodes(sink: Sink, blocks: int) -> Reduce:
-    """The Reduce that adds the blocks' partial sums."""
-    width: Size = 1
-    terms: dict[Any, Size] = {}
-    for axis in reversed(sink.axes):
-        terms[axis.name] = width
-        width = width * axis.extent
-    terms["block"] = sink.width
-    load = Load(sink.dtype, sink.buffer, Index.of(terms))
-    return Reduce(
-        sink.node.output,
-        sink.node.origin,
-        sink.axes,
-        (Axis("block", blocks),),
-        sink.node.store,
-        load,
-        sink.node.op,
-    )

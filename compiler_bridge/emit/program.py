@@ -13,12 +13,13 @@ from compiler_bridge import program as p
 from compiler_bridge.contract import IndirectForm, IndirectPanels, MatrixForm, packed_form
 from compiler_bridge.emit.epilogue import EpilogueWriter, place_of_product
 from compiler_bridge.emit.functions import ModuleFunctions, append_size
-from compiler_bridge.emit.kernel import INDENT, KernelCode, KernelWriter, combine_nodes
+from compiler_bridge.emit.kernel import INDENT, KernelCode, KernelWriter
 from compiler_bridge.emit.names import MODULE_HEADER, PHILOX_IMPORT, Names
 from compiler_bridge.emit.once import Once
 from compiler_bridge.emit.prologue import PackWriter, PlacesWriter, SegmentsWriter
 from compiler_bridge.emit.scan import write_scan
 from compiler_bridge.emit.scatter import write_scatter
+from compiler_bridge.emit.sinks import combine_nodes
 from compiler_bridge.emit.window import WindowWriter, schedule_window
 from compiler_bridge.errors import UnsupportedOp
 from compiler_bridge.group import Group
