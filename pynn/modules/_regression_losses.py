@@ -296,13 +296,17 @@ def gaussian_nll_loss(
     Args:    full: add log(2 * pi) / 2; eps: takes no part in the gradient
     Shape:   input, target: [*]   var: the same, or without or with 1 in the last dimension, or a number
              returns: [*], or a scalar when reduced
-    Raises:  ValueError for a negative variance or one of the wrong shape
+    Raises:  ValueError for a negative variance or one of the wrong shape; TypeError for neither tensor nor float
     Source:  Nix and Weigend, Estimating the mean and variance of the target distribution, 1994
     """
     if isinstance(var, float):
         if var < 0:
             raise ValueError("var has negative entry/entries")
         var = var * torch.ones_like(input)
+    elif not hasattr(var, "size"):
+        raise TypeError(
+            f"gaussian_nll_loss(): argument 'var' (position 3) must be Tensor or float, not {type(var).__name__}"
+        )
     elif can_read_values(var) and torch.any(var < 0):
         raise ValueError("var has negative entry/entries")
     if var.size() != input.size():
