@@ -283,3 +283,42 @@ def test_eps_and_margin_that_are_no_number(eps: Any) -> None:
     assert_same("group_norm", torch.ones(2, 6, 5), 2, None, None, eps)
     assert_same("group_norm", torch.ones(2, 6, 5), 2, [1.0] * 6)
     assert_same("margin_ranking_loss", *[torch.ones(3)] * 3, eps)
+
+
+# ---------------------------------------------------------------- linear
+
+INPUTS = ((3, 4), (4,), (2, 3, 4), (0, 4), (3, 5), ())
+WEIGHTS = ((6, 4), (4,), ())
+BIASES = (None, (6,), (1,), (), (5,), (0,), (6, 1), (3, 6), (2, 3, 6))
+
+
+def whole_numbers(*shapes: tuple[int, ...] | None, dtype: torch.dtype) -> list[torch.Tensor | None]:
+    """Small enough for every order of additions to be exact."""
+    torch.manual_seed(0)
+    return [None if shape is None else torch.randint(-3, 4, shape).to(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bias", BIASES, ids=str)
+def test_linear_with_a_bias_of_any_shape(bias: tuple[int, ...] | None, dtype: torch.dtype) -> None:
+    """What broadcast to something larger, or against a weight of one dimension, ran; the words were the addition's."""
+    for input, weight in itertools.product(INPUTS, WEIGHTS):
+        assert_same("linear", *whole_numbers(input, weight, bias, dtype=dtype))
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.complex64], ids=str)
+def test_linear_of_two_dtypes(dtype: torch.dtype, position: int) -> None:
+    """A bias of another dtype was added, and raised the result to its own."""
+    for input in ((3, 4), (2, 3, 4), (4,)):
+        tensors = whole_numbers(input, (6, 4), (6,), dtype=torch.float32)
+        tensors[position] = tensors[position].to(dtype)
+        assert_same("linear", *tensors)
+        assert_same("linear", *tensors[:2])
+
+
+@pytest.mark.parametrize("value", [None, [1.0], 1], ids=str)
+def test_linear_by_what_is_no_tensor(value: Any) -> None:
+    """Failed at value.dim()."""
+    assert_same("linear", torch.ones(3, 4), value)
+    assert_same("linear", torch.ones(3, 4), torch.ones(2, 4), value)
