@@ -13,6 +13,7 @@ from pynn.definitions import (
     computes_in_float32,
     defines,
     differentiable,
+    require_floating_point,
     traced_as,
     type_name,
 )
@@ -337,6 +338,7 @@ def binary_cross_entropy(
         weight = weight.expand(torch.broadcast_shapes(target.size(), weight.size()))
     if target.dtype != input.dtype:
         raise RuntimeError(f"Found dtype {type_name(target)} but expected {type_name(input)}")
+    require_floating_point("binary_cross_entropy", input)
     if can_read_values(input) and not ((input >= 0) & (input <= 1)).all():
         raise RuntimeError("all elements of input should be between 0 and 1")
     return _binary_cross_entropy(input, target, weight, number)
@@ -364,12 +366,18 @@ def binary_cross_entropy_with_logits(
 
     Written with log(sigmoid(input)), which neither overflows nor loses digits.
     Shape:   input, target: the same   weight, pos_weight: broadcastable to them
-    Raises:  ValueError when the shapes differ
+    dtype:   returns that of target
+    Raises:  ValueError when the shapes differ, RuntimeError for targets that are no floating-point numbers
     """
     number = reduction_number(reduction, size_average, reduce)
     if target.size() != input.size():
         raise ValueError(f"Target size ({target.size()}) must be the same as input size ({input.size()})")
-    return _logistic(input, target, weight, pos_weight, number)
+    require_floating_point("log_sigmoid_cpu", input)
+    if target.dtype != torch.bool and not torch.can_cast(input.dtype, target.dtype):
+        raise RuntimeError(
+            f"result type {type_name(input)} can't be cast to the desired output type {type_name(target)}"
+        )
+    return _logistic(input, target, weight, pos_weight, number).to(target.dtype)
 
 
 @traced_as(F.kl_div)
@@ -386,7 +394,7 @@ def kl_div(
     Args:    input: logarithms of probabilities; log_target: target too
              reduction: also batchmean, the sum divided by the first size
     Shape:   input, target: broadcastable   returns: their shape, or a scalar when reduced
-    Raises:  ValueError for an unknown reduction
+    Raises:  ValueError for an unknown reduction, RuntimeError unless both are floating-point numbers
     Source:  Kullback and Leibler, On information and sufficiency, 1951; aten/native/Loss.cpp
     """
     is_batchmean = size_average is None and reduce is None and reduction == "batchmean"
@@ -400,6 +408,8 @@ def kl_div(
     number = SUM if is_batchmean else reduction_number(reduction, size_average, reduce)
     if input.is_complex() or target.is_complex():
         raise RuntimeError("kl_div: Complex inputs not supported.")
+    if not (input.is_floating_point() and target.is_floating_point()):
+        raise RuntimeError("kl_div: Integral inputs not supported.")
     if log_target:
         losses = torch.exp(target) * (target - input)
     else:

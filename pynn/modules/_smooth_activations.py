@@ -446,7 +446,7 @@ def logsigmoid(input: Tensor) -> Tensor:
     Source:  aten/native/Activation.cpp
     """
     require_floating_point("log_sigmoid_cpu", input)
-    return _log_sigmoid(input)
+    return _log_sigmoid(input.contiguous())  # so the result is, as in C++
 
 
 @traced_as(F.softplus)

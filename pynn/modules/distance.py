@@ -228,8 +228,13 @@ def normalize(
 
     Args:    p: of the norm; out: written to, without a gradient
     Shape:   input: [*]   returns: same as input
+    Raises:  RuntimeError for integers
     Source:  torch.nn.functional
     """
+    if not (input.is_floating_point() or input.is_complex()):
+        raise RuntimeError(
+            f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got {type_name(input)}"
+        )
     denominator = vector_norm(input, p, dim, keepdim=True).clamp_min(eps).expand_as(input)
     return input / denominator if out is None else torch.div(input, denominator, out=out)
 

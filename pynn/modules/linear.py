@@ -154,13 +154,25 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
     x2 = input2.reshape(-1, in2_features)
     # [out_features, rows, in2_features] = [rows, in1_features] @ [out_features, in1_features, in2_features]
     mapped = torch.matmul(x1, weight)
-    out = (mapped * x2).sum(-1).t()
+    out = (mapped * x2).sum(-1, dtype=mapped.dtype).t().contiguous()
     if bias is not None:
         out = out + bias
     return out.reshape(*input1.shape[:-1], out_features)
 
 
+CPP_NAMES = {
+    torch.float32: "float", torch.float64: "double", torch.bfloat16: "c10::BFloat16", torch.float16: "c10::Half",
+    torch.int64: "long int", torch.int32: "int", torch.int16: "short int", torch.int8: "signed char",
+    torch.uint8: "unsigned char", torch.bool: "bool", torch.complex64: "c10::complex<float>",
+    torch.complex128: "c10::complex<double>",
+}  # fmt: skip
+
+
 def _check_bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if not input1.dtype == input2.dtype == weight.dtype:
+        named = {"input1": input1, "input2": input2, "weight": weight}
+        got = ", ".join(f"{name}: {CPP_NAMES.get(x.dtype, x.dtype)}" for name, x in named.items())
+        raise RuntimeError(f"All tensors must have the same dtype, got {got}")
     if input1.dim() != input2.dim():
         raise RuntimeError(
             f"bilinear(): input dimensions do not match: got {input1.dim()} and {input2.dim()}"
