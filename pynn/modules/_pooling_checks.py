@@ -176,7 +176,9 @@ def check_adaptive(function: str, x: Tensor, counts: Sequence[Any], dims: int) -
     check_not_empty(function, x, x.dim() - dims if function == "adaptive_avg_pool2d" else 1)
     if any(count < 0 for count in counts):
         bad = next(count for count in counts if count < 0)
-        raise RuntimeError(f"Trying to create tensor with negative dimension {bad}: {[*x.shape[:-dims], *counts]}")
+        raise RuntimeError(
+            f"Trying to create tensor with negative dimension {bad}: {[*x.shape[:-dims], *counts]}"
+        )
 
 
 def check_not_empty(function: str, x: Tensor, start: int) -> None:
