@@ -255,7 +255,7 @@ def interior_columns(table: Table, columns: list[Column], axis: Axis) -> tuple[E
         if table.exists is None or bool(table.exists[k, first]):
             line = Index(((axis.name, 1),), int(table.index[k, first]) - first)
             found.append((line, weight, inside))
-    return inside, found
+    return (inside, found) if found else None
 
 
 def sum_of_columns(
