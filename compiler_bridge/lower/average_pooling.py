@@ -68,9 +68,7 @@ def lower_adaptive_average_pool(lowering: Lowering, node: fx.Node) -> Any:
     return lowering.map(val, lambda a: quotient(lowering.load_view(x, a), divisor))
 
 
-def sum_along(
-    lowering: Lowering, x: BufferView, windows: Adaptive, k: int, val: torch.Tensor
-) -> BufferView:
+def sum_along(lowering: Lowering, x: BufferView, windows: Adaptive, k: int, val: torch.Tensor) -> BufferView:
     """The sums over one dimension of the windows; in memory as val is."""
     place = len(x.shape) - windows.dims + k
     one = windows.along(k)

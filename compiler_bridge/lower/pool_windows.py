@@ -141,7 +141,9 @@ class Sliding(Windows):
 
     def is_longer(self, dim: int) -> bool:
         width, extent = self.size[dim], self.extents[dim]
-        return self.dilation[dim] == 1 and isinstance(width, int) and isinstance(extent, int) and width > extent
+        return (
+            self.dilation[dim] == 1 and isinstance(width, int) and isinstance(extent, int) and width > extent
+        )
 
     @property
     def taps(self) -> list[Size]:
