@@ -98,7 +98,7 @@ def places_in_one(views: list[BufferView], dim: int) -> list[int] | None:
             return None
         lowest = min(lowest, view.offset)  # pyright: ignore
     places = [divmod(view.offset - lowest, step) for view in views]  # pyright: ignore
-    return None if any(rest for _, rest in places) else [place for place, _ in places]
+    return None if any(rest for _, rest in places) else [place for place, _ in places]  # pyright: ignore
 
 
 def rows_by_table(
