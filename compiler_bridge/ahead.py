@@ -56,7 +56,8 @@ def likely_kernels(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> list[Li
     if calls & CONVOLUTIONS:
         wide = dict.fromkeys(compute_dtype(dtype) for dtype in dtypes)  # 16-bit operands are widened first
         kernels += [gemm_kernel("indirect", dtype) for dtype in wide]
-        kernels += [gemm_kernel("multiply", dtype) for dtype in dtypes] if trains else []
+        if trains:  # the gradient of a weight is a long sum
+            kernels += [gemm_kernel(name, dtype) for name in ("multiply", "sum_parts") for dtype in dtypes]
     if F.scaled_dot_product_attention in calls or F.multi_head_attention_forward in calls:
         kernels += [
             LazyKernel("attention_forward", "forward_kernel", (dtype, None, False)) for dtype in dtypes

@@ -9,6 +9,7 @@ worker, the kernel is compiled here.
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import os
 import pickle
@@ -230,6 +231,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     sys.stdout = sys.stderr
     importlib.import_module("compiler_bridge.cpu.language")  # what kernels import
+    gc.freeze()  # what the imports have left stays; the collector need not look at it again
 
     stop = threading.Timer(IDLE_SECONDS, os._exit, args=(0,))
     stop.daemon = True

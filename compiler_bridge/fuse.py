@@ -306,9 +306,23 @@ class Inliner:
         return remove_dead(replace(self.graph, nodes=nodes))
 
     def inline_into(self, node: Any) -> Any:
+        """The node with what it reads computed in place; of a value that it has to read from memory anyway, because
+        one of its loads cannot be solved, nothing is computed twice."""
+        stored: set[str] = set()
+        while True:
+            inlined: set[str] = set()
+            result = self.inline_but(node, stored, inlined)
+            again = inlined & {load.buffer for load in node_loads(result)}
+            if not again:
+                return result
+            stored |= again
+
+    def inline_but(self, node: Any, stored: set[str], inlined: set[str]) -> Any:
+        """The node with all but the `stored` buffers inlined that can be, whose names go into `inlined`."""
         declined: set[Load] = set()
         for _ in range(200):
-            load = next((x for x in node_loads(node) if x not in declined and self.candidate(node, x)), None)
+            waiting = (x for x in node_loads(node) if x not in declined and x.buffer not in stored)
+            load = next((x for x in waiting if self.candidate(node, x)), None)
             if load is None:
                 return node
             producer = self.producers[load.buffer]
@@ -323,6 +337,7 @@ class Inliner:
                 continue
             node, done = attempt
             if done:
+                inlined.add(load.buffer)
                 node = replace(
                     node, origin=replace(node.origin, names=producer.origin.names + node.origin.names)
                 )

@@ -31,6 +31,7 @@ from compiler_bridge.ir import (
     substitute_node,
     walk,
 )
+from compiler_bridge.sections import cut_sections, is_short
 
 RECOMPUTE = 7  # a value dearer than this is kept in a scratch row for later loops
 FLAT_BLOCK = 4096  # elements of one parallel iteration of a one-dimensional kernel
@@ -59,6 +60,7 @@ class Schedule:
     level: dict[str, int] = field(default_factory=dict)  # output -> loop in which it is computed
     kept: set[str] = field(default_factory=set)  # full values kept in a scratch row
     runs: dict[int, Run] = field(default_factory=dict)  # loops that need not tell the inner axes apart
+    sections: list[Schedule] = field(default_factory=list)  # the parts of the only loop, where it is cut
     hints: dict[Any, int] = field(default_factory=dict)
 
     @property
@@ -99,7 +101,18 @@ def schedule_group(group: Group, outputs: set[str], hints: dict[Any, int]) -> Sc
     schedule.runs = {
         level: run for level in range(schedule.loops) if (run := run_of(schedule, level, outputs)) is not None
     }
+    if not group.decided and vector is not None:
+        schedule.sections = [
+            section_schedule(schedule, axis, part) for axis, part in cut_sections(schedule.nodes, vector)
+        ]
     return schedule
+
+
+def section_schedule(whole: Schedule, axis: Axis, nodes: list[Any]) -> Schedule:
+    """Of one section; the elements of a short one come one after the other."""
+    if is_short(axis):
+        return replace(whole, nodes=nodes, inner=(axis,), vector=None, lanes=1)
+    return replace(whole, nodes=nodes, inner=(axis,), vector=axis, lanes=lanes_along(axis, nodes))
 
 
 def schedule_epilogue(group: Group, hints: dict[Any, int]) -> Schedule:

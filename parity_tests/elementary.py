@@ -32,7 +32,7 @@ CREATION = """
 RANDOM = "bernoulli exponential normal rand rand_like randn randn_like uniform"
 PRODUCT = "mm bmm matmul mv dot"
 # Reads sizes, dtypes or single values, computes nothing.
-READING = "_local_scalar_dense equal is_same_size is_nonzero item promote_types"
+READING = "_local_scalar_dense can_cast equal is_same_size is_nonzero item promote_types"
 
 ELEMENTARY = frozenset(
     " ".join(

@@ -117,6 +117,27 @@ def test_ctc_has_a_second_derivative_and_forward_mode_where_torch_has_none():
     torch.testing.assert_close(derivative(pynn.functional.ctc_loss)[1], torch.zeros((), dtype=torch.float64))
 
 
+def test_pdist_in_float32_has_the_derivatives_of_float64():
+    """Its Euclidean gradient is written as a product there alone, where gradcheck does not look."""
+    torch.manual_seed(0)
+    rows, cotangent = torch.randn(7, 4), torch.randn(21)
+    for dtype in (torch.float32, torch.float64):
+        x = rows.to(dtype).requires_grad_()
+
+        def gradient(x, cotangent=cotangent.to(dtype)):
+            return torch.func.vjp(pynn.functional.pdist, x)[1](cotangent)[0]
+
+        (first,) = torch.autograd.grad(pynn.functional.pdist(x), x, cotangent.to(dtype), create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
+        mapped = torch.func.vmap(gradient)(torch.stack([x, x * 2]))
+        forward = torch.func.jvp(gradient, (x,), (2 * first.detach(),))[1]
+        found = [t.detach().double() for t in (first, second, *mapped, forward)]
+        if dtype is torch.float32:
+            narrow = found
+    torch.testing.assert_close(narrow, found, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[-1], found[1], rtol=1e-10, atol=1e-12)  # the Hessian is symmetric
+
+
 def test_ctc_refuses_labels_that_are_no_class():
     """ATen reads past the log-probabilities."""
     x, labels = torch.randn(5, 1, 4).log_softmax(2), torch.tensor([[1, 9]])

@@ -4,6 +4,7 @@ Where C++ refuses the numbers, so does pynn, in the same words.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -200,3 +201,31 @@ def test_numbers_that_make_no_window(data: st.DataObject) -> None:
         kwargs["return_indices"] = data.draw(st.booleans())
         assume(wrong is not None or x.dim() <= dims or not misses_the_input(x.shape[-dims:], kwargs))
     assert_same(f"{kind}_pool{dims}d", x, **kwargs, exactly=False)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("kind", ["avg", "max"])
+@pytest.mark.parametrize(
+    ("size", "window"),
+    [
+        ((3, 3), {"kernel_size": 5000, "ceil_mode": True}),
+        ((3, 2), {"kernel_size": 5000, "padding": 1, "ceil_mode": True}),
+        ((5, 2), {"kernel_size": (4, 4), "stride": 1, "padding": (0, 1)}),
+        ((1, 7), {"kernel_size": (2, 9), "stride": (1, 2), "padding": 1, "ceil_mode": True}),
+        ((3, 4), {"kernel_size": 6, "stride": 9, "padding": 2, "ceil_mode": True}),
+    ],
+)
+def test_windows_longer_than_the_input(size: tuple, window: dict, kind: str, compiled: bool) -> None:
+    """transformers' EfficientNet pools 3 x 3 pixels by windows of 1280 x 1280: all of them were gone through."""
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    name = f"{kind}_pool2d"
+    kwargs = window | ({"return_indices": True} if kind == "max" else {"count_include_pad": False})
+    if not compiled:
+        assert_same(name, x.detach(), **kwargs, exactly=False)
+        return
+    torch._dynamo.reset()
+    program = torch.compile(partial(getattr(F, name), **kwargs), backend="pynn", fullgraph=True)
+    theirs, ours = (out if kind == "max" else (out,) for out in (getattr(F, name)(x, **kwargs), program(x)))
+    torch.testing.assert_close(ours, theirs)
+    cotangent = torch.randn_like(theirs[0])
+    torch.testing.assert_close(*(torch.autograd.grad(out[0], x, cotangent) for out in (ours, theirs)))

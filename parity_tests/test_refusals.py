@@ -181,3 +181,144 @@ def test_no_tensor_as_first_argument(name: str, value: Any) -> None:
 def test_no_tensor_as_keyword_argument() -> None:
     assert_same("linear", input=None, weight=torch.ones(2, 2))
     assert_same("relu", input=[1.0])
+
+
+# ---------------------------------------------------------------- numbers of the wrong type
+
+NUMBERS = (
+    *(2.0, "2", None, True, 2, (None,), ("a",), (True, 2), (2, 1.5), (2, "a"), (1.5, 2), (2, 2)),
+    *(torch.tensor(2), torch.tensor(2.0), [torch.tensor(2), 2], torch.tensor([2, 2]), {2}, range(2, 4)),
+)
+POOLED_BY = {
+    "max_pool1d": 1, "max_pool2d": 2, "max_pool3d": 3, "max_pool1d_with_indices": 1, "max_pool2d_with_indices": 2,
+    "avg_pool1d": 1, "avg_pool2d": 2, "avg_pool3d": 3, "adaptive_max_pool1d": 1, "adaptive_max_pool2d": 2,
+    "adaptive_max_pool3d": 3, "adaptive_avg_pool1d": 1, "adaptive_avg_pool2d": 2, "adaptive_avg_pool3d": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", POOLED_BY)
+def test_pooling_by_what_is_no_number(function: str) -> None:
+    """Failed in the arithmetic on it, or ran: adaptive pooling by True, or by (None,) in one dimension."""
+    x = torch.randn(2, 3, *[6] * POOLED_BY[function])
+    for number in NUMBERS:
+        expected, found = (outcome(getattr(space, function), x, number) for space in (F, P))
+        if not isinstance(expected, tuple) or not isinstance(expected[0], type):
+            torch.testing.assert_close(found, expected)
+        elif expected[0] is not IndexError:
+            assert found == expected, number
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_adaptive_max_pooling_of_nothing_to_a_negative_size(dims: int) -> None:
+    """The negative size was complained of first."""
+    assert_same(f"adaptive_max_pool{dims}d", torch.zeros(2, 3, *[0] * dims), -1)
+    assert_same(f"adaptive_max_pool{dims}d", torch.zeros(2, 3, *[4] * dims), -1)
+
+
+# ---------------------------------------------------------------- classes
+
+CLASSES = {
+    "one of a line": (lambda f: f(torch.randn(4), torch.tensor([2]))),
+    "one of a line, alone": (lambda f: f(torch.randn(4), torch.tensor([2]), reduction="none")),
+    "three of a line": (lambda f: f(torch.randn(4), torch.tensor([2, 1, 0]))),
+    "no batch": (lambda f: f(torch.randn(3, 4), torch.tensor(1))),
+    "bytes of an area": (lambda f: f(torch.randn(3, 4, 2, 2), torch.zeros(3, 2, 2, dtype=torch.uint8))),
+    "bytes of a line": (lambda f: f(torch.randn(3, 4, 2), torch.zeros(3, 2, dtype=torch.uint8))),
+    "bytes": (lambda f: f(torch.randn(3, 4), torch.zeros(3, dtype=torch.uint8))),
+    "int8": (lambda f: f(torch.randn(3, 4), torch.zeros(3, dtype=torch.int8))),
+    "int8 and a wrong weight": (
+        lambda f: f(torch.randn(3, 4), torch.zeros(3, dtype=torch.int8), torch.ones(5))
+    ),
+    "a square weight": (lambda f: f(torch.randn(3, 4), torch.tensor([1, 2, 3]), torch.ones(2, 2))),
+    "a square weight of areas": (
+        lambda f: f(torch.randn(3, 4, 2, 2), torch.ones(3, 2, 2, dtype=torch.int64), torch.rand(2, 2))
+    ),
+    "five weights of areas": (
+        lambda f: f(torch.randn(3, 4, 2, 2), torch.ones(3, 2, 2, dtype=torch.int64), torch.ones(5))
+    ),
+    "five weights and a wrong size": (
+        lambda f: f(torch.randn(3, 4, 2), torch.ones(3, 3, dtype=torch.int64), torch.ones(5))
+    ),
+    "a float64 weight": (lambda f: f(torch.randn(3, 4), torch.tensor([1, 2, 3]), torch.ones(4).double())),
+    "no target": (lambda f: f(torch.randn(3, 4), None)),
+    "a list of weights": (lambda f: f(torch.randn(3, 4), torch.tensor([1, 2, 3]), [1.0] * 4)),
+    **{
+        f"ignore_index {number!r}": lambda f, number=number: f(
+            torch.randn(3, 4), torch.tensor([1, 2, 9]), ignore_index=number
+        )
+        for number in (9, 9.0, True, None, "9")
+    },
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("function", ["nll_loss", "cross_entropy"])
+def test_classes_and_their_weights(function: str, name: str) -> None:
+    """Areas took targets of uint8 and refused weights of another shape, one target of a line failed in a gather, and
+    what was complained of first differed."""
+    results = []
+    for namespace in (F, P):
+        torch.manual_seed(0)
+        results.append(outcome(CLASSES[name], getattr(namespace, function)))
+    expected, found = results
+    if isinstance(expected, torch.Tensor):
+        assert found.shape == expected.shape
+        torch.testing.assert_close(found, expected)
+    else:
+        assert found == expected
+
+
+# ---------------------------------------------------------------- group_norm and margin_ranking_loss
+
+
+@pytest.mark.parametrize("number", [2.0, "2", None, True, [2], 2, torch.tensor(2)], ids=repr)
+def test_groups_that_are_no_number(number: Any) -> None:
+    """True ran, and 2.0 failed in a reshape."""
+    assert_same("group_norm", torch.ones(2, 6, 5), number)
+
+
+@pytest.mark.parametrize("eps", ["x", None, [1], 1, True], ids=repr)
+def test_eps_and_margin_that_are_no_number(eps: Any) -> None:
+    """Failed in the addition."""
+    assert_same("group_norm", torch.ones(2, 6, 5), 2, None, None, eps)
+    assert_same("group_norm", torch.ones(2, 6, 5), 2, [1.0] * 6)
+    assert_same("margin_ranking_loss", *[torch.ones(3)] * 3, eps)
+
+
+# ---------------------------------------------------------------- linear
+
+INPUTS = ((3, 4), (4,), (2, 3, 4), (0, 4), (3, 5), ())
+WEIGHTS = ((6, 4), (4,), ())
+BIASES = (None, (6,), (1,), (), (5,), (0,), (6, 1), (3, 6), (2, 3, 6))
+
+
+def whole_numbers(*shapes: tuple[int, ...] | None, dtype: torch.dtype) -> list[torch.Tensor | None]:
+    """Small enough for every order of additions to be exact."""
+    torch.manual_seed(0)
+    return [None if shape is None else torch.randint(-3, 4, shape).to(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bias", BIASES, ids=str)
+def test_linear_with_a_bias_of_any_shape(bias: tuple[int, ...] | None, dtype: torch.dtype) -> None:
+    """What broadcast to something larger, or against a weight of one dimension, ran; the words were the addition's."""
+    for input, weight in itertools.product(INPUTS, WEIGHTS):
+        assert_same("linear", *whole_numbers(input, weight, bias, dtype=dtype))
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.complex64], ids=str)
+def test_linear_of_two_dtypes(dtype: torch.dtype, position: int) -> None:
+    """A bias of another dtype was added, and raised the result to its own."""
+    for input in ((3, 4), (2, 3, 4), (4,)):
+        tensors = whole_numbers(input, (6, 4), (6,), dtype=torch.float32)
+        tensors[position] = tensors[position].to(dtype)
+        assert_same("linear", *tensors)
+        assert_same("linear", *tensors[:2])
+
+
+@pytest.mark.parametrize("value", [None, [1.0], 1], ids=str)
+def test_linear_by_what_is_no_tensor(value: Any) -> None:
+    """Failed at value.dim()."""
+    assert_same("linear", torch.ones(3, 4), value)
+    assert_same("linear", torch.ones(3, 4), torch.ones(2, 4), value)

@@ -48,6 +48,16 @@ def test_convolution_of_what_is_no_tensor(arguments):
         F.conv1d(*arguments)
 
 
+@pytest.mark.parametrize("var", [1, None, [1.0]])
+def test_gaussian_nll_loss_of_a_variance_that_is_no_tensor(var):
+    """Not an AttributeError, which it was."""
+    x = torch.randn(3)
+    with pytest.raises((TypeError, AttributeError)):
+        C.gaussian_nll_loss(x, x, var)
+    with pytest.raises(TypeError, match="must be Tensor or float, not"):
+        F.gaussian_nll_loss(x, x, var)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(1, 3, 2, 1), (2, 3, 1, 4), (1, 3, 2, 4)])
 def test_batch_norm_of_permuted_images_keeps_their_format(training, shape):

@@ -22,7 +22,10 @@ def _gradient(
     dilation: Any,
     groups: int,
 ) -> Tensor:
-    """Raises: RuntimeError when the sizes are of no convolution, or its output has another size than grad"""
+    """What all six are: convolution_backward of _convolution.py for one of its two arguments.
+
+    Raises:  RuntimeError when the sizes are of no convolution, or its output has another size than grad
+    """
     numbers = {"stride": stride, "padding": padding, "dilation": dilation}
     geometry = [expanded(name, value, dims) for name, value in numbers.items()]
     no_extra, mask = [0] * dims, [which == 0, which == 1, False]
@@ -50,6 +53,8 @@ def conv1d_input(
 ) -> Tensor:
     """The gradient of conv1d in its input: the adjoint, of the given size.
 
+        out[b, c, i] = sum of grad_output[b, f, o] * weight[f, c, k] over all i = o * stride + k * dilation - padding
+
     Shape:   weight: [features, channels / groups, K...]   grad_output: [batch, features, O...]
              returns: input_size, [batch, channels, L]
     """
@@ -67,6 +72,8 @@ def conv1d_weight(
     groups: int = 1,
 ) -> Tensor:
     """The gradient of conv1d in its weight: the correlation of input and gradient.
+
+        out[f, c, k] = sum of grad_output[b, f, o] * input[b, c, o * stride + k * dilation - padding] over b and o
 
     Shape:   input: [batch, channels, L]   grad_output: [batch, features, O...]
              returns: weight_size, [features, channels / groups, K...]
@@ -86,6 +93,8 @@ def conv2d_input(
 ) -> Tensor:
     """The gradient of conv2d in its input: the adjoint, of the given size.
 
+        out[b, c, i] = sum of grad_output[b, f, o] * weight[f, c, k] over all i = o * stride + k * dilation - padding
+
     Shape:   weight: [features, channels / groups, K...]   grad_output: [batch, features, O...]
              returns: input_size, [batch, channels, height, width]
     """
@@ -103,6 +112,8 @@ def conv2d_weight(
     groups: int = 1,
 ) -> Tensor:
     """The gradient of conv2d in its weight: the correlation of input and gradient.
+
+        out[f, c, k] = sum of grad_output[b, f, o] * input[b, c, o * stride + k * dilation - padding] over b and o
 
     Shape:   input: [batch, channels, height, width]   grad_output: [batch, features, O...]
              returns: weight_size, [features, channels / groups, K...]
@@ -122,6 +133,8 @@ def conv3d_input(
 ) -> Tensor:
     """The gradient of conv3d in its input: the adjoint, of the given size.
 
+        out[b, c, i] = sum of grad_output[b, f, o] * weight[f, c, k] over all i = o * stride + k * dilation - padding
+
     Shape:   weight: [features, channels / groups, K...]   grad_output: [batch, features, O...]
              returns: input_size, [batch, channels, depth, height, width]
     """
@@ -139,6 +152,8 @@ def conv3d_weight(
     groups: int = 1,
 ) -> Tensor:
     """The gradient of conv3d in its weight: the correlation of input and gradient.
+
+        out[f, c, k] = sum of grad_output[b, f, o] * input[b, c, o * stride + k * dilation - padding] over b and o
 
     Shape:   input: [batch, channels, depth, height, width]   grad_output: [batch, features, O...]
              returns: weight_size, [features, channels / groups, K...]

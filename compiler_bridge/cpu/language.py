@@ -53,11 +53,13 @@ def _jit(function: Callable[..., Any], **options: Any) -> Any:
 
     from compiler_bridge.cpu import code_library  # noqa: F401  (names that are unique beyond this process)
     from compiler_bridge.cpu.language_cache import enable_helper_cache
+    from compiler_bridge.cpu.numba_passes import KernelCompiler
 
     njit: Any = numba.njit
     compiled = njit(
-        error_model="numpy", fastmath=FASTMATH, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options
-    )
+        error_model="numpy", fastmath=FASTMATH, no_cpython_wrapper=True, no_cfunc_wrapper=True,
+        pipeline_class=KernelCompiler, **options,
+    )  # fmt: skip
     return enable_helper_cache(compiled(function))
 
 

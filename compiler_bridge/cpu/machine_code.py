@@ -39,6 +39,7 @@ def compile_to_object(function: types.FunctionType, symbol: str) -> bytes:
     from numba.core.registry import cpu_target
 
     from compiler_bridge.cpu.code_library import intermediate_only, object_library
+    from compiler_bridge.cpu.numba_passes import KernelCompiler
 
     numbers = function.__code__.co_argcount - 1
     arguments = (numba_types.CPointer(numba_types.int64), *[numba_types.int64] * numbers)
@@ -55,8 +56,9 @@ def compile_to_object(function: types.FunctionType, symbol: str) -> bytes:
         context.refresh()
         with intermediate_only(context):
             compiled = compiler.compile_extra(
-                typing_context, context, function, arguments, numba_types.none, flags, {}
-            )
+                typing_context, context, function, arguments, numba_types.none, flags, {},
+                pipeline_class=KernelCompiler,  # pyright: ignore
+            )  # fmt: skip
         context = compiled.target_context
         library = object_library(context.codegen(), symbol)
         module = library.create_ir_module(symbol)

@@ -186,6 +186,8 @@ class KernelWriter:
         chunks: list[tuple[str, list[str]]] = []
         if s.lanes_outer or s.vector is None:
             chunks.append(("", self.write_body(nodes, level, accumulators)))
+        elif s.sections:
+            chunks = self.section_chunks(nodes, level)
         else:
             self.writer.line = Scope() if inner else None
             chunks = self.vector_chunks(nodes, level, accumulators)
@@ -266,6 +268,29 @@ class KernelWriter:
             else:
                 chunks.append((f"if {left} > 0:", [f"{name} = {whole}", *body]))
         return chunks
+
+    def section_chunks(self, nodes: list[Any], level: int) -> list[tuple[str, list[str]]]:
+        """The chunks of every section, one after the other; `nodes` are those of the whole loop to be written."""
+        whole, chunks = self.schedule, list[tuple[str, list[str]]]()
+        wanted = {node.output for node in nodes}
+        for section in whole.sections:
+            self.enter(section)
+            written = [node for node in section.nodes if node.output in wanted]
+            if section.vector is None:
+                (axis,) = section.inner
+                body = self.write_body(written, level, {})
+                chunks.append((f"for {axis.name} in range({axis.extent}):", body))
+            else:
+                chunks += self.vector_chunks(written, level, {})
+        self.enter(whole)
+        return chunks
+
+    def enter(self, schedule: Schedule) -> None:
+        """What is written next is this section of the loop, or the whole."""
+        self.schedule, self.vector = schedule, schedule.vector
+        self.writer.vector = schedule.vector.name if schedule.vector else None
+        self.writer.lanes = schedule.lanes
+        self.beside = self.stores_beside()
 
     def write_body(self, nodes: list[Any], level: int, accumulators: dict[str, str]) -> list[str]:
         """Lines of one pass through the loop for these nodes."""

@@ -6,6 +6,7 @@ from compiler_bridge.lower import (  # noqa: F401  (each registers its lowerings
     arithmetic,
     assertions,
     average_pooling,
+    concatenation,
     contractions,
     convolutions,
     creation,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from compiler_bridge.ir import Axis, BufferView, Expr, Index, Size, strided_index
+from compiler_bridge.ir import Axis, Buffer, BufferView, Expr, Index, Size, strided_index
 from compiler_bridge.lower.lowering import (
     Lowering,
     apply,
@@ -23,8 +23,10 @@ from compiler_bridge.lower.lowering import (
 from compiler_bridge.lower.pool_windows import (
     Adaptive,
     Covering,
+    Place,
     Windows,
     adaptive_steps,
+    axis_place,
     channels_side_by_side,
     combine,
     covering_adaptive,
@@ -54,9 +56,46 @@ def lower_average_pool(lowering: Lowering, node: fx.Node) -> Any:
 
 @lowers("aten._adaptive_avg_pool2d", "aten._adaptive_avg_pool3d")
 def lower_adaptive_average_pool(lowering: Lowering, node: fx.Node) -> Any:
+    """Uneven windows overlap, and where they begin is data: they are summed along one dimension after the other."""
     x, dims, val = lowering.view(node.args[0]), spatial_dims(node), node.meta["val"]
     windows = Adaptive.over(x.shape[len(x.shape) - dims :], sizes(val.shape)[len(x.shape) - dims :])
-    return average(lowering, x, windows, val, True, None)
+    if all(windows.is_even(k) for k in range(dims)):
+        return average(lowering, x, windows, val, True, None)
+    for k in range(dims):
+        x = sum_along(lowering, x, windows, k, val)
+    dtype = compute_dtype(dtype_name(val.dtype))
+    divisor = number_of_elements(windows, axes_of(sizes(val.shape)), True, None, dtype)
+    return lowering.map(val, lambda a: quotient(lowering.load_view(x, a), divisor))
+
+
+def sum_along(lowering: Lowering, x: BufferView, windows: Adaptive, k: int, val: torch.Tensor) -> BufferView:
+    """The sums over one dimension of the windows; in memory as val is."""
+    place = len(x.shape) - windows.dims + k
+    one = windows.along(k)
+    shape = (*x.shape[:place], windows.counts[k], *x.shape[place + 1 :])
+    buffer = new_buffer_ordered(lowering, shape, val, windows.dims)
+    axes = axes_of(shape)
+
+    def term(tap: Sequence[Index]) -> Expr:
+        position, mask = one.position([axes[place]], tap)
+        index = [*axes[:place], *position, *axes[place + 1 :]]
+        load = cast(lowering.load_view(x, index, mask=mask), buffer.dtype)
+        return masked(mask, load, 0)
+
+    return combine(lowering, buffer, axes, strided_index(axes, buffer.strides), one.size, "sum", term)
+
+
+def new_buffer_ordered(lowering: Lowering, shape: Sequence[Size], val: torch.Tensor, dims: int) -> Buffer:
+    """A buffer of val's compute dtype, channels last in memory where val's are."""
+    order = list(range(len(shape)))
+    if channels_side_by_side(val, dims):
+        order.append(order.pop(len(shape) - dims - 1))
+    strides: list[Size] = [1] * len(shape)
+    step: Size = 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step = step * (1 if shape[dim] == 0 else shape[dim])
+    return lowering.new_buffer(shape, compute_dtype(dtype_name(val.dtype)), strides)
 
 
 def average(
@@ -70,7 +109,7 @@ def average(
     def term(tap: Sequence[Index]) -> Expr:
         return element(lowering, windows, x, axes, tap, dtype, 0)[0]
 
-    summed = combine(lowering, total, axes, strided_index(axes, total.strides), windows.size, "sum", term)
+    summed = combine(lowering, total, axes, strided_index(axes, total.strides), windows.taps, "sum", term)
     divisor = number_of_elements(windows, axes, include_pad, override, dtype)
     return lowering.map(val, lambda a: quotient(lowering.load_view(summed, a), divisor))
 
@@ -152,5 +191,29 @@ def lower_adaptive_average_pool_backward(lowering: Lowering, node: fx.Node) -> A
     extents, counts = sizes(val.shape)[val.dim() - dims :], grad.shape[len(grad.shape) - dims :]
     windows = Adaptive.over(extents, counts)
     share = share_of(lowering, node, windows, True, None)
-    loops = gradient_loops(lowering, val, dtype, adaptive_steps(windows), split=True)
-    return sum_of_shares(lowering, val, share, loops, covering_adaptive(windows, loops[-1]))
+    if all(windows.is_even(k) for k in range(dims)):
+        loops = gradient_loops(lowering, val, dtype, adaptive_steps(windows), split=True)
+        return sum_of_shares(lowering, val, share, loops, covering_adaptive(windows, loops[-1]))
+    for k in reversed(range(dims)):
+        share = shares_along(lowering, share, windows, k, val)
+    return finished(lowering, val, share)
+
+
+def shares_along(
+    lowering: Lowering, share: BufferView, windows: Adaptive, k: int, val: torch.Tensor
+) -> BufferView:
+    """The shares of the windows that cover an element, added along one dimension; in memory as val is."""
+    place = len(share.shape) - windows.dims + k
+    shape = (*share.shape[:place], windows.extents[k], *share.shape[place + 1 :])
+    buffer = new_buffer_ordered(lowering, shape, val, windows.dims)
+    axes = axes_of(shape)
+    covering = covering_adaptive(windows.along(k), [Place(axis_place(axes[place]))])
+
+    def term(tap: Sequence[Index]) -> Expr:
+        position = [covering.first[0] + tap[0]]
+        mask = covering.covers(position)
+        load = lowering.load_view(share, [*axes[:place], *position, *axes[place + 1 :]], mask=mask)
+        return masked(mask, load, 0)
+
+    store = strided_index(axes, buffer.strides)
+    return combine(lowering, buffer, axes, store, covering.counts, "sum", term)

@@ -146,12 +146,12 @@ def largest(lowering: Lowering, x: BufferView, windows: Windows, vals: Any) -> t
         return element(lowering, windows, x, axes, tap, dtype, lowest)
 
     store = strided_index(axes, buffer.strides)
-    values = combine(lowering, buffer, axes, store, windows.size, "max", lambda tap: seen(tap)[0])
+    values = combine(lowering, buffer, axes, store, windows.taps, "max", lambda tap: seen(tap)[0])
     best = lowering.load_view(values, axes)
     places = windows.split(axes)[1]
-    if not is_small(windows.size):
+    if not (is_small(windows.taps) and windows.begins_with_first_tap):
         return values, place_by_reduction(lowering, windows, places, seen, best, vals[1])
-    index = place_by_taps(windows, places, [(tap, *seen(tap)) for tap in all_taps(windows.size)], best)
+    index = place_by_taps(windows, places, [(tap, *seen(tap)) for tap in all_taps(windows.taps)], best)
     return values, lowering.map(vals[1], lambda _: index)
 
 
@@ -195,7 +195,7 @@ def place_by_reduction(
     def reduced(op: str, term: Any) -> Expr:
         buffer = lowering.buffer_like(val)
         store = strided_index(axes, buffer.strides)
-        return lowering.load_view(combine(lowering, buffer, axes, store, windows.size, op, term), axes)
+        return lowering.load_view(combine(lowering, buffer, axes, store, windows.taps, op, term), axes)
 
     found = reduced("min", first)
     if dtype_kind(best.dtype) == "float":

@@ -1,4 +1,4 @@
-"""Moving whole pieces: concatenation, padding, slices put back, flips, repeats, rolls."""
+"""Moving whole pieces: padding with a constant, slices put back, flips, repeats, rolls."""
 
 from __future__ import annotations
 
@@ -90,50 +90,6 @@ def with_dimension(view: BufferView, dim: int) -> BufferView:
     shape.insert(dim, 1)
     strides.insert(dim, 0)
     return replace(view, shape=tuple(shape), strides=tuple(strides))
-
-
-@lowers("aten.cat")
-def lower_cat(lowering: Lowering, node: fx.Node) -> Any:
-    tensors: Any = node.args[0]
-    rank = node.meta["val"].dim()
-    # torch ignores empty 1-d tensors among others
-    views = [lowering.view(t) for t in tensors if lowering.meta(t).dim() == rank]
-    return concatenate(lowering, node, views)
-
-
-@lowers("aten.stack")
-def lower_stack(lowering: Lowering, node: fx.Node) -> Any:
-    tensors: Any = node.args[0]
-    dim = dim_argument(node)
-    return concatenate(lowering, node, [with_dimension(lowering.view(t), dim) for t in tensors])
-
-
-def dim_argument(node: fx.Node) -> int:
-    dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return dim % max(node.meta["val"].dim(), 1)
-
-
-def concatenate(lowering: Lowering, node: fx.Node, views: list[BufferView]) -> BufferView:
-    """out[..., i, ...] = views[0][i] if i < n0 else views[1][i - n0] if i < n0 + n1 else ..."""
-    dim, dtype = dim_argument(node), compute_dtype_of(node)
-    if any(view.shape[dim] != 0 for view in views):
-        views = [view for view in views if view.shape[dim] != 0]
-
-    def value(axes: tuple[Axis, ...]) -> Expr:
-        result: Expr | None = None
-        offset: Size = 0
-        for view in views:
-            part = cast(shifted_load(lowering, view, axes, {dim: offset}), dtype)
-            if result is None:
-                result = part
-            else:
-                before = apply("lt", index_expr(axes[dim]), constant(offset, "int64"))
-                result = apply("where", before, result, part)
-            offset = offset + view.shape[dim]
-        assert result is not None
-        return result
-
-    return lowering.map(node.meta["val"], value)
 
 
 @lowers("aten.constant_pad_nd")

@@ -108,6 +108,16 @@ class Windows:
     def begin(self, places: Sequence[Axis]) -> Position:
         raise NotImplementedError
 
+    @property
+    def taps(self) -> list[Size]:
+        """How many elements to go through along each dimension: no more than there are."""
+        return self.size
+
+    @property
+    def begins_with_first_tap(self) -> bool:
+        """Whether a tap's distance from the beginning of its window is the same in all windows: `offset`."""
+        return True
+
     def offset(self, tap: Sequence[Index]) -> Position:
         """How far a tap is from where its window begins."""
         return list(tap)
@@ -123,11 +133,25 @@ class Windows:
 
 @dataclass(frozen=True)
 class Sliding(Windows):
-    """Window o begins at o * stride - padding."""
+    """Window o begins at o * stride - padding. The taps of windows longer than the input are the input's places."""
 
     stride: list[Size]
     padding: list[Size]
     dilation: list[Size]
+
+    def is_longer(self, dim: int) -> bool:
+        width, extent = self.size[dim], self.extents[dim]
+        return (
+            self.dilation[dim] == 1 and isinstance(width, int) and isinstance(extent, int) and width > extent
+        )
+
+    @property
+    def taps(self) -> list[Size]:
+        return [self.extents[k] if self.is_longer(k) else width for k, width in enumerate(self.size)]
+
+    @property
+    def begins_with_first_tap(self) -> bool:
+        return not any(self.is_longer(k) for k in range(self.dims))
 
     def begin(self, places: Sequence[Axis]) -> Position:
         numbers = zip(places, self.stride, self.padding)
@@ -137,8 +161,16 @@ class Sliding(Windows):
         return [k.scaled(spread) for k, spread in zip(tap, self.dilation)]
 
     def position(self, places: Sequence[Axis], tap: Sequence[Index]) -> tuple[Position, Expr | None]:
-        position = [begin + offset for begin, offset in zip(self.begin(places), self.offset(tap))]
-        return position, within(position, self.extents)
+        begins, offsets, position = self.begin(places), self.offset(tap), Position()
+        mask: Expr | None = None
+        for k, (begin, offset) in enumerate(zip(begins, offsets)):
+            if self.is_longer(k):
+                position.append(tap[k])
+                mask = both(mask, within([tap[k] + begin.scaled(-1)], self.size[k : k + 1]))
+            else:
+                position.append(begin + offset)
+                mask = both(mask, within(position[-1:], self.extents[k : k + 1]))
+        return position, mask
 
     def lengths(self, places: Sequence[Axis], include_pad: bool) -> list[Expr | Size]:
         """The padding counts if so wished; what hangs over its end (ceil_mode) never does."""
@@ -173,6 +205,10 @@ class Adaptive(Windows):
             even = None if count == 0 else exact_quotient(size, count)
             widths.append(longest(size, count) if even is None else even)
         return Adaptive(widths, extents, counts)
+
+    def along(self, dim: int) -> Adaptive:
+        """The windows of one dimension alone."""
+        return Adaptive([self.size[dim]], (self.extents[dim],), (self.counts[dim],))
 
     def is_even(self, dim: int) -> bool:
         return exact_quotient(self.extents[dim], self.counts[dim]) is not None
@@ -273,7 +309,7 @@ def combine(
     """buffer[store] = op over all taps of term(tap): one expression for few taps, else a Reduce over tap axes."""
     origin, real = lowering.origin(), real_axes(axes)
     if is_small(counts):
-        word = {"max": "maximum", "sum": "add"}[op]
+        word = {"max": "maximum", "min": "minimum", "sum": "add"}[op]
         total, *rest = (term(tap) for tap in all_taps(counts))
         for value in rest:
             total = apply(word, total, value)

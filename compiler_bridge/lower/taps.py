@@ -18,7 +18,19 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from compiler_bridge.ir import Axis, Buffer, BufferView, Expr, Index, Load, Map, Value, strided_index
+from compiler_bridge.ir import (
+    Axis,
+    Buffer,
+    BufferView,
+    Expr,
+    Index,
+    IndexValue,
+    Load,
+    Map,
+    Value,
+    axis_index,
+    strided_index,
+)
 from compiler_bridge.lower.lowering import (
     Lowering,
     NoLowering,
@@ -198,11 +210,52 @@ def weighted_sum(
         if d not in tables and axis.extent != 1 and x.shape[d] != 1:
             start = start + Index(((axis.name, x.strides[d]),), 0)
     with _disable_current_modes():  # tables are real tensors, also while a fake graph is traced
-        columns = [
-            columns_of(lowering, tables[d], tables[d].index * known(x.strides[d]), axes[d])
+        columns = {
+            d: columns_of(lowering, tables[d], tables[d].index * known(x.strides[d]), axes[d])
             for d in sorted(tables)
-        ]
-    return sum_of_columns(lowering, x.buffer, start, columns, dtype)
+        }
+        beside = next((d for d in sorted(tables) if x.strides[d] == 1), None)
+        found = None if beside is None else interior_columns(tables[beside], columns[beside], axes[beside])
+    value = sum_of_columns(lowering, x.buffer, start, list(columns.values()), dtype)
+    if beside is None or found is None:
+        return value
+    inside, columns[beside] = found
+    return apply(
+        "where", inside, sum_of_columns(lowering, x.buffer, start, list(columns.values()), dtype), value
+    )
+
+
+def interior_of(table: Table) -> tuple[int, int] | None:
+    """(first, end) of the longest run of outputs whose taps each go along with them, or do not exist, all the way.
+
+    Along the vectors these are plain loads; None where no run is most of the outputs, or where it is all of them.
+    """
+    count = table.count
+    if table.taps == 0 or count < 2:
+        return None
+    index = table.index if table.exists is None else torch.where(table.exists, table.index, -1)
+    here, there = index[:, :-1], index[:, 1:]
+    goes_on = ((here >= 0) & (there == here + 1)) | ((here < 0) & (there < 0))
+    breaks = (~goes_on.all(0)).nonzero().flatten() + 1
+    bounds = [0, *breaks.tolist(), count]
+    first, end = max(zip(bounds, bounds[1:]), key=lambda ends: ends[1] - ends[0])
+    return (first, end) if count <= 2 * (end - first) < 2 * count else None
+
+
+def interior_columns(table: Table, columns: list[Column], axis: Axis) -> tuple[Expr, list[Column]] | None:
+    """(whether an output belongs to the table's interior, the taps it then has); None without an interior."""
+    interior = interior_of(table)
+    if interior is None:
+        return None
+    first, end = interior
+    here = IndexValue("int64", axis_index(axis.name))
+    inside = both(apply("ge", here, constant(first, "int64")), apply("lt", here, constant(end, "int64")))
+    found: list[Column] = []
+    for k, (_, weight, _) in enumerate(columns):
+        if table.exists is None or bool(table.exists[k, first]):
+            line = Index(((axis.name, 1),), int(table.index[k, first]) - first)
+            found.append((line, weight, inside))
+    return (inside, found) if found else None
 
 
 def sum_of_columns(

@@ -121,6 +121,13 @@ def with_equals() -> torch.Tensor:
     return x.requires_grad_()
 
 
+def far_and_near() -> torch.Tensor:
+    """Pairs of rows that only their last digits tell apart, far from the origin and from other pairs."""
+    x = tensor(6, 5, low=-100, high=100, grad=False)
+    x[3:] = x[:3] * (1 + 1e-6 * torch.rand(3, 5))
+    return (x + 1000).requires_grad_()
+
+
 AT_EQUALS = "a distance of 0 has no derivative"
 ROWS = [
     function("embedding_bag.modes", *BAGS, errors=bag_errors),
@@ -137,4 +144,7 @@ ROWS = [
              dtypes=(torch.float32, torch.float64), errors=pdist_errors),
     function("pdist.equals", *(lambda p=p: Sample((with_equals(), p)) for p in (0, 0.5, 1, 1.5, 2, 3, math.inf)),
              dtypes=(torch.float32, torch.float64), skip={"gradgrad": AT_EQUALS, "forward_ad": AT_EQUALS}),
+    function("pdist.far", *(lambda p=p: Sample((far_and_near(), p)) for p in (1, 2, 3, math.inf)),
+             dtypes=(torch.float32, torch.float64),
+             skip=dict.fromkeys(("gradgrad", "forward_ad"), "finite differences step over the near pairs")),
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from pynn.definitions import defines, widen
 from pynn.memory_format import image_in_format_of
 from pynn.modules._max_pooling import adaptive_bounds, longest_window
 from pynn.modules._pooling_checks import per_dim
-from pynn.windows import along, crop, output_size, overlap_add, pad_both_sides, sliding_windows
+from pynn.windows import along, output_size, overlap_add, sliding_windows
 
 aten = torch.ops.aten
 
@@ -56,17 +56,50 @@ def hangs_over(x: Tensor, counts: Sequence[Any], numbers: list[tuple]) -> list[b
 
 def _geometry(
     x: Tensor, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, dims: int
-) -> tuple[list[tuple], list[Any], list[Any]]:
-    """(kernel_size, stride, padding) of each dimension, the number of windows, and how far the last one hangs over."""
+) -> tuple[list[tuple], list[Any]]:
+    """(kernel_size, stride, padding) of each dimension, and the number of windows."""
     width = per_dim(kernel_size, dims)
     numbers = list(zip(width, per_dim(stride, dims) or width, per_dim(padding, dims), strict=True))
     first = x.dim() - dims
     counts = [output_size(x.size(first + i), w, s, p, 1, ceil_mode) for i, (w, s, p) in enumerate(numbers)]
-    overhang = [
-        max((count - 1) * s + w - x.size(first + i) - 2 * p, 0)
-        for i, (count, (w, s, p)) in enumerate(zip(counts, numbers))
-    ]
-    return numbers, counts, overhang
+    return numbers, counts
+
+
+def one_dimension(dim: int, dims: int, size: Any, count: Any, numbers: tuple) -> tuple:
+    """Windows along one of the last `dims` dimensions, and of one element along the others.
+
+    Returns: (kernel_size, stride, dilation) for each dimension, the padding before and after this one.
+    Windows end where the padded input does: what hangs over (ceil_mode) holds nothing.
+    """
+    width, step, pad = numbers
+    width = min(width, size + 2 * pad)
+    kernel_size, stride = [1] * dims, [1] * dims
+    kernel_size[dim], stride[dim] = width, step
+    after = max((count - 1) * step + width - size - pad, pad)
+    return (kernel_size, stride, [1] * dims), (pad, after)
+
+
+def sum_along(x: Tensor, dim: int, dims: int, count: Any, numbers: tuple) -> Tensor:
+    """out[.., o, ..] = sum over k of x[.., o * stride + k - padding, ..], one of the last `dims` dimensions."""
+    geometry, (before, after) = one_dimension(dim, dims, x.size(x.dim() - dims + dim), count, numbers)
+    if before or after:
+        x = torch.constant_pad_nd(x, [0, 0] * (dims - 1 - dim) + [before, after])
+    windows = sliding_windows(x, *geometry).narrow(x.dim() - dims + dim, 0, count)
+    total = None
+    for k in itertools.product(*map(range, geometry[0])):
+        piece = windows[(..., *k)]
+        total = piece if total is None else total + piece
+    assert total is not None
+    return total
+
+
+def add_along(share: Tensor, dim: int, dims: int, size: Any, numbers: tuple) -> Tensor:
+    """The adjoint of sum_along: every element of a window gets the window's share."""
+    sizes = list(share.shape[share.dim() - dims :])
+    geometry, (before, after) = one_dimension(dim, dims, size, sizes[dim], numbers)
+    sizes[dim] = before + size + after
+    total = overlap_add(lambda _: share, sizes, *geometry)
+    return total.narrow(share.dim() - dims + dim, before, size)
 
 
 def average(
@@ -81,19 +114,14 @@ def average(
 ) -> Tensor:
     """sum over k of x[o * stride + k - padding], divided by the number of elements (or by override).
 
+    The sum over a box is a sum of sums, one dimension after the other.
+
     dtype:   adds in float32 for 16-bit inputs; int64 divides as C++ does, towards 0
     """
-    numbers, counts, overhang = _geometry(x, kernel_size, stride, padding, ceil_mode, dims)
-    width, step, pad = (list(each) for each in zip(*numbers))
-    padded = pad_both_sides(widen(x), pad)
-    if any(overhang):
-        padded = torch.constant_pad_nd(padded, [w for over in reversed(overhang) for w in (0, over)], 0)
-    windows = sliding_windows(padded, width, step, [1] * dims)
-    total = None
-    for k in itertools.product(*map(range, width)):
-        piece = windows[(..., *k)]
-        total = piece if total is None else total + piece
-    assert total is not None
+    numbers, counts = _geometry(x, kernel_size, stride, padding, ceil_mode, dims)
+    total = widen(x)
+    for dim, (count, each) in enumerate(zip(counts, numbers)):
+        total = sum_along(total, dim, dims, count, each)
     divisor = divisors(x, counts, numbers, include_pad, override)
     if x.is_floating_point():
         return image_in_format_of(x, (total / divisor).to(x.dtype), dims)
@@ -112,15 +140,11 @@ def average_backward(
     override: int | None,
 ) -> Tensor:
     """Every element of a window gets the window's gradient, divided by the number of elements."""
-    numbers, counts, overhang = _geometry(x, kernel_size, stride, padding, ceil_mode, dims)
-    width, step, pad = (list(each) for each in zip(*numbers))
-    first = x.dim() - dims
-    sizes = [x.size(first + i) + 2 * p + over for i, (p, over) in enumerate(zip(pad, overhang))]
-    share = widen(grad) / divisors(x, counts, numbers, include_pad, override)
-    total = overlap_add(lambda _: share, sizes, width, step, [1] * dims)
-    for i, over in enumerate(overhang):
-        total = total.narrow(first + i, 0, sizes[i] - over)
-    return image_in_format_of(x, crop(total, pad).to(x.dtype), dims)
+    numbers, counts = _geometry(x, kernel_size, stride, padding, ceil_mode, dims)
+    total = widen(grad) / divisors(x, counts, numbers, include_pad, override)
+    for dim, each in enumerate(numbers):
+        total = add_along(total, dim, dims, x.size(x.dim() - dims + dim), each)
+    return image_in_format_of(x, total.to(x.dtype), dims)
 
 
 def _average(dims: int) -> Callable[..., Tensor]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
+from pynn.argument_types import require_ints
 from pynn.definitions import Function, traced_as, type_name
 from pynn.memory_format import with_channels_last_strides
 from pynn.modules import _average_pooling as average
@@ -49,6 +50,9 @@ def _avg_pool(
 ) -> Tensor:  # fmt: skip
     name = f"avg_pool{dims}d"
     stride = [] if stride is None else stride
+    require_ints(name, kernel_size=kernel_size, stride=stride, padding=padding)
+    if dims == 1:
+        checks.check_1d("avg_pool1d", input, kernel_size=kernel_size, stride=stride, padding=padding)
     checks.require_numbers(name, dims, kernel_size=kernel_size, stride=stride, padding=padding)
     if divisor_override == 0 and (dims == 2 or input.dim() in (dims + 1, dims + 2)):
         raise RuntimeError("divisor must be not zero")
@@ -81,7 +85,6 @@ def avg_pool1d(
     Raises:  RuntimeError when the numbers make no window
     Source:  aten/native/AveragePool2d.cpp
     """
-    checks.check_1d("avg_pool1d", input, kernel_size=kernel_size, stride=stride, padding=padding)
     return _avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
@@ -180,7 +183,7 @@ def lp_pool3d(
 
 
 def _adaptive_avg_pool(dims: int, input: Tensor, output_size: Any) -> Tensor:
-    counts = adaptive_counts(output_size, input, dims)
+    counts = adaptive_counts(f"adaptive_avg_pool{dims}d", output_size, input, dims)
     function = f"adaptive_avg_pool{max(dims, 2)}d"
     if dims == 1:
         checks.check_1d("adaptive_avg_pool1d", input, output_size=output_size)

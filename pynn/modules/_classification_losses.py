@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pynn.argument_types import require_float, require_int, require_tensor
 from pynn.definitions import (
     can_read_values,
     computes_in_float32,
@@ -16,6 +17,7 @@ from pynn.definitions import (
     traced_as,
     type_name,
 )
+from pynn.modules._nll_checks import check_classes, check_target, check_weight_and_dtypes
 from pynn.modules._reduction import MEAN, NONE, SUM, reduced, reduced_backward, reduction_number
 from pynn.modules._smooth_activations import log_sigmoid_forward, logsigmoid
 from pynn.modules._softmax import log_softmax
@@ -46,7 +48,7 @@ def class_weights(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index
     if weight is None:
         return is_counted.to(x.dtype)
     safe_target = torch.where(is_counted, target, 0)
-    picked = weight.index_select(0, safe_target.reshape(-1)).view(target.shape)
+    picked = weight.reshape(-1).index_select(0, safe_target.reshape(-1)).view(target.shape)
     return torch.where(is_counted, picked, 0)
 
 
@@ -186,59 +188,26 @@ def nll_loss(
 
     Args:    ignore_index: a target that counts for nothing
     Shape:   input: [batch, classes, *] or [classes]   target: [batch, *] or []   weight: [classes]
+             returns: that of target, a scalar when reduced
+    dtype:   computes in float32 for 16-bit inputs
     Raises:  ValueError, RuntimeError, IndexError as torch for shapes, dtypes and targets that do not fit
+    Source:  aten/native/LossNLL.cpp, LossNLL2d.cpp
     """
     number = reduction_number(reduction, size_average, reduce)
-    _check_nll_shapes(input, target)
-    require_floating_point("nll_loss_out_frame", input)
+    require_tensor("nll_loss_nd", 2, "target", target)
+    require_int("nll_loss_nd", 5, "ignore_index", ignore_index)
     return _checked_nll_loss(input, target, weight, number, ignore_index)
 
 
 def _checked_nll_loss(
     input: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
 ) -> Tensor:
-    if target.dtype not in (torch.int64, torch.uint8):
-        raise RuntimeError(f"expected target dtype to be Long or Byte, but got {type_name(target)}")
-    classes = input.size(_class_dim(input))
-    if weight is not None:
-        if weight.dim() != 1 or weight.numel() != classes:
-            raise RuntimeError(
-                f"weight tensor should be defined either for all {classes} classes or no classes but "
-                "got weight "
-                f"tensor of shape: {list(weight.shape)}"
-            )
-        if weight.dtype != input.dtype:
-            raise RuntimeError(f"expected scalar type {type_name(input)} but found {type_name(weight)}")
-    if can_read_values(target) and target.device.type == "cpu":
-        is_outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
-        if is_outside.any():
-            raise IndexError(f"Target {int(target[is_outside][0])} is out of bounds.")
+    check_target(input, target)
+    check_weight_and_dtypes(input, target, weight)
+    check_classes(target, input.size(_class_dim(input)), ignore_index)
+    if input.dim() == 1:
+        target = target.reshape(())
     return nll_loss_forward(input, target, weight, reduction, ignore_index)[0]
-
-
-def _check_nll_shapes(input: Tensor, target: Tensor) -> None:
-    if input.dim() < 1:
-        raise ValueError(f"Expected 1 or more dimensions (got {input.dim()})")
-    if input.dim() != 1 and (target.dim() == 0 or input.size(0) != target.size(0)):
-        got = target.size(0) if target.dim() > 0 else 1
-        raise ValueError(f"Expected input batch_size ({input.size(0)}) to match target batch_size ({got}).")
-    if input.dim() <= 2:
-        if target.dim() > 1:
-            raise RuntimeError("0D or 1D target tensor expected, multi-target not supported")
-        return
-    if input.dim() == 4:
-        if target.dim() != 3:
-            raise RuntimeError(
-                "only batches of spatial targets supported (3D tensors) but got targets of dimension: "
-                f"{target.dim()}"
-            )
-        if target.shape[1:] != input.shape[2:]:
-            raise RuntimeError(
-                f"size mismatch (got input: {list(input.shape)} , target: {list(target.shape)}"
-            )
-    elif target.shape[1:] != input.shape[2:]:
-        wanted = [input.size(0), *input.shape[2:]]
-        raise RuntimeError(f"Expected target size {wanted}, got {list(target.shape)}")
 
 
 @traced_as(F.cross_entropy)
@@ -259,9 +228,16 @@ def cross_entropy(
 
     Args:    ignore_index: a target that counts for nothing; for class indices only
     Shape:   input: [batch, classes, *] or [classes]   target: [batch, *] or [], or as input
+             returns: [batch, *] or [], a scalar when reduced
     Raises:  ValueError, RuntimeError, IndexError as torch for what does not fit
+    Source:  aten/native/LossNLL.cpp
     """
     number = reduction_number(reduction, size_average, reduce)
+    require_tensor("cross_entropy_loss", 2, "target", target)
+    if weight is not None:
+        require_tensor("cross_entropy_loss", 3, "weight", weight)
+    require_int("cross_entropy_loss", 5, "ignore_index", ignore_index)
+    require_float("cross_entropy_loss", 6, "label_smoothing", label_smoothing)
     if target.shape == input.shape and not target.is_floating_point():
         raise RuntimeError(
             f"Expected floating point type for target with class probabilities, got {type_name(target)}"
@@ -270,21 +246,20 @@ def cross_entropy(
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
     dim = _class_dim(input)
     classes = input.size(dim)
-    if weight is not None and (weight.dim() != 1 or weight.numel() != classes):
-        prefix = "cross_entropy: " if target.shape == input.shape else ""
-        raise RuntimeError(
-            f"{prefix}weight tensor should be defined either for all {classes} classes or no classes but got "
-            f"weight tensor of shape: {list(weight.shape)}"
-        )
     log_probabilities = log_softmax.__wrapped__(input, dim)
     if target.shape == input.shape:
+        if weight is not None and (weight.dim() != 1 or weight.numel() != classes):
+            raise RuntimeError(
+                f"cross_entropy: weight tensor should be defined either for all {classes} classes or no classes but "
+                f"got weight tensor of shape: {list(weight.shape)}"
+            )
         if ignore_index >= 0:
             raise RuntimeError("ignore_index is not supported for floating point target")
         return _soft_target_loss(log_probabilities, target, weight, number, label_smoothing)
-    _check_nll_shapes(input, target)
     loss = _checked_nll_loss(log_probabilities, target, weight, number, ignore_index)
     if label_smoothing == 0:
         return loss
+    target = target.reshape(()) if input.dim() == 1 else target
     smooth = _uniform_target_loss(log_probabilities, target, weight, number, ignore_index)
     return loss * (1 - label_smoothing) + smooth * (label_smoothing / classes)
 
@@ -363,6 +338,7 @@ def binary_cross_entropy(
         weight = weight.expand(torch.broadcast_shapes(target.size(), weight.size()))
     if target.dtype != input.dtype:
         raise RuntimeError(f"Found dtype {type_name(target)} but expected {type_name(input)}")
+    require_floating_point("binary_cross_entropy", input)
     if can_read_values(input) and not ((input >= 0) & (input <= 1)).all():
         raise RuntimeError("all elements of input should be between 0 and 1")
     return _binary_cross_entropy(input, target, weight, number)
@@ -390,12 +366,18 @@ def binary_cross_entropy_with_logits(
 
     Written with log(sigmoid(input)), which neither overflows nor loses digits.
     Shape:   input, target: the same   weight, pos_weight: broadcastable to them
-    Raises:  ValueError when the shapes differ
+    dtype:   returns that of target
+    Raises:  ValueError when the shapes differ, RuntimeError for targets that are no floating-point numbers
     """
     number = reduction_number(reduction, size_average, reduce)
     if target.size() != input.size():
         raise ValueError(f"Target size ({target.size()}) must be the same as input size ({input.size()})")
-    return _logistic(input, target, weight, pos_weight, number)
+    require_floating_point("log_sigmoid_cpu", input)
+    if target.dtype != torch.bool and not torch.can_cast(input.dtype, target.dtype):
+        raise RuntimeError(
+            f"result type {type_name(input)} can't be cast to the desired output type {type_name(target)}"
+        )
+    return _logistic(input, target, weight, pos_weight, number).to(target.dtype)
 
 
 @traced_as(F.kl_div)
@@ -412,7 +394,7 @@ def kl_div(
     Args:    input: logarithms of probabilities; log_target: target too
              reduction: also batchmean, the sum divided by the first size
     Shape:   input, target: broadcastable   returns: their shape, or a scalar when reduced
-    Raises:  ValueError for an unknown reduction
+    Raises:  ValueError for an unknown reduction, RuntimeError unless both are floating-point numbers
     Source:  Kullback and Leibler, On information and sufficiency, 1951; aten/native/Loss.cpp
     """
     is_batchmean = size_average is None and reduce is None and reduction == "batchmean"
@@ -426,6 +408,8 @@ def kl_div(
     number = SUM if is_batchmean else reduction_number(reduction, size_average, reduce)
     if input.is_complex() or target.is_complex():
         raise RuntimeError("kl_div: Complex inputs not supported.")
+    if not (input.is_floating_point() and target.is_floating_point()):
+        raise RuntimeError("kl_div: Integral inputs not supported.")
     if log_target:
         losses = torch.exp(target) * (target - input)
     else:

@@ -31,12 +31,13 @@ aten = torch.ops.aten
 
 
 class Alignment(NamedTuple):
-    """What the two recursions need: -inf stands for log 0.
+    """What the two recursions need: -inf stands for log 0. The batch comes last, so that neighbours s - 1 and s - 2
+    are whole rows of memory.
 
-    labels:     l'                                          [batch, positions]
-    emissions:  log_probs of l'[s] at time t, -inf outside the two lengths   [time, batch, positions]
-    skips:      0 where a path may come from s - 2, else -inf                [batch, positions]
-    ends:       0 at the two positions where a path may end, else -inf       [batch, positions]
+    labels:     l'                                          [positions, batch]
+    emissions:  log_probs of l'[s] at time t, -inf outside the two lengths   [time, positions, batch]
+    skips:      0 where a path may come from s - 2, else -inf                [positions, batch]
+    ends:       0 at the two positions where a path may end, else -inf       [positions, batch]
     """
 
     labels: Tensor
@@ -52,17 +53,13 @@ def log_of(condition: Tensor, dtype: torch.dtype) -> Tensor:
     )
 
 
-def log_sum_exp(x: Tensor, dim: int) -> Tensor:
-    """log(sum(exp(x))) along dim; where every x is -inf it is -inf, and its derivative 0."""
+def log_sum_exp(x: Tensor) -> Tensor:
+    """log(sum(exp(x))) along the first dimension; where every x is -inf it is -inf, and its derivative 0."""
+    largest = x.detach().amax(0)
     # shifted by the largest, so that nothing overflows; -inf - lowest is -inf, not NaN
-    largest = x.detach().amax(dim, keepdim=True).clamp_min(torch.finfo(x.dtype).min)
-    total = (x - largest).exp().sum(dim)
-    if not torch.is_grad_enabled():
-        return total.log() + largest.squeeze(dim)
-    # the same, with a derivative: that of log(0) would be infinite
-    is_empty = total == 0
-    log_total = total.masked_fill(is_empty, 1).log() + largest.squeeze(dim)
-    return log_total.masked_fill(is_empty, -torch.inf)
+    shifted = x - largest.clamp_min(torch.finfo(x.dtype).min)
+    # beside exp(0) = 1 exp(-80) is nothing, and does not get as far as subnormal numbers and log(0), which are slow
+    return shifted.clamp_min(-80).exp().sum(0).log() + largest
 
 
 def align(
@@ -73,23 +70,27 @@ def align(
     Shape:   log_probs: [time, batch, classes]   targets: [batch, longest]   lengths: [batch]
     """
     batch, longest = targets.shape
-    place = torch.arange(2 * longest + 1, device=targets.device)
-    is_used = place[:longest] < target_lengths.unsqueeze(1)
-    targets = torch.where(is_used, targets, blank)
+    place = torch.arange(2 * longest + 1, device=targets.device).unsqueeze(1)
+    targets = torch.where(place[:longest] < target_lengths, targets.t(), blank)
     blanks = torch.full_like(targets, blank)
-    # [batch, longest, 2] -> [batch, 2 * longest + 1]
-    pairs = torch.stack([blanks, targets], 2).reshape(batch, 2 * longest)
-    labels = torch.constant_pad_nd(pairs, (0, 1), value=blank)
-    two_before = torch.constant_pad_nd(labels, (2, 0), value=blank)[:, :-2]
+    # [longest, 2, batch] -> [2 * longest + 1, batch]
+    pairs = torch.stack([blanks, targets], 1).reshape(2 * longest, batch)
+    labels = torch.constant_pad_nd(pairs, (0, 0, 0, 1), value=blank)
+    two_before = torch.constant_pad_nd(labels, (0, 0, 2, 0), value=blank)[:-2]
     can_skip = (labels != two_before) & (place > 1)
-    last = 2 * target_lengths.unsqueeze(1)
+    last = 2 * target_lengths
     can_end = (place == last) | (place == last - 1)
-    # [time, batch, positions]
-    emissions = log_probs.gather(2, labels.unsqueeze(0).expand(log_probs.size(0), -1, -1))
+    # [time, batch, positions] -> [time, positions, batch]
+    emissions = log_probs.gather(2, labels.t().expand(log_probs.size(0), -1, -1)).transpose(1, 2).contiguous()
     time = torch.arange(log_probs.size(0), device=targets.device)
-    is_inside = (time.unsqueeze(1) < input_lengths).unsqueeze(2) & (place <= last)
-    emissions = emissions.masked_fill(~is_inside, -torch.inf)
+    is_inside = (time.unsqueeze(1) < input_lengths).unsqueeze(1) & (place <= last)
+    emissions = torch.where(is_inside, emissions, -torch.inf)
     return Alignment(labels, emissions, log_of(can_skip, log_probs.dtype), log_of(can_end, log_probs.dtype))
+
+
+def three_in_a_row(x: Tensor) -> Tensor:
+    """x[s], x[s + 1] and x[s + 2] for all s: [positions + 2, batch] -> [3, positions, batch], a view."""
+    return x.unfold(0, x.size(0) - 2, 1).transpose(1, 2)
 
 
 def forward_variables(emissions: Tensor, skips: Tensor) -> Tensor:
@@ -97,19 +98,18 @@ def forward_variables(emissions: Tensor, skips: Tensor) -> Tensor:
 
         alpha[t, s] = (alpha[t-1, s] + alpha[t-1, s-1] + skip[s] * alpha[t-1, s-2]) * p[t, s]
 
-    Shape:   emissions: [time, batch, positions]   skips: [batch, positions]   returns: [batch, time, positions]
+    Shape:   emissions: [time, positions, batch]   skips: [positions, batch]   returns: as emissions
     """
-    positions = emissions.size(2)
-    is_start = torch.arange(positions, device=emissions.device) < 2
+    is_start = torch.arange(emissions.size(1), device=emissions.device).unsqueeze(1) < 2
     alpha = emissions[0].masked_fill(~is_start, -torch.inf)
     steps = torch.stack([skips, torch.zeros_like(skips), torch.zeros_like(skips)])
+    nowhere = torch.full_like(skips[:1], -torch.inf).repeat(2, 1)
     alphas = [alpha]
     for emission in emissions[1:].unbind(0):
-        # s-2, s-1, s: [3, batch, positions]
-        before = torch.constant_pad_nd(alpha, (2, 0), value=-torch.inf).unfold(1, 3, 1).permute(2, 0, 1)
-        alpha = log_sum_exp(before + steps, 0) + emission
+        before = three_in_a_row(torch.cat([nowhere, alpha]))  # s - 2, s - 1, s
+        alpha = log_sum_exp(steps + before) + emission
         alphas.append(alpha)
-    return torch.stack(alphas, 1)
+    return torch.stack(alphas)
 
 
 def backward_variables(alignment: Alignment, input_lengths: Tensor) -> Tensor:
@@ -118,21 +118,21 @@ def backward_variables(alignment: Alignment, input_lengths: Tensor) -> Tensor:
         beta[t, s] = sum of beta[t+1, r] * p[t+1, r] over r = s, s+1 and, if it may be skipped to, s+2
         beta[last, s] = 1 at the two positions where a path may end
 
-    Shape:   input_lengths: [batch]   returns: [batch, time, positions]
+    Shape:   input_lengths: [batch]   returns: [time, positions, batch]
     """
     _, emissions, skips, ends = alignment
-    skips_onward = torch.constant_pad_nd(skips, (0, 2), value=-torch.inf)[:, 2:]
+    skips_onward = torch.constant_pad_nd(skips, (0, 0, 0, 2), value=-torch.inf)[2:]
     steps = torch.stack([torch.zeros_like(skips), torch.zeros_like(skips), skips_onward])
+    nowhere = torch.full_like(skips[:1], -torch.inf).repeat(2, 1)
     is_last = torch.arange(1, emissions.size(0) + 1, device=skips.device).unsqueeze(1) == input_lengths
-    beta = ends.masked_fill(~is_last[-1].unsqueeze(1), -torch.inf)
+    *ends_before, beta = torch.where(is_last.unsqueeze(1), ends, -torch.inf).unbind(0)
     betas = [beta]
-    for t in range(emissions.size(0) - 2, -1, -1):
-        after = beta + emissions[t + 1]
-        # s, s+1, s+2: [3, batch, positions]
-        after = torch.constant_pad_nd(after, (0, 2), value=-torch.inf).unfold(1, 3, 1).permute(2, 0, 1)
-        beta = torch.where(is_last[t].unsqueeze(1), ends, log_sum_exp(after + steps, 0))
+    for emission, end in zip(reversed(emissions[1:].unbind(0)), reversed(ends_before), strict=True):
+        after = three_in_a_row(torch.cat([beta + emission, nowhere]))  # s, s + 1, s + 2
+        # past the last step every emission is log 0, so that one of the two is
+        beta = torch.maximum(log_sum_exp(steps + after), end)
         betas.append(beta)
-    return torch.stack(betas[::-1], 1)
+    return torch.stack(betas[::-1])
 
 
 def negative_log_likelihood(
@@ -145,11 +145,11 @@ def negative_log_likelihood(
     """
     alignment = align(log_probs, targets, input_lengths, target_lengths, blank)
     log_alpha = forward_variables(alignment.emissions, alignment.skips)
-    last = (input_lengths - 1).clamp_min(0).reshape(-1, 1, 1).expand(-1, 1, log_alpha.size(2))
-    log_likelihood = log_sum_exp(log_alpha.gather(1, last).squeeze(1) + alignment.ends, 1)
+    last = (input_lengths - 1).clamp_min(0).expand(1, log_alpha.size(1), -1)
+    log_likelihood = log_sum_exp(log_alpha.gather(0, last).squeeze(0) + alignment.ends)
     # no input spells the empty target with certainty
     is_nothing = (input_lengths == 0) & (target_lengths == 0)
-    return -torch.where(is_nothing, 0, log_likelihood), log_alpha
+    return -torch.where(is_nothing, 0, log_likelihood), log_alpha.permute(2, 0, 1)
 
 
 def negative_log_likelihood_backward(
@@ -174,10 +174,9 @@ def negative_log_likelihood_backward(
     """
     alignment = align(log_probs, targets, input_lengths, target_lengths, blank)
     log_beta = backward_variables(alignment, input_lengths)
-    # [batch, time, positions] -> [time, batch, positions]
-    shares = (log_alpha + log_beta + losses.reshape(-1, 1, 1)).exp().transpose(0, 1)
-    labels = alignment.labels.unsqueeze(0).expand_as(shares)
-    share = torch.zeros_like(log_probs).scatter_add(2, labels, shares)
+    shares = (log_alpha.permute(1, 2, 0) + log_beta + losses).exp()  # [time, positions, batch]
+    shares = shares.transpose(1, 2)  # [time, batch, positions]
+    share = torch.zeros_like(log_probs).scatter_add(2, alignment.labels.t().expand_as(shares), shares)
     losses, grad = losses.unsqueeze(1), grad.unsqueeze(1)
     is_impossible = losses == torch.inf
     gradient = (log_probs.exp() - share).masked_fill(is_impossible, torch.nan) * grad
@@ -327,7 +326,7 @@ def ctc_loss(
              differs from torch in: labels outside the classes raise, where ATen reads past its memory
     """
     number = reduction_number(reduction)
-    check_kinds(input_lengths, target_lengths)
+    check_kinds(targets, input_lengths, target_lengths, blank)
     is_batched = log_probs.dim() == 3
     log_probs = log_probs if is_batched else log_probs.unsqueeze(1)
     check_log_probs(log_probs, blank)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynn.argument_types import is_int
 from pynn.definitions import can_read_values, type_name
 
 Lengths = Tensor | Sequence[int]
@@ -13,7 +14,16 @@ Lengths = Tensor | Sequence[int]
 WHERE = " (while checking arguments for ctc_loss_allocate_outputs)"
 
 
-def check_kinds(input_lengths: Any, target_lengths: Any) -> None:
+def check_kinds(targets: Any, input_lengths: Any, target_lengths: Any, blank: Any) -> None:
+    for name, value, fits, wanted in (
+        ("targets", targets, isinstance(targets, Tensor), "a Tensor"),
+        ("blank", blank, is_int(blank), "an int"),
+    ):
+        if not fits:
+            raise TypeError(
+                f"ctc_loss() received an invalid combination of arguments - got {type(value).__name__} for {name}, but "
+                f"expected {wanted}"
+            )
     kinds = (Tensor, (tuple, list))
     for kind in kinds:
         if isinstance(input_lengths, kind) and isinstance(target_lengths, kind):

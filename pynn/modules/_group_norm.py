@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pynn.argument_types import require_float, require_int, require_tensor
 from pynn.blocks import in_slices
 from pynn.definitions import Function, defines, traced_as, widen
 from pynn.memory_format import in_format_of
@@ -268,6 +269,8 @@ def group_norm(
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {input.dim()}")
     batch, channels = input.size(0), input.size(1)
     require_several_values([batch * channels // num_groups, num_groups, *input.shape[2:]])
+    require_int("group_norm", 2, "num_groups", num_groups)
+    require_float("group_norm", 5, "eps", eps)
     shape = list(input.shape)
     if num_groups <= 0:
         raise RuntimeError(f"Expected num groups to be greater than 0, got {num_groups}")
@@ -277,6 +280,8 @@ def group_norm(
             f"{shape} and num_groups={num_groups}"
         )
     for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None:
+            require_tensor("group_norm", 3 if name == "weight" else 4, name, parameter)
         if parameter is not None and (parameter.dim() != 1 or parameter.numel() != channels):
             raise RuntimeError(
                 f"Expected {name} to be a vector of size equal to the number of channels in input, but got "

@@ -104,9 +104,11 @@ def sliding_boxes(
     sizes = x.shape[-dims:]
     numbers = list(zip(sizes, kernel_size, stride, padding, dilation, strict=True))
     counts = [output_size(*each, ceil_mode) for each in numbers]
+    # what hangs over (ceil_mode) holds nothing, however long the box
+    kernel_size = [min(width, (size + 2 * pad - 1) // spread + 1) for size, width, _, pad, spread in numbers]
     overhang = [
         max((count - 1) * step + spread * (width - 1) + 1 - size - pad, 0)
-        for count, (size, width, step, pad, spread) in zip(counts, numbers)
+        for count, width, (size, _, step, pad, spread) in zip(counts, kernel_size, numbers)
     ]
     if any(padding) or any(overhang):
         widths = [width for pair in zip(reversed(padding), reversed(overhang)) for width in pair]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from pynn.argument_types import require_ints
 from pynn.definitions import Function, can_read_values, traced_as, type_name
 from pynn.memory_format import volume_in_format_of
 from pynn.modules import _max_pooling as largest
@@ -71,9 +72,10 @@ def _max_pool(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     name = f"max_pool{dims}d"
     stride = [] if stride is None else stride
+    named = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    require_ints(name if only_values else f"{name}_with_indices", **named)
     if dims == 1 and only_values:
         checks.check_max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode)
-    named = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
     checks.check_1d(name, input, **named) if dims == 1 else checks.require_numbers(name, dims, **named)
     width = per_dim(kernel_size, dims)
     numbers = (width, per_dim(stride, dims) or width, per_dim(padding, dims), per_dim(dilation, dims))
@@ -161,10 +163,10 @@ max_pool3d = values_or_both(_max_pool3d, 6, F.max_pool3d)
 
 
 def _adaptive_max_pool(dims: int, input: Tensor, output_size: Any) -> tuple[Tensor, Tensor]:
+    counts = adaptive_counts(f"adaptive_max_pool{dims}d", output_size, input, dims)
     if dims == 1:
         checks.check_1d("adaptive_max_pool1d", input, output_size=output_size)
         checks.check_not_empty("adaptive_max_pool1d", input, 1)
-    counts = adaptive_counts(output_size, input, dims)
     x = input.unsqueeze(-2) if dims == 1 else input.contiguous() if dims == 3 else input
     counts = [1, *counts] if dims == 1 else counts
     checks.check_adaptive(f"adaptive_max_pool{max(dims, 2)}d", x, counts, max(dims, 2))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynn.argument_types import require_ints
 from pynn.definitions import type_name
 from pynn.windows import output_size
 
@@ -165,11 +166,7 @@ def check_adaptive(function: str, x: Tensor, counts: Sequence[Any], dims: int) -
         if "max" in function:
             raise RuntimeError(f"{function}(): internal error: output_size.size() must be {dims}")
         raise RuntimeError(f"{function}: output_size must be {dims}")
-    if any(count < 0 for count in counts):
-        if "max" in function:
-            sizes = [*x.shape[:-dims], *counts]
-            bad = next(count for count in counts if count < 0)
-            raise RuntimeError(f"Trying to create tensor with negative dimension {bad}: {list(sizes)}")
+    if "avg" in function and any(count < 0 for count in counts):
         text = ", ".join(map(str, counts[:2])) + "".join(f",{count}" for count in counts[2:])
         raise RuntimeError(
             f"{function}: elements of output_size must be greater than or equal to 0 but received {{{text}}}"
@@ -177,6 +174,11 @@ def check_adaptive(function: str, x: Tensor, counts: Sequence[Any], dims: int) -
     if "avg" in function and all(count == 1 for count in counts):
         return  # C++ takes the mean, NaN of nothing
     check_not_empty(function, x, x.dim() - dims if function == "adaptive_avg_pool2d" else 1)
+    if any(count < 0 for count in counts):
+        bad = next(count for count in counts if count < 0)
+        raise RuntimeError(
+            f"Trying to create tensor with negative dimension {bad}: {[*x.shape[:-dims], *counts]}"
+        )
 
 
 def check_not_empty(function: str, x: Tensor, start: int) -> None:
@@ -291,11 +293,15 @@ def check_unpool(x: Tensor, indices: Tensor, counts: Sequence[Any], dims: int, r
         )
 
 
-def adaptive_counts(output_size: Any, input: Tensor, dims: int) -> list[Any]:
-    """One number a dimension; None keeps the size of the input."""
-    if not isinstance(output_size, (tuple, list)):
-        return [output_size] * dims
-    if dims > 1 and input.dim() <= len(output_size):
-        raise ValueError(f"Input dimension should be at least {len(output_size) + 1}")
-    defaults = input.shape[input.dim() - len(output_size) :]
-    return [size if count is None else count for count, size in zip(output_size, defaults)]
+def adaptive_counts(function: str, output_size: Any, input: Tensor, dims: int) -> list[Any]:
+    """One number a dimension; None keeps the size of the input, of which sequences have no such say.
+
+    Raises:  TypeError for what is no number
+    """
+    if dims > 1 and not isinstance(output_size, (int, torch.SymInt)):
+        if input.dim() <= len(output_size):
+            raise ValueError(f"Input dimension should be at least {len(output_size) + 1}")
+        defaults = input.shape[input.dim() - len(output_size) :]
+        output_size = [size if count is None else count for count, size in zip(output_size, defaults)]
+    require_ints(function, output_size=output_size)
+    return list(output_size) if isinstance(output_size, (tuple, list)) else [output_size] * dims

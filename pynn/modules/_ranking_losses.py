@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pynn.argument_types import require_float
 from pynn.definitions import can_read_values, computes_in_float32, defines, traced_as, type_name
 from pynn.modules._reduction import MEAN, reduced, reduced_backward, reduction_number
 from pynn.modules.distance import pairwise_distance
@@ -158,6 +159,7 @@ def margin_ranking_loss(
             "margin_ranking_loss : All input tensors should have same dimension but got sizes: "
             f"input1: {input1.size()}, input2: {input2.size()}, target: {target.size()} "
         )
+    require_float("margin_ranking_loss", 4, "margin", margin)
     return reduced(torch.clamp(-target * (input1 - input2) + margin, min=0), number)
 
 

@@ -365,7 +365,7 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     Source:  aten/native/Activation.cpp
     """
     require_floating_point("softshrink_check", input)
-    if lambd < 0:
+    if not lambd >= 0:  # NaN too
         raise RuntimeError(
             f"lambda must be in range [0, {torch.finfo(input.dtype).max:g}] for input dtype "
             f"{input.type().rpartition('.')[2].removesuffix('Tensor')}, but found {lambd:g}"

@@ -13,6 +13,7 @@ from pynn.definitions import (
     differentiable,
     require_floating_point,
     traced_as,
+    type_name,
 )
 from pynn.modules._reduction import (
     MEAN,
@@ -143,6 +144,13 @@ def _weighted(losses: Tensor, weight: Tensor, reduction: str, mean_over_weight: 
     return reduced(weighted, reduction_number(reduction))
 
 
+def _in_one_dtype(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    if x.dtype == target.dtype:
+        return x, target
+    common = torch.promote_types(x.dtype, target.dtype)
+    return x.to(common), target.to(common)
+
+
 def _check_weight(weight: Tensor, input: Tensor) -> None:
     if weight.size() != input.size():
         raise ValueError("Weights and input must have the same size.")
@@ -169,6 +177,7 @@ def mse_loss(
     if weight is not None:
         _check_weight(weight, input)
         return _weighted(mse_loss_forward(x, target, NONE), weight, reduction, mean_over_weight=True)
+    x, target = _in_one_dtype(x, target)
     require_floating_point("mse_cpu", x)
     return mse_loss_forward(x, target, number)
 
@@ -219,6 +228,7 @@ def smooth_l1_loss(
         return l1_loss_forward(x, target, number)
     if beta < 0:
         raise RuntimeError("smooth_l1_loss does not support negative values for beta.")
+    x, target = _in_one_dtype(x, target)
     require_floating_point("smooth_l1_cpu", x)
     return _smooth_l1_loss(x, target, number, beta)
 
@@ -236,6 +246,7 @@ def huber_loss(
     Args:    delta: where the square meets the line
              weight: one factor an element
     Shape:   input, target: broadcastable (with a warning)   returns: their shape, or a scalar when reduced
+    dtype:   returns that of input
     Raises:  RuntimeError unless delta > 0, ValueError for an unknown reduction
     Source:  Huber, Robust estimation of a location parameter, 1964; aten/native/Loss.cpp
     """
@@ -244,10 +255,16 @@ def huber_loss(
         _check_weight(weight, input)
     if delta <= 0:
         raise RuntimeError("huber_loss does not support non-positive values for delta.")
+    x, target = _in_one_dtype(x, target)
+    if not torch.can_cast(x.dtype, input.dtype):
+        raise RuntimeError(
+            f"result type {type_name(x)} can't be cast to the desired output type {type_name(input)}"
+        )
     require_floating_point("huber_cpu", x)
     if weight is None:
-        return _huber_loss(x, target, reduction_number(reduction), delta)
-    return _weighted(_huber_loss(x, target, NONE, delta), weight, reduction, mean_over_weight=False)
+        return _huber_loss(x, target, reduction_number(reduction), delta).to(input.dtype)
+    losses = _huber_loss(x, target, NONE, delta).to(input.dtype)
+    return _weighted(losses, weight, reduction, mean_over_weight=False)
 
 
 @traced_as(F.poisson_nll_loss)
@@ -296,13 +313,17 @@ def gaussian_nll_loss(
     Args:    full: add log(2 * pi) / 2; eps: takes no part in the gradient
     Shape:   input, target: [*]   var: the same, or without or with 1 in the last dimension, or a number
              returns: [*], or a scalar when reduced
-    Raises:  ValueError for a negative variance or one of the wrong shape
+    Raises:  ValueError for a negative variance or one of the wrong shape; TypeError for neither tensor nor float
     Source:  Nix and Weigend, Estimating the mean and variance of the target distribution, 1994
     """
     if isinstance(var, float):
         if var < 0:
             raise ValueError("var has negative entry/entries")
         var = var * torch.ones_like(input)
+    elif not hasattr(var, "size"):
+        raise TypeError(
+            f"gaussian_nll_loss(): argument 'var' (position 3) must be Tensor or float, not {type(var).__name__}"
+        )
     elif can_read_values(var) and torch.any(var < 0):
         raise ValueError("var has negative entry/entries")
     if var.size() != input.size():

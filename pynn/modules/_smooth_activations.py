@@ -105,7 +105,8 @@ def mish_backward(grad: Tensor, x: Tensor) -> Tensor:
     w = e * (e + 2)
     factor = 2 / (w + 2)
     total = 0.25 * (e + 2) * (w + 2) + bounded * (e + 1)
-    return grad * (factor * factor * (e * total))
+    slope = factor * factor * (e * total)
+    return grad * (slope + x * 0)  # + NaN where x is infinite: sigmoid(x) * (1 - t^2) is 0 there
 
 
 @defines(aten.gelu.default)
@@ -212,7 +213,7 @@ def log_sigmoid_forward(x: Tensor) -> tuple[Tensor, Tensor]:
 @computes_in_float32
 def log_sigmoid_backward(grad: Tensor, x: Tensor, buffer: Tensor | None = None) -> Tensor:
     """grad * sigmoid(-x); the buffer of the forward isn't needed."""
-    return grad * torch.sigmoid(-x)
+    return grad * _sigmoid(-x, 80)
 
 
 @defines(aten.softplus.default)
@@ -228,7 +229,17 @@ def softplus_forward(x: Tensor, beta: float = 1, threshold: float = 20) -> Tenso
 def softplus_backward(grad: Tensor, x: Tensor, beta: float, threshold: float) -> Tensor:
     """grad * sigmoid(beta * x); grad where beta * x > threshold."""
     scaled = x * beta
-    return torch.where(scaled > threshold, grad, grad * torch.sigmoid(scaled))
+    return torch.where(scaled > threshold, grad, grad * _sigmoid(scaled, min(threshold, 80)))
+
+
+def _sigmoid(x: Tensor, largest: float) -> Tensor:
+    """exp(x) / (exp(x) + 1); x is held below `largest`, where the quotient has long been 1, so that exp is finite.
+
+    torch.sigmoid's 1 / (1 + exp(-x)) is 0 in float32 from x = -89 on, where exp(-x) overflows; this goes on through
+    the subnormal numbers to -104. An infinite grad tells the difference: times 0 it is NaN.
+    """
+    e = torch.exp(torch.clamp(x, max=largest))
+    return e / (e + 1)
 
 
 # ---- public functions ------------------------------------------------------------------------------------
@@ -435,7 +446,7 @@ def logsigmoid(input: Tensor) -> Tensor:
     Source:  aten/native/Activation.cpp
     """
     require_floating_point("log_sigmoid_cpu", input)
-    return _log_sigmoid(input)
+    return _log_sigmoid(input.contiguous())  # so the result is, as in C++
 
 
 @traced_as(F.softplus)

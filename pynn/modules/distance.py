@@ -101,16 +101,11 @@ def norm_of_all(x: Tensor, p: float = 2) -> Tensor:
 
 def pairs_of(rows: int, device: torch.device) -> Tensor:
     """Where the pairs (0, 1), (0, 2), ..., (1, 2), ... are in a matrix [rows, rows] read line by line: [pairs]."""
-    pairs = rows * (rows - 1) // 2
-    number = torch.arange(rows, device=device)
-    # pair k belongs to the last i whose pairs begin at or before k
-    later = rows - 1 - number
-    begins = later.cumsum(0) - later
-    steps = torch.zeros(pairs + 1, dtype=torch.int64, device=device)
-    steps = steps.index_add(0, begins[1:], torch.ones_like(begins[1:]))
-    first = steps.cumsum(0)[:pairs]
-    second = torch.arange(pairs, device=device) - begins.index_select(0, first) + first + 1
-    return first * rows + second
+    steps = torch.ones(rows * (rows - 1) // 2, dtype=torch.int64, device=device)
+    # one after the other, but i + 2 from the last of line i - 1, (i - 1, rows - 1), to the first of line i, (i, i + 1)
+    line = torch.arange(1, max(rows - 1, 1), device=device)
+    begins = (rows - line).cumsum(0)
+    return steps.index_copy(0, begins, line + 2).cumsum(0)
 
 
 def matrix_of(values: Tensor, rows: int) -> Tensor:
@@ -127,15 +122,17 @@ def pairs_in(matrix: Tensor) -> Tensor:
 
 def row_blocks(x: Tensor) -> int:
     """How many rows at a time to hold against the others: few enough for their differences to stay in the cache."""
-    return max(8 * BLOCK // x.numel(), 1)
+    return max(4 * BLOCK // x.numel(), 1)
 
 
 def pair_gradient(difference: Tensor, distance: Tensor, p: float) -> Tensor:
-    """norm_gradient; but for p = inf every element that attains the norm has slope 1, as in ATen's kernel."""
-    distance = distance.unsqueeze(-1)
+    """norm_gradient; but for p = inf every element that attains the norm has slope 1, as in ATen's kernel.
+
+    Shape:   difference: [cols, *]   distance: [*]   returns: as difference
+    """
     if p == torch.inf:
-        return torch.where(difference.abs() == distance, difference.sgn(), 0)
-    return norm_gradient(difference, distance, p, [-1])
+        return difference.sgn() * (difference.abs() == distance).to(difference.dtype)
+    return norm_gradient(difference, distance, p, [0])
 
 
 @defines(aten._pdist_forward.default)
@@ -143,11 +140,15 @@ def pdist_forward(x: Tensor, p: float = 2) -> Tensor:
     """||x[i] - x[j]||_p for i < j: [pairs]."""
     if x.size(0) <= 1 or x.size(1) == 0:
         return x.new_zeros(x.size(0) * max(x.size(0) - 1, 0) // 2)
-    lines, step = [], row_blocks(x)
+    columns, lines, step = (
+        x.t().contiguous(),
+        [],
+        row_blocks(x),
+    )  # columns first: sums over them add whole planes
     for begin in range(0, x.size(0), step):
-        # [block, 1, cols] - [rows from the block on, cols] -> [block, rows from the block on]
-        distances = norm_of(x[begin : begin + step].unsqueeze(1) - x[begin:], p, [2]).squeeze(2)
-        lines.append(torch.constant_pad_nd(distances, [begin, 0]))
+        # [cols, block, 1] - [cols, 1, rows from the block on] -> [block, rows from the block on]
+        difference = columns[:, begin : begin + step].unsqueeze(2) - columns[:, begin:].unsqueeze(1)
+        lines.append(torch.constant_pad_nd(norm_of(difference, p, [0]).squeeze(0), [begin, 0]))
     return pairs_in(torch.cat(lines))
 
 
@@ -156,17 +157,32 @@ def pdist_backward(grad: Tensor, x: Tensor, p: float, pdist: Tensor) -> Tensor:
     """d x[i] = sum over j of grad[i, j] * pair_gradient(x[i] - x[j])."""
     if x.size(0) <= 1 or x.size(1) == 0:
         return torch.zeros_like(x)
+    if p == 2 and x.dtype == torch.float32:
+        return euclidean_backward(grad, x, pdist)
     gradients, distances = matrix_of(grad, x.size(0)), matrix_of(pdist, x.size(0))
-    total, step = torch.zeros_like(x), row_blocks(x)
+    columns, total, step = x.t().contiguous(), torch.zeros_like(x.t()), row_blocks(x)
     for begin in range(0, x.size(0), step):
         block = (slice(begin, begin + step), slice(begin, None))
-        # [block, rows from the block on, cols]
-        slope = pair_gradient(x[block[0]].unsqueeze(1) - x[begin:], distances[block], p)
-        slope = slope * gradients[block].unsqueeze(2)
+        # [cols, block, rows from the block on]
+        difference = columns[:, block[0]].unsqueeze(2) - columns[:, block[1]].unsqueeze(1)
+        slope = pair_gradient(difference, distances[block], p) * gradients[block]
         # the pairs with later blocks count there as well, the other way round
-        later = slope[:, step:].sum(0)
-        total = total + torch.cat([x.new_zeros(begin, x.size(1)), slope.sum(1), -later])
-    return total
+        later = slope[:, :, step:].sum(1)
+        total = total + torch.cat([x.new_zeros(x.size(1), begin), slope.sum(2), -later], 1)
+    return total.t().contiguous()
+
+
+def euclidean_backward(grad: Tensor, x: Tensor, distance: Tensor) -> Tensor:
+    """With w = grad / distance, 0 for equal rows: d x[i] = sum of w[i, j] * (x[i] - x[j]) over j, as one product.
+
+        sum of w[i, j] over j * x[i] - (w @ x)[i]
+
+    The two terms cancel by as much as the rows are alike. float64 has that many digits to spare for different
+    float32 numbers: the roundings of w are the larger ones.
+    """
+    weights = torch.where(distance == 0, 0, grad / torch.where(distance == 0, 1, distance))
+    weights, wide = matrix_of(weights.to(torch.float64), x.size(0)), x.to(torch.float64)
+    return (weights.sum(1, keepdim=True) * wide - torch.mm(weights, wide)).to(x.dtype)
 
 
 # ---- public functions ------------------------------------------------------------------------------------
@@ -212,8 +228,13 @@ def normalize(
 
     Args:    p: of the norm; out: written to, without a gradient
     Shape:   input: [*]   returns: same as input
+    Raises:  RuntimeError for integers
     Source:  torch.nn.functional
     """
+    if not (input.is_floating_point() or input.is_complex()):
+        raise RuntimeError(
+            f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got {type_name(input)}"
+        )
     denominator = vector_norm(input, p, dim, keepdim=True).clamp_min(eps).expand_as(input)
     return input / denominator if out is None else torch.div(input, denominator, out=out)
 
@@ -276,8 +297,10 @@ class _Pdist(Function):
         x, distance = ctx.saved_tensors
         if distance.numel() == 0 or x.size(1) == 0:
             return torch.zeros_like(distance)
-        slope = pair_gradient(x.unsqueeze(1) - x, matrix_of(distance, x.size(0)), ctx.p)
-        return pairs_in((slope * (tangent.unsqueeze(1) - tangent)).sum(2))
+        columns, moved = x.t(), tangent.t()
+        difference = columns.unsqueeze(2) - columns.unsqueeze(1)  # [cols, rows, rows]
+        slope = pair_gradient(difference, matrix_of(distance, x.size(0)), ctx.p)
+        return pairs_in((slope * (moved.unsqueeze(2) - moved.unsqueeze(1))).sum(0))
 
 
 @traced_as(F.pdist)

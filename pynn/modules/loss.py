@@ -382,7 +382,12 @@ class CosineEmbeddingLoss(_Loss, torch.nn.CosineEmbeddingLoss):
 
 
 class MarginRankingLoss(_Loss, torch.nn.MarginRankingLoss):
-    """max(0, -target * (input1 - input2) + margin), reduced."""
+    """max(0, -target * (input1 - input2) + margin), reduced.
+
+    Args:    margin: by how much the one that target (1 or -1) prefers should rank higher
+    Shape:   input1, input2, target: broadcastable   returns: a scalar, or with reduction none their shape
+    Raises:  RuntimeError when the numbers of dimensions differ
+    """
 
     __constants__ = ["margin", "reduction"]
 

@@ -298,7 +298,9 @@ class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):
     """The largest element of output_size windows that cover the input; see
     `pynn.functional.adaptive_max_pool1d`.
 
-    Shape:   x: [batch, channels, L] or without batch   returns: the last one by that formula
+    Args:    output_size: how many windows; return_indices: also return where each maximum was
+    Shape:   x: [batch, channels, L] or without batch   returns: [batch, channels, output_size]
+    Raises:  RuntimeError for an empty input or a negative size
     """
 
     def forward(self, input: Tensor):

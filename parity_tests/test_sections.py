@@ -1,0 +1,56 @@
+"""Loops cut where conditions along their vectors change (`compiler_bridge/sections.py`)."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compiler_bridge.ir import Axis, Constant, Index, IndexValue
+from compiler_bridge.lower.lowering import apply
+from compiler_bridge.sections import cut_of, merge_narrow
+
+PLACE = Axis("j", 40)
+
+
+@pytest.mark.parametrize("op", ["lt", "le", "gt", "ge"])
+@pytest.mark.parametrize("step", [-3, -2, -1, 1, 2, 3])
+@pytest.mark.parametrize("bound", [-7, 0, 1, 8, 60])
+@pytest.mark.parametrize("start", [-5, 0, 4])
+def test_the_first_place_where_a_comparison_changes(op: str, step: int, bound: int, start: int):
+    condition = apply(op, IndexValue("int64", Index((("j", step),), start)), Constant("int64", bound))
+    compare = {"lt": int.__lt__, "le": int.__le__, "gt": int.__gt__, "ge": int.__ge__}[op]
+    holds = [compare(step * j + start, bound) for j in range(PLACE.extent)]  # pyright: ignore
+    change = next((j for j in range(1, len(holds)) if holds[j] != holds[0]), None)
+    cut = cut_of(condition, PLACE)
+    assert cut is not None
+    assert cut == change if change is not None else not 0 < cut < len(holds)
+
+
+def test_narrow_sections_are_one_but_for_the_longest():
+    assert merge_narrow([0, 1, 2, 57, 58]) == [0, 2, 57, 58]
+
+
+PADS = {
+    "reflect": lambda x: F.pad(x, (3, 2, 1, 2), mode="reflect"),
+    "replicate": lambda x: F.pad(x, (3, 2, 1, 2), mode="replicate"),
+    "circular": lambda x: F.pad(x, (3, 2, 1, 2), mode="circular"),
+    "constant": lambda x: F.pad(x, (3, 2, 1, 2), value=2.5),
+    "one side": lambda x: F.pad(x, (0, 5, 0, 0), mode="reflect"),
+    "cat": lambda x: torch.cat([x, -x, x[..., :1]], -1),
+}
+
+
+@pytest.mark.parametrize("width", [6, 33, 64, 71])
+@pytest.mark.parametrize("name", PADS)
+def test_values_and_gradients_of_cut_loops(name: str, width: int):
+    torch._dynamo.reset()
+    x = torch.randn(2, 3, 5, width, requires_grad=True)
+    function = PADS[name]
+    ours, theirs = torch.compile(function, backend="pynn", fullgraph=True)(x), function(x)
+    assert torch.equal(ours, theirs)
+    cotangent = torch.randn_like(theirs)
+
+    def gradient(out: Tensor) -> Tensor:
+        return torch.autograd.grad(out, x, cotangent)[0]
+
+    torch.testing.assert_close(gradient(ours), gradient(theirs))
