@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from compiler_bridge.lower.pool_windows import (
     Adaptive,
     Covering,
     Place,
+    Position,
     Windows,
     adaptive_steps,
     axis_place,
@@ -70,19 +71,30 @@ def lower_adaptive_average_pool(lowering: Lowering, node: fx.Node) -> Any:
 
 def sum_along(lowering: Lowering, x: BufferView, windows: Adaptive, k: int, val: torch.Tensor) -> BufferView:
     """The sums over one dimension of the windows; in memory as val is."""
-    place = len(x.shape) - windows.dims + k
     one = windows.along(k)
-    shape = (*x.shape[:place], windows.counts[k], *x.shape[place + 1 :])
-    buffer = new_buffer_ordered(lowering, shape, val, windows.dims)
+
+    def find(place: Axis, tap: Sequence[Index]) -> tuple[Position, Expr | None]:
+        return one.position([place], tap)
+
+    dim = len(x.shape) - windows.dims + k
+    return summed_along(lowering, x, dim, windows.counts[k], one.size, find, val, windows.dims)
+
+
+def summed_along(
+    lowering: Lowering, x: BufferView, dim: int, extent: Size, counts: Sequence[Size],
+    find: Callable[[Axis, Sequence[Index]], tuple[Position, Expr | None]], val: torch.Tensor, spatial: int,
+) -> BufferView:  # fmt: skip
+    """out[.., o, ..] = sum over taps of x[.., find(o, tap), ..], `extent` places along `dim`; in memory as val is."""
+    shape = (*x.shape[:dim], extent, *x.shape[dim + 1 :])
+    buffer = new_buffer_ordered(lowering, shape, val, spatial)
     axes = axes_of(shape)
 
     def term(tap: Sequence[Index]) -> Expr:
-        position, mask = one.position([axes[place]], tap)
-        index = [*axes[:place], *position, *axes[place + 1 :]]
-        load = cast(lowering.load_view(x, index, mask=mask), buffer.dtype)
-        return masked(mask, load, 0)
+        position, mask = find(axes[dim], tap)
+        load = lowering.load_view(x, [*axes[:dim], *position, *axes[dim + 1 :]], mask=mask)
+        return masked(mask, cast(load, buffer.dtype), 0)
 
-    return combine(lowering, buffer, axes, strided_index(axes, buffer.strides), one.size, "sum", term)
+    return combine(lowering, buffer, axes, strided_index(axes, buffer.strides), counts, "sum", term)
 
 
 def new_buffer_ordered(lowering: Lowering, shape: Sequence[Size], val: torch.Tensor, dims: int) -> Buffer:
@@ -203,17 +215,14 @@ def shares_along(
     lowering: Lowering, share: BufferView, windows: Adaptive, k: int, val: torch.Tensor
 ) -> BufferView:
     """The shares of the windows that cover an element, added along one dimension; in memory as val is."""
-    place = len(share.shape) - windows.dims + k
-    shape = (*share.shape[:place], windows.extents[k], *share.shape[place + 1 :])
-    buffer = new_buffer_ordered(lowering, shape, val, windows.dims)
-    axes = axes_of(shape)
-    covering = covering_adaptive(windows.along(k), [Place(axis_place(axes[place]))])
+    one, dim, extent = windows.along(k), len(share.shape) - windows.dims + k, windows.extents[k]
 
-    def term(tap: Sequence[Index]) -> Expr:
-        position = [covering.first[0] + tap[0]]
-        mask = covering.covers(position)
-        load = lowering.load_view(share, [*axes[:place], *position, *axes[place + 1 :]], mask=mask)
-        return masked(mask, load, 0)
+    def covering(place: Axis) -> Covering:
+        return covering_adaptive(one, [Place(axis_place(place))])
 
-    store = strided_index(axes, buffer.strides)
-    return combine(lowering, buffer, axes, store, covering.counts, "sum", term)
+    def find(place: Axis, tap: Sequence[Index]) -> tuple[Position, Expr | None]:
+        position = [covering(place).first[0] + tap[0]]
+        return position, covering(place).covers(position)
+
+    counts = covering(Axis("y", extent)).counts
+    return summed_along(lowering, share, dim, extent, counts, find, val, windows.dims)

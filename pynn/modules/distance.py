@@ -140,11 +140,8 @@ def pdist_forward(x: Tensor, p: float = 2) -> Tensor:
     """||x[i] - x[j]||_p for i < j: [pairs]."""
     if x.size(0) <= 1 or x.size(1) == 0:
         return x.new_zeros(x.size(0) * max(x.size(0) - 1, 0) // 2)
-    columns, lines, step = (
-        x.t().contiguous(),
-        [],
-        row_blocks(x),
-    )  # columns first: sums over them add whole planes
+    columns = x.t().contiguous()  # first, so that sums over them add whole planes
+    lines, step = [], row_blocks(x)
     for begin in range(0, x.size(0), step):
         # [cols, block, 1] - [cols, 1, rows from the block on] -> [block, rows from the block on]
         difference = columns[:, begin : begin + step].unsqueeze(2) - columns[:, begin:].unsqueeze(1)
