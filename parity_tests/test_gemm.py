@@ -302,19 +302,30 @@ def test_a_lane_count_no_register_has_is_refused():
 
 def test_packed_b_can_be_kept():
     """A second product with the same B skips the packing."""
-    a, b = torch.randn(300, 70), torch.randn(70, 90)
-    bound = bind_matmul(torch.empty(300, 90), a, b, threads=1)
+    m = 20_000  # too many rows for the second level cache: one packed B serves several blocks of rows
+    a, b = torch.randn(m, 70), torch.randn(70, 90)
+    bound = bind_matmul(torch.empty(m, 90), a, b, threads=1)
     assert [entry.kernel for entry in bound.plan.entries] == ["pack_b", "multiply"]
     bound.run()
-    again = torch.full((300, 90), float("nan"))
-    other = torch.randn(300, 70)
-    plan = plan_gemm(300, 90, 70, 1, "float32", (0, 70, 1), (0, 0, 0), (0, 90, 1), 1, b_prepacked=True)
+    again = torch.full((m, 90), float("nan"))
+    other = torch.randn(m, 70)
+    plan = plan_gemm(m, 90, 70, 1, "float32", (0, 70, 1), (0, 0, 0), (0, 90, 1), 1, b_prepacked=True)
     assert [entry.kernel for entry in plan.entries] == ["multiply"]
     from compiler_bridge.cpu.gemm_launch import BoundGemm
 
     second = BoundGemm(plan, (other, b, again), WORKSPACE=bound.workspace_address)
     second.run()
     assert_no_worse(again, other, b)
+
+
+@pytest.mark.parametrize("threads", (1, 2))
+def test_b_is_packed_by_its_user_where_a_stays_in_cache(threads: int):
+    """Then no copy of B goes to memory (a linear layer's weight gradient: 9 MiB of 22 in SegFormer's backward)."""
+    a, b = torch.randn(300, 256).t(), torch.randn(300, 500)
+    bound = bind_matmul(torch.empty(256, 500), a, b, threads=threads)
+    assert ([entry.kernel for entry in bound.plan.entries], bound.plan.workspace_bytes) == (["multiply"], 0)
+    bound.run()
+    assert_no_worse(bound._tensors[2], a, b)
 
 
 @pytest.mark.parametrize("threads", (2, 3, 4))

@@ -289,11 +289,13 @@ def _plan_packed(problem: _Problem, swapped: bool) -> GemmPlan:
     most_rows = MAX_ROWS_OF_FOUND_B if found else MAX_BLOCK_ROWS
     parts = _parts_of_k(problem)
     k_part = _round_up(_divide_up(problem.k, parts), 8)
-    row_blocks, column_blocks = _blocks(
-        problem if parts == 1 else replace(problem, threads=1), panels, most_rows
-    )
+    of_a_part = problem if parts == 1 else replace(problem, threads=1)
     shared_b = problem.b[0] == 0 and problem.b[1] == 0 and not problem.has_pack_b
-    local = found or (row_blocks == 1 and not problem.b_prepacked and (problem.batch == 1 or not shared_b))
+    packs_own_b = not problem.b_prepacked and (problem.batch == 1 or not shared_b)
+    row_blocks, column_blocks = _blocks(of_a_part, panels, most_rows)
+    if packs_own_b and not found and _suits_one_row_block(of_a_part, panels, width, itemsize):
+        row_blocks, column_blocks = _blocks(of_a_part, panels, problem.m)
+    local = found or (row_blocks == 1 and packs_own_b)
     b_batches = 1 if shared_b else problem.batch
     k_blocks = max(1, _divide_up(k_part, _max_k_block(width, itemsize, local and not found)))
     k_block = max(1, min(k_part, _round_up(_divide_up(k_part, k_blocks), 8)))
@@ -316,6 +318,15 @@ def _plan_packed(problem: _Problem, swapped: bool) -> GemmPlan:
         table |= {"PARTIAL": _round_up(workspace, LINE)}
         workspace = table["PARTIAL"] + (parts - 1) * problem.m * problem.n * itemsize
     return GemmPlan(problem.dtype, entries, table, workspace, scratch, problem.threads)
+
+
+def _suits_one_row_block(problem: _Problem, panels: int, width: int, itemsize: int) -> bool:
+    """Whether all rows of A stay in L2 while panels of B pass by: B then needs no workspace, and is not written and
+    read once more (3 to 20% of the time of a linear layer's weight gradient). Threads share out columns, so each
+    packs A."""
+    fits = problem.m * _max_k_block(width, itemsize, local=True) * itemsize <= cache_bytes(2) * 3 // 4
+    alone = problem.threads == 1 or problem.batch % problem.threads == 0
+    return fits and (alone or (panels >= 4 * problem.threads and not problem.has_pack_a))
 
 
 def _parts_of_k(problem: _Problem) -> int:
