@@ -176,7 +176,18 @@ class Grouper:
                 self.ancestors[other] |= self.ancestors[group]
 
     def topological_order(self) -> list[int]:
-        return sorted(range(len(self.groups)), key=lambda i: (len(self.ancestors[i]), i))
+        """Sources before readers. What needs the graph's inputs alone (a weight in another layout, a scatter's
+        zeros) waits for its first reader, so that it takes memory no longer than it must."""
+        order = sorted(range(len(self.groups)), key=lambda i: (len(self.ancestors[i]), i))
+        read = set().union(*self.ancestors)
+        waiting = {i for i in order if not self.ancestors[i] and i in read}
+        result: list[int] = []
+        for position in order:
+            if position not in waiting:
+                needed = sorted(waiting & self.ancestors[position])
+                waiting.difference_update(needed)
+                result += [*needed, position]
+        return result
 
 
 def group_nodes(graph: Graph) -> list[Group]:

@@ -214,3 +214,29 @@ def test_sums_of_a_group_run_through_its_channels_as_one_line() -> None:
     (kernel,) = record.kernels
     schedule = schedule_group(join_all(single(kernel.nodes[0], {}), kernel.nodes[1:], {}), set(), {})
     assert {level for level, run in schedule.runs.items() if run.vector.extent == 36} >= {0, 1}
+
+
+def test_what_needs_inputs_alone_waits_for_its_reader() -> None:
+    """The weights of a deep network in another layout were all made first, and held until their layer's turn."""
+    inputs = [torch.randn(1, 8, 6, 6, requires_grad=True)]
+    inputs += [torch.randn(8, 8, 3, 3, requires_grad=True) for _ in range(4)]
+
+    def chain(x: Tensor, *weights: Tensor) -> Tensor:
+        for weight in weights:
+            x = torch.tanh(F.conv2d(x, weight, padding=1))
+        return x
+
+    program = compiled_records(chain, inputs, ("backward",))["backward"].program
+    kind = {buffer.name: buffer.kind for buffer in program.buffers}
+    steps = [set(step.buffer_names()) for step in program.steps]
+    arena = [{name for name in names if kind[name] == "arena"} for names in steps]
+    copies = [
+        index
+        for index, made in enumerate(arena)
+        if made and steps[index] - made and not made & set().union(*arena[:index])
+        if {kind[name] for name in steps[index] - made} == {"input"}
+    ]
+    assert len(copies) >= 4
+    for index in copies:
+        reader = next(i for i in range(index + 1, len(steps)) if arena[i] & arena[index])
+        assert set(range(index, reader)) <= set(copies), program
