@@ -300,6 +300,16 @@ def require_floating_point(name: str, input: Tensor) -> None:
         raise NotImplementedError(f"\"{name}\" not implemented for '{type_name(input)}'")
 
 
+def require_no_gradient(function: str, **arguments: Tensor | None) -> None:
+    """Raise what ATen raises for an argument that asks for a gradient where there is no formula for it."""
+    for name, x in arguments.items():
+        if x is not None and x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"The function '{function}' is not differentiable with respect to argument '{name}'. This input cannot "
+                "have requires_grad True."
+            )
+
+
 def type_name(x: Tensor) -> str:
     """Float for torch.FloatTensor: what ATen's messages call the dtype."""
     return x.type().rpartition(".")[2].removesuffix("Tensor")

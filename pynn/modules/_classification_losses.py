@@ -14,6 +14,7 @@ from pynn.definitions import (
     defines,
     differentiable,
     require_floating_point,
+    require_no_gradient,
     traced_as,
     type_name,
 )
@@ -336,6 +337,7 @@ def binary_cross_entropy(
         )
     if weight is not None:
         weight = weight.expand(torch.broadcast_shapes(target.size(), weight.size()))
+    require_no_gradient("binary_cross_entropy", weight=weight)
     if target.dtype != input.dtype:
         raise RuntimeError(f"Found dtype {type_name(target)} but expected {type_name(input)}")
     require_floating_point("binary_cross_entropy", input)
@@ -372,6 +374,7 @@ def binary_cross_entropy_with_logits(
     number = reduction_number(reduction, size_average, reduce)
     if target.size() != input.size():
         raise ValueError(f"Target size ({target.size()}) must be the same as input size ({input.size()})")
+    require_no_gradient("binary_cross_entropy_with_logits", weight=weight, pos_weight=pos_weight)
     require_floating_point("log_sigmoid_cpu", input)
     if target.dtype != torch.bool and not torch.can_cast(input.dtype, target.dtype):
         raise RuntimeError(
@@ -440,7 +443,9 @@ def soft_margin_loss(
 
     Differs from torch in: a large -target * input gives itself, where C++ overflows to infinity.
     """
-    return _soft_margin(input, target, reduction_number(reduction, size_average, reduce))
+    number = reduction_number(reduction, size_average, reduce)
+    require_no_gradient("soft_margin_loss", target=target)
+    return _soft_margin(input, target, number)
 
 
 @traced_as(F.multilabel_soft_margin_loss)

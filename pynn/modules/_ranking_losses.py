@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pynn.argument_types import require_float
-from pynn.definitions import can_read_values, computes_in_float32, defines, traced_as, type_name
+from pynn.definitions import (
+    can_read_values,
+    computes_in_float32,
+    defines,
+    require_no_gradient,
+    traced_as,
+    type_name,
+)
 from pynn.modules._reduction import MEAN, reduced, reduced_backward, reduction_number
 from pynn.modules.distance import pairwise_distance
 
@@ -319,6 +326,7 @@ def multi_margin_loss(
         raise ValueError("only p == 1 and p == 2 supported")
     if weight is not None and weight.dim() != 1:
         raise ValueError("weight must be one-dimensional")
+    require_no_gradient("multi_margin_loss", weight=weight)
     _check_scores_not_empty(input)
     rows = input.reshape(1, -1) if input.dim() < 2 else input
     indices = target.reshape(-1)
