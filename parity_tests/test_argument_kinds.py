@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import pynn
 import pynn.functional as P
 from parity_tests.cases import all_rows
 from parity_tests.test_refusals import outcome
@@ -100,3 +101,81 @@ def test_arguments_of_the_wrong_kind(name: str) -> None:
             for value in VALUES:
                 for args, kwargs in calls_with(name, argument, value):
                     assert_same_words(name, args, kwargs)
+
+
+# ---------------------------------------------------------------- numbers of the right kind
+
+NUMBERS = (0, 1, -1, 1.5, -0.5, 3e38, torch.inf, -torch.inf, torch.nan, True, torch.tensor(0.25))
+TAKING_NUMBERS = {
+    **dict.fromkeys(("elu", "celu", "elu_", "celu_"), ("alpha",)),
+    **dict.fromkeys(("leaky_relu", "leaky_relu_"), ("negative_slope",)),
+    **dict.fromkeys(("hardtanh", "hardtanh_"), ("min_val", "max_val")),
+    **dict.fromkeys(("rrelu", "rrelu_"), ("lower", "upper")),
+    **dict.fromkeys(("dropout", "dropout1d", "alpha_dropout", "feature_alpha_dropout"), ("p",)),
+    "softplus": ("beta", "threshold"), "softshrink": ("lambd",), "hardshrink": ("lambd",), "pdist": ("p",),
+    "normalize": ("p", "eps"), "local_response_norm": ("alpha", "beta", "k"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKING_NUMBERS)
+@pytest.mark.filterwarnings("ignore")
+def test_numbers_that_are_negative_or_not_finite(name: str) -> None:
+    """elu and leaky_relu multiplied 0 by them, rrelu, softshrink, pdist and the dropouts took them, hardtanh_ refused
+    an upper bound below the lower."""
+    x = torch.tensor([[-100.0, -2, -0.5, 0], [0.5, 2, 100, torch.nan], [1, 2, torch.inf, -torch.inf]])
+    x = x[None] if name in ("dropout1d", "local_response_norm") else x
+    others = {"size": 2} if name == "local_response_norm" else {}
+    others |= {"training": False} if "training" in inspect.signature(getattr(P, name)).parameters else {}
+    for argument in TAKING_NUMBERS[name]:
+        for number in NUMBERS:
+            expected, found = (
+                outcome(getattr(f, name), x.clone(), **others, **{argument: number}) for f in (F, P)
+            )
+            if isinstance(expected, torch.Tensor):
+                torch.testing.assert_close(found, expected, equal_nan=True)
+            else:
+                assert found == expected
+
+
+@pytest.mark.parametrize("number", [7e4, 1e39, -1e39, 2j], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_numbers_beyond_the_dtype(dtype: torch.dtype, number: Any) -> None:
+    """Became infinite, and complex ones gave complex results."""
+    x = torch.ones(3, dtype=dtype)
+    for name, arguments in {
+        **dict.fromkeys(("elu", "elu_", "leaky_relu", "leaky_relu_", "softplus", "hardshrink"), (number,)),
+        "threshold": (number, 1),
+        "threshold_": (1, number),
+    }.items():
+        expected, found = (outcome(getattr(f, name), x.clone(), *arguments) for f in (F, P))
+        if isinstance(expected, torch.Tensor):
+            torch.testing.assert_close(found, expected)
+        else:
+            assert found == expected
+
+
+INDICES = (0, 1, -1, 4, 5, -5, -6, None, 1.0, -1.0, True, "a", torch.nan, (1,), torch.tensor(1))
+
+
+@pytest.mark.parametrize("index", INDICES, ids=repr)
+@pytest.mark.parametrize("layer", ["Embedding", "EmbeddingBag"])
+def test_padding_index_of_any_kind(layer: str, index: Any) -> None:
+    """Numbers with a fraction were taken, and NaN was out of range."""
+
+    def built(nn: Any) -> Any:
+        torch.manual_seed(0)
+        module = getattr(nn, layer)(5, 3, padding_idx=index)
+        out = module(torch.tensor([[1, 4]]))
+        return torch.cat([out.flatten(), *torch.autograd.grad(out.sum(), module.weight)[0]]).detach()
+
+    def called(functional: Any) -> Any:
+        name = "embedding" if layer == "Embedding" else "embedding_bag"
+        return getattr(functional, name)(torch.tensor([[1, 4]]), torch.ones(5, 3), padding_idx=index)
+
+    for call, (theirs, ours) in ((built, (torch.nn, pynn)), (called, (F, P))):
+        expected, found = outcome(call, theirs), outcome(call, ours)
+        if isinstance(expected, torch.Tensor):
+            torch.testing.assert_close(found, expected)
+        else:
+            assert found == expected

@@ -5,6 +5,7 @@ place of what it refuses, unless it was passed by keyword. Left out (_) are the 
 `pynn.first_argument`, and what torch's Python looks at before.
 
     kind?         None will do               kind theirs=ours   a name that differs in torch's Python
+    Number        becomes what the kernel computes in, Value the dtype of the first argument, Double a float64
     function!     has overloads: the parser then only says that none of them fits
 """
 
@@ -12,10 +13,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from pynn.argument_types import KINDS, is_int, refuse
+from pynn.argument_types import KINDS, is_int, refuse, require_range
 
 CALLS = """
 affine_grid: affine_grid_generator(_, _, bool? align_corners)
@@ -30,8 +32,8 @@ batch_norm: batch_norm(_, Tensor? weight, Tensor? bias, Tensor? running_mean, Te
     float momentum)
 bilinear: bilinear(_, Tensor input2, Tensor weight, Tensor? bias)
 binary_cross_entropy_with_logits: binary_cross_entropy_with_logits(_, _, Tensor? weight, Tensor? pos_weight)
-celu: celu(_, Double alpha)
-celu_: celu_(_, Double alpha)
+celu: celu(_, Number alpha)
+celu_: celu_(_, Number alpha)
 channel_shuffle: channel_shuffle(_, size groups)
 conv_tbc: conv_tbc(_, Tensor weight, Tensor bias, int pad)
 conv1d: conv1d!(_, Tensor weight, Tensor? bias, sizes stride, _, sizes dilation, size groups)
@@ -62,8 +64,8 @@ glu: glu(_, int dim)
 grid_sample: grid_sampler(_, Tensor grid, _, _, bool? align_corners)
 grouped_mm: _grouped_mm(_, Tensor mat2=mat_b, *, Tensor? offs, Tensor? bias, dtype? out_dtype)
 gumbel_softmax: softmax(int dim)
-hardshrink: hardshrink(_, Number lambd)
-hardtanh_: hardtanh_(_, Double min_val, Double max_val)
+hardshrink: hardshrink(_, Value lambd)
+hardtanh_: hardtanh_(_, Value min_val, Value max_val)
 hinge_embedding_loss: hinge_embedding_loss(_, Tensor target, float margin)
 huber_loss: huber_loss(_, _, _, float delta)
 instance_norm: instance_norm(_, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var,
@@ -103,8 +105,8 @@ softmax: softmax(int? dim, *, dtype? dtype)
 softmin: softmax(int? dim, *, dtype? dtype)
 softplus: softplus(_, Number beta, Number threshold)
 softshrink: softshrink(_, Double lambd)
-threshold: threshold(_, Number threshold, Number value)
-threshold_: threshold_(_, Number threshold, Number value)
+threshold: threshold(_, Number threshold, Value value)
+threshold_: threshold_(_, Number threshold, Value value)
 triplet_margin_loss: triplet_margin_loss(_, Tensor positive, Tensor negative, _, float p, float eps, bool swap)
 unfold: im2col(_, pair kernel_size, pair dilation, pair padding, pair stride)
 """
@@ -152,7 +154,7 @@ def parsed(calls: str) -> dict[str, list[Call]]:
 ARGUMENTS = parsed(CALLS)
 
 USUAL_TYPES: dict[str, set[type]] = {
-    **{kind: {float, int, bool} for kind in ("Double", "Number", "float")},
+    **{kind: {float, int, bool} for kind in ("Double", "Number", "Value", "float")},
     "Tensor": {Tensor, Parameter},
     "bool": {bool},
     "int": {int},
@@ -189,8 +191,22 @@ def refusal_of_kinds(definition: Callable, torch_function: Callable) -> Callable
                 function = function.removesuffix("!") + ("_" if kwargs.get("inplace") else "")
                 position = argument.position if is_python or index < len(args) else None
                 refuse(function, position, argument.name, argument.kind, value)
+            if argument.kind in ("Double", "Number", "Value") and may_not_fit(value):
+                require_range(value, scalar_type(argument.kind, args))
 
     return refuse_kinds
+
+
+def may_not_fit(value: Any) -> bool:
+    """Into the narrowest floating-point numbers."""
+    return isinstance(value, complex) or (isinstance(value, (float, int)) and abs(value) > 65504)
+
+
+def scalar_type(kind: str, args: tuple) -> torch.dtype:
+    """What C++ turns a number of this kind into, beside the first argument."""
+    if kind == "Double" or not args or not args[0].is_floating_point():
+        return torch.float64
+    return args[0].dtype if kind == "Value" else torch.promote_types(args[0].dtype, torch.float32)
 
 
 def usual_types(argument: Argument) -> frozenset[type]:

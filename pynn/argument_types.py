@@ -45,16 +45,27 @@ def is_ints(value: Any) -> bool:
     return True
 
 
-def is_real(value: Any) -> bool:
-    """Raises: RuntimeError for a complex number, which the parser takes, and only then finds that it does not fit"""
-    if isinstance(value, complex):
-        raise RuntimeError("value cannot be converted to type double without overflow")
-    return is_float(value)
+C_NAMES = {
+    torch.float16: "c10::Half",
+    torch.bfloat16: "c10::BFloat16",
+    torch.float32: "float",
+    torch.float64: "double",
+}
+
+
+def require_range(value: Any, dtype: torch.dtype) -> None:
+    """Raise what C++ raises when it turns a number, complex or too large, into that dtype."""
+    is_outside = isinstance(value, complex)
+    if isinstance(value, (float, int)):
+        is_outside = torch.finfo(dtype).max < abs(value) < torch.inf
+    if is_outside:
+        raise RuntimeError(f"value cannot be converted to type {C_NAMES[dtype]} without overflow")
 
 
 KINDS = {
-    "Double": is_real,
-    "Number": lambda value: is_float(value) or isinstance(value, complex),
+    **dict.fromkeys(
+        ("Double", "Number", "Value"), lambda value: is_float(value) or isinstance(value, complex)
+    ),
     "Tensor": lambda value: isinstance(value, Tensor),
     "bool": is_bool,
     "dtype": lambda value: isinstance(value, torch.dtype),
@@ -74,6 +85,7 @@ NAMES = {
     "sizes": "tuple of ints",
     "dtype": "torch.dtype",
     "Double": "Number",
+    "Value": "Number",
 }
 
 

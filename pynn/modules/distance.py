@@ -256,6 +256,7 @@ def normalize(
         raise RuntimeError(
             f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got {type_name(input)}"
         )
+    p = 2.0 if p is None else p
     denominator = vector_norm(input, p, dim, keepdim=True).clamp_min(eps).expand_as(input)
     return input / denominator if out is None else torch.div(input, denominator, out=out)
 
@@ -337,7 +338,7 @@ def pdist(input: Tensor, p: float = 2) -> Tensor:
         raise RuntimeError(f"pdist only supports 2D tensors, got: {input.dim()}D")
     if not input.is_floating_point():
         raise RuntimeError("pdist only supports floating-point dtypes")
-    if p < 0:
+    if not p >= 0:  # NaN too
         raise RuntimeError("pdist only supports non-negative p values")
     if input.dtype not in (torch.float32, torch.float64) and input.size(0) > 1 and input.size(1) > 0:
         raise NotImplementedError(f"\"pdist\" not implemented for '{type_name(input)}'")
