@@ -57,7 +57,9 @@ def relu_forward(x: Tensor) -> Tensor:
 @defines(aten.threshold.default)
 @computes_in_float32
 def threshold_forward(x: Tensor, threshold: float, value: float) -> Tensor:
-    """x above the threshold, else value; NaN stays NaN."""
+    """x above the threshold, else value, both in the dtype of integers x; NaN stays NaN."""
+    if not x.is_floating_point():
+        threshold, value = int(threshold), int(value)
     return torch.where(x <= threshold, value, x)
 
 
@@ -244,14 +246,24 @@ def threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fal
     """out = input where input > threshold, else value.
 
     Shape:   input: [*]   returns: same as input
+    Raises:  NotImplementedError for bool and complex numbers
     Source:  aten/native/Activation.cpp
     """
-    return threshold_.__wrapped__(input, threshold, value) if inplace else _threshold(input, threshold, value)
+    if inplace:
+        return threshold_.__wrapped__(input, threshold, value)
+    _require_order(input)
+    return _threshold(input, threshold, value)
+
+
+def _require_order(input: Tensor) -> None:
+    if input.is_complex() or input.dtype == torch.bool:
+        raise NotImplementedError(f"\"threshold_cpu\" not implemented for '{type_name(input)}'")
 
 
 @traced_as(F.threshold_)
 def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
     """In-place version of `threshold`; of an expanded input each element is written once."""
+    _require_order(input)
     apply_in_place(_threshold, input[tuple(_first_if_same(input))], threshold, value)
     return input
 
@@ -423,10 +435,13 @@ def rrelu(
     Args:    lower, upper: bounds of the slope, lower <= upper
              training: draw the slopes; inplace: overwrite input
     Shape:   input: [*]   returns: same as input
-    Raises:  RuntimeError when lower > upper, or one is not finite; NotImplementedError for integers
+    Raises:  RuntimeError when lower > upper, or one is not finite; NotImplementedError for integers, and for
+             float16 in training
     Source:  Xu et al., Empirical evaluation of rectified activations in convolutional network, 2015
     """
     require_floating_point("leaky_relu_cpu" if not training else "rrelu_with_noise_out_cpu", input)
+    if training and input.dtype == torch.float16:
+        raise NotImplementedError("\"rrelu_with_noise_out_cpu\" not implemented for 'Half'")
     for name, bound in (("lower", lower), ("upper", upper)):
         if not inplace and not math.isfinite(bound):
             raise RuntimeError(f"rrelu: {name} bound must be finite, got {bound}")

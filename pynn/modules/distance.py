@@ -266,8 +266,10 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     """out = sum(x1 / max(||x1||, eps) * x2 / max(||x2||, eps)) along dim.
 
     Shape:   x1, x2: broadcastable; returns: their common shape without dim
-    Raises:  RuntimeError for integers
+    Raises:  RuntimeError for integers and a negative eps
     """
+    if not eps >= 0:  # NaN too
+        raise RuntimeError(f"eps must be non-negative, got: {eps:g}")
     dtype = torch.promote_types(x1.dtype, x2.dtype)
     if not dtype.is_floating_point:
         raise RuntimeError(
