@@ -4,56 +4,149 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.utils import _pair
+
+
+def is_number_like(value: Any) -> bool:
+    """Whether a tensor stands for a number, as far as the parser looks: one without dimensions or gradient."""
+    return isinstance(value, Tensor) and value.dim() == 0 and not value.requires_grad
 
 
 def is_int(value: Any) -> bool:
     """What the parser takes for an int: tensors of one integer too, but no bool."""
+    return is_size(value) and not (isinstance(value, Tensor) and value.dtype == torch.bool)
+
+
+def is_size(value: Any) -> bool:
+    """What it takes for an int that may be symbolic: tensors of one bool too."""
     if isinstance(value, Tensor):
-        return value.dim() == 0 and not (value.is_floating_point() or value.is_complex())
+        return is_number_like(value) and not (value.is_floating_point() or value.is_complex())
     return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def is_float(value: Any) -> bool:
+    """Integers and bools will do, and tensors of one number."""
+    if isinstance(value, (float, int, torch.SymInt, torch.SymFloat)) or is_number_like(value):
+        return True
+    return not isinstance(value, (Tensor, complex)) and hasattr(value, "__float__")
+
+
+def is_bool(value: Any) -> bool:
+    return isinstance(value, (bool, torch.SymBool)) or type(value).__name__ == "bool_"  # numpy's
+
+
+def is_ints(value: Any) -> bool:
+    """As far as the parser looks at once: bools will do from the second element on."""
+    if not isinstance(value, (tuple, list)):
+        return False
+    for i, x in enumerate(value):
+        if type(x) is not int and not is_size(x) and not (i > 0 and isinstance(x, bool)):
+            return False
+    return True
+
+
+C_NAMES = {
+    torch.float16: "c10::Half",
+    torch.bfloat16: "c10::BFloat16",
+    torch.float32: "float",
+    torch.float64: "double",
+}
+
+
+def require_range(value: Any, dtype: torch.dtype) -> None:
+    """Raise what C++ raises when it turns a number, complex or too large, into that dtype."""
+    is_outside = isinstance(value, complex)
+    if isinstance(value, (float, int)):
+        is_outside = torch.finfo(dtype).max < abs(value) < torch.inf
+    if is_outside:
+        raise RuntimeError(f"value cannot be converted to type {C_NAMES[dtype]} without overflow")
+
+
+KINDS = {
+    **dict.fromkeys(
+        ("Double", "Number", "Value"), lambda value: is_float(value) or isinstance(value, complex)
+    ),
+    "Tensor": lambda value: isinstance(value, Tensor),
+    "bool": is_bool,
+    "dtype": lambda value: isinstance(value, torch.dtype),
+    "float": is_float,
+    "int": is_int,
+    "ints": is_ints,
+    "pair": lambda value: is_ints(_pair(value)),
+    "size": is_size,
+    "sizes": lambda value: is_size(value) or is_ints(value),
+    "str": lambda value: isinstance(value, str),
+}
+"""Whether the parser takes a value, by the kind's name in `pynn.argument_kinds`."""
+
+NAMES = {
+    "size": "int",
+    "ints": "tuple of ints",
+    "sizes": "tuple of ints",
+    "dtype": "torch.dtype",
+    "Double": "Number",
+    "Value": "Number",
+}
 
 
 def require_int(function: str, position: int, name: str, value: Any) -> None:
     """Raises: TypeError"""
     if not is_int(value):
-        _refuse(function, position, name, "int", value)
+        refuse(function, position, name, "int", value)
 
 
 def require_float(function: str, position: int, name: str, value: Any) -> None:
-    """Integers and bools will do. Raises: TypeError"""
-    if not isinstance(value, (int, float, Tensor, torch.SymInt, torch.SymFloat)) and not hasattr(
-        value, "__float__"
-    ):
-        _refuse(function, position, name, "float", value)
+    """Raises: TypeError"""
+    if not is_float(value):
+        refuse(function, position, name, "float", value)
 
 
 def require_tensor(function: str, position: int, name: str, value: Any) -> None:
     """Raises: TypeError"""
     if not isinstance(value, Tensor):
-        _refuse(function, position, name, "Tensor", value)
+        refuse(function, position, name, "Tensor", value)
 
 
 def require_ints(function: str, **named: Any) -> None:
     """Each an int or a list of them, the first at position 2. Raises: TypeError"""
     for position, (name, value) in enumerate(named.items(), start=2):
-        if not isinstance(value, (tuple, list)):
-            if not is_int(value):
-                _refuse(function, position, name, "tuple of ints", value)
-            continue
-        if value and not is_int(value[0]):
-            kind = type(value[0]).__name__
+        if not KINDS["sizes"](value):
+            refuse(function, position, name, "sizes", value)
+
+
+def refuse_elements(function: str, position: int | None, name: str, value: Any) -> None:
+    """The words for a list or tuple that is not of ints."""
+    if value and not is_size(value[0]):
+        kind = name_of_type(value[0])
+        if position is None:
+            _refuse_type(function, position, name, "ints", value)
+        raise TypeError(
+            f"{function}(): argument '{name}' (position {position}) must be tuple of ints, but found element of type "
+            f"{kind} at pos 0"
+        )
+    for number, element in enumerate(value, start=1):
+        if not (is_size(element) or isinstance(element, bool)):
             raise TypeError(
-                f"{function}(): argument '{name}' (position {position}) must be tuple of ints, but found element of "
-                f"type {kind} at pos 0"
+                f"{function}(): argument '{name}' failed to unpack the object at pos {number} with error "
+                f'"type must be tuple of ints,but got {name_of_type(element)}"'
             )
-        for number, element in enumerate(value, start=1):  # the parser takes bools from the second on
-            if not (is_int(element) or isinstance(element, bool)):
-                raise TypeError(
-                    f"{function}(): argument '{name}' failed to unpack the object at pos {number} with error "
-                    f'"type must be tuple of ints,but got {type(element).__name__}"'
-                )
 
 
-def _refuse(function: str, position: int, name: str, wanted: str, value: Any) -> None:
-    got = type(value).__name__
-    raise TypeError(f"{function}(): argument '{name}' (position {position}) must be {wanted}, not {got}")
+def refuse(function: str, position: int | None, name: str, kind: str, value: Any) -> None:
+    """Raise the parser's TypeError for a value that is not of that kind."""
+    if kind == "pair":
+        kind, value = "ints", _pair(value)
+    if NAMES.get(kind) == "tuple of ints" and isinstance(value, (tuple, list)):
+        refuse_elements(function, position, name, value)
+    _refuse_type(function, position, name, kind, value)
+
+
+def name_of_type(value: Any) -> str:
+    """As C knows it: torch.dtype with its module, Tensor and what else is written in Python without."""
+    is_of_c = isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size))
+    return "torch." * is_of_c + type(value).__name__
+
+
+def _refuse_type(function: str, position: int | None, name: str, kind: str, value: Any) -> None:
+    place, got = "" if position is None else f" (position {position})", name_of_type(value)
+    raise TypeError(f"{function}(): argument '{name}'{place} must be {NAMES.get(kind, kind)}, not {got}")

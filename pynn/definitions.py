@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
+from pynn.argument_kinds import refusal_of_kinds
 from pynn.autocast import under_autocast
 from pynn.batched_gradients import with_batched_gradients
 from pynn.blocks import in_blocks
@@ -70,6 +71,7 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
 
     def decorate(definition: Callable) -> Callable:
         refuse_others = refusal_of_others(definition, torch_function)
+        refuse_kinds = refusal_of_kinds(definition, torch_function)
 
         @functools.wraps(definition)
         def function(*args: Any, **kwargs: Any) -> Any:
@@ -80,6 +82,8 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
                 return call_override(function, torch_function, args, kwargs)
             if refuse_others is not None and not (args and isinstance(args[0], Tensor)):
                 refuse_others(args, kwargs)
+            if refuse_kinds is not None and (len(args) > 1 or kwargs):
+                refuse_kinds(args, kwargs)
             if torch._C._is_any_autocast_enabled():
                 return under_autocast(definition, args, kwargs)
             return definition(*args, **kwargs)
@@ -298,6 +302,16 @@ def require_floating_point(name: str, input: Tensor) -> None:
     """Raise what a CPU kernel of ATen raises when it has no such dtype."""
     if not input.is_floating_point():
         raise NotImplementedError(f"\"{name}\" not implemented for '{type_name(input)}'")
+
+
+def require_no_gradient(function: str, **arguments: Tensor | None) -> None:
+    """Raise what ATen raises for an argument that asks for a gradient where there is no formula for it."""
+    for name, x in arguments.items():
+        if x is not None and x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"The function '{function}' is not differentiable with respect to argument '{name}'. This input cannot "
+                "have requires_grad True."
+            )
 
 
 def type_name(x: Tensor) -> str:

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from pynn.argument_types import require_ints
 from pynn.definitions import Function, traced_as, type_name
 from pynn.memory_format import with_channels_last_strides
 from pynn.modules import _average_pooling as average
@@ -50,7 +49,6 @@ def _avg_pool(
 ) -> Tensor:  # fmt: skip
     name = f"avg_pool{dims}d"
     stride = [] if stride is None else stride
-    require_ints(name, kernel_size=kernel_size, stride=stride, padding=padding)
     if dims == 1:
         checks.check_1d("avg_pool1d", input, kernel_size=kernel_size, stride=stride, padding=padding)
     checks.require_numbers(name, dims, kernel_size=kernel_size, stride=stride, padding=padding)

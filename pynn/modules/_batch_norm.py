@@ -47,14 +47,16 @@ def moments(x: Tensor, average: Callable[[Tensor], Tensor]) -> tuple[Tensor, Ten
         centred = x - m,   rest = average(centred),   mean = m + rest,   variance = average(centred^2) - rest^2
 
     m = average(x) misses the mean by some roundings: of m, not of the spread, so that they weigh where the mean
-    is large. Being small, rest can be measured well.
+    is large. Being small, rest can be measured well. Where its square would overflow the variance does: it is held
+    back there, so that the variance is infinite (and the numbers become 0, as in C++), not the NaN of inf - inf.
 
     Args:    average: over the numbers that are normalised together, in a shape that broadcasts against x
     Source:  Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983 (corrected two-pass)
     """
     approximate = average(x)
     centred = x - approximate
-    rest = average(centred)
+    bound = torch.finfo(x.dtype).max ** 0.5 / 2
+    rest = average(centred).clamp(-bound, bound)
     variance = average(centred * centred) - rest * rest
     return centred, rest, approximate + rest, variance.clamp_min(0)  # rounding may have left it below
 

@@ -14,6 +14,7 @@ from pynn.definitions import (
     defines,
     differentiable,
     require_floating_point,
+    require_no_gradient,
     traced_as,
     type_name,
 )
@@ -157,18 +158,28 @@ def binary_cross_entropy_with_logits_forward(
     return reduced(logistic_cross_entropy(x, log_sigmoid, target, weight, pos_weight), reduction)
 
 
+def soft_margin(x: Tensor, target: Tensor) -> Tensor:
+    """log(1 + exp(-x * target))."""
+    return -log_sigmoid_forward(x * target)[0]
+
+
+def soft_margin_backward(grad: Tensor, x: Tensor, target: Tensor) -> Tensor:
+    """-target * sigmoid(-target * x) * grad; as in C++ the -target in the sigmoid wraps around where unsigned."""
+    return -(target * torch.sigmoid(-target * x)) * grad
+
+
 @defines(aten.soft_margin_loss.default)
 @computes_in_float32
 def soft_margin_loss_forward(x: Tensor, target: Tensor, reduction: int = MEAN) -> Tensor:
-    """log(1 + exp(-x * target))."""
-    return reduced(-log_sigmoid_forward(x * target)[0], reduction)
+    """soft_margin, reduced."""
+    return reduced(soft_margin(x, target), reduction)
 
 
 @defines(aten.soft_margin_loss_backward.default)
 @computes_in_float32
 def soft_margin_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int) -> Tensor:
-    """-target * sigmoid(-target * x) * grad."""
-    return -target * torch.sigmoid(-target * x) * reduced_backward(grad, x, reduction)
+    """Derivative in x."""
+    return soft_margin_backward(reduced_backward(grad, x, reduction), x, target)
 
 
 # ---- negative log likelihood and cross entropy -----------------------------------------------------------
@@ -245,8 +256,8 @@ def cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
     dim = _class_dim(input)
-    classes = input.size(dim)
     log_probabilities = log_softmax.__wrapped__(input, dim)
+    classes = input.size(dim)
     if target.shape == input.shape:
         if weight is not None and (weight.dim() != 1 or weight.numel() != classes):
             raise RuntimeError(
@@ -336,11 +347,13 @@ def binary_cross_entropy(
         )
     if weight is not None:
         weight = weight.expand(torch.broadcast_shapes(target.size(), weight.size()))
+    require_no_gradient("binary_cross_entropy", weight=weight)
     if target.dtype != input.dtype:
         raise RuntimeError(f"Found dtype {type_name(target)} but expected {type_name(input)}")
     require_floating_point("binary_cross_entropy", input)
-    if can_read_values(input) and not ((input >= 0) & (input <= 1)).all():
-        raise RuntimeError("all elements of input should be between 0 and 1")
+    for name, x in (("input", input), ("target", target)):
+        if can_read_values(x) and not ((x >= 0) & (x <= 1)).all():
+            raise RuntimeError(f"all elements of {name} should be between 0 and 1")
     return _binary_cross_entropy(input, target, weight, number)
 
 
@@ -372,6 +385,7 @@ def binary_cross_entropy_with_logits(
     number = reduction_number(reduction, size_average, reduce)
     if target.size() != input.size():
         raise ValueError(f"Target size ({target.size()}) must be the same as input size ({input.size()})")
+    require_no_gradient("binary_cross_entropy_with_logits", weight=weight, pos_weight=pos_weight)
     require_floating_point("log_sigmoid_cpu", input)
     if target.dtype != torch.bool and not torch.can_cast(input.dtype, target.dtype):
         raise RuntimeError(
@@ -421,11 +435,34 @@ def kl_div(
 # ---- margins ---------------------------------------------------------------------------------------------
 
 
+_soft_margin = differentiable(soft_margin, soft_margin_backward)
+
+
 @computes_in_float32
-def _soft_margin(input: Tensor, target: Tensor, reduction: int) -> Tensor:
-    if input.is_complex() or target.is_complex():
-        return reduced(torch.log1p(torch.exp(-target * input)), reduction)
-    return reduced(-logsigmoid.__wrapped__(input * target), reduction)
+def _soft_margin_loss(input: Tensor, target: Tensor, reduction: int) -> Tensor:
+    if input.is_complex():
+        return reduced(torch.log1p(torch.exp(-input * target)), reduction)
+    return reduced(_soft_margin(input, target), reduction)
+
+
+def _check_fits_input(input: Tensor, target: Tensor) -> Tensor:
+    """The target in input's shape; C++ writes the losses over -input. Raises: RuntimeError"""
+    if input.dtype == torch.bool:
+        raise RuntimeError(
+            "Negation, the `-` operator, on a bool tensor is not supported. If you are trying to invert a mask, use "
+            "the `~` or `logical_not()` operator instead."
+        )
+    both, target = torch.broadcast_tensors(input, target)
+    if both.shape != input.shape:
+        raise RuntimeError(
+            f"output with shape {list(input.shape)} doesn't match the broadcast shape {list(both.shape)}"
+        )
+    losses = torch.exp(torch.empty(0, dtype=torch.result_type(input, target)))
+    if not torch.can_cast(losses.dtype, input.dtype):
+        raise RuntimeError(
+            f"result type {type_name(losses)} can't be cast to the desired output type {type_name(input)}"
+        )
+    return target
 
 
 @traced_as(F.soft_margin_loss)
@@ -438,9 +475,16 @@ def soft_margin_loss(
 ) -> Tensor:
     """out = log(1 + exp(-target * input)), target -1 or 1, reduced.
 
-    Differs from torch in: a large -target * input gives itself, where C++ overflows to infinity.
+    Shape:   input: [*]   target: broadcastable to input   returns: that of input, or a scalar when reduced
+    dtype:   returns that of input
+    Raises:  RuntimeError for integer inputs, and targets of more elements or a wider kind of number than input
+    Source:  aten/native/Loss.cpp. differs from torch in: a large -target * input gives itself, where C++ overflows
+             to infinity
     """
-    return _soft_margin(input, target, reduction_number(reduction, size_average, reduce))
+    number = reduction_number(reduction, size_average, reduce)
+    require_no_gradient("soft_margin_loss", target=target)
+    target = _check_fits_input(input, target)
+    return _soft_margin_loss(input, target, number).to(input.dtype)
 
 
 @traced_as(F.multilabel_soft_margin_loss)
@@ -455,8 +499,8 @@ def multilabel_soft_margin_loss(
     """out = -mean over classes of weight * (target * log(s) + (1 - target) * log(1 - s)), s = sigmoid(input).
 
     Args:    weight: one factor a class
-    Shape:   input, target: [*, classes]   returns: [*], or a scalar when reduced
-    Raises:  ValueError for an unknown reduction
+    Shape:   input: [*, classes]   target, weight: broadcastable   returns: [*], or a scalar when reduced
+    Raises:  ValueError for an unknown reduction; IndexError for a scalar
     Source:  torch.nn.functional
     """
     if size_average is None and reduce is None and reduction not in ("none", "mean", "sum"):
@@ -466,4 +510,5 @@ def multilabel_soft_margin_loss(
     losses = -(target * log_sigmoid(input) + (1 - target) * log_sigmoid(-input))
     if weight is not None:
         losses = losses * weight
-    return reduced(losses.mean(-1), number)
+    class_dim = input.dim() - 1
+    return reduced(losses.sum(class_dim) / input.size(class_dim), number)

@@ -168,7 +168,8 @@ def negative_log_likelihood_backward(
         share[t, c] = sum of alpha[t, s] * beta[t, s] / likelihood over the s with l'[s] = c
 
     As in torch, exp(log_probs) is the gradient of the normalisation: this is the derivative of the loss where
-    log_probs come from a log_softmax, and in the direction that leaves their sum at 1.
+    log_probs come from a log_softmax, and in the direction that leaves their sum at 1. Also as in torch, which takes
+    the share as alpha * beta * p / p, it is NaN where p[t, c] is 0.
 
     Shape:   grad, losses: [batch]   log_alpha: [batch, time, positions]   returns: [time, batch, classes]
     """
@@ -179,7 +180,8 @@ def negative_log_likelihood_backward(
     share = torch.zeros_like(log_probs).scatter_add(2, alignment.labels.t().expand_as(shares), shares)
     losses, grad = losses.unsqueeze(1), grad.unsqueeze(1)
     is_impossible = losses == torch.inf
-    gradient = (log_probs.exp() - share).masked_fill(is_impossible, torch.nan) * grad
+    is_undefined = is_impossible | (log_probs == -torch.inf)
+    gradient = (log_probs.exp() - share).masked_fill(is_undefined, torch.nan) * grad
     time = torch.arange(log_probs.size(0), device=log_probs.device).unsqueeze(1)
     is_outside = (time >= input_lengths).unsqueeze(2)
     return gradient.masked_fill(is_outside | is_impossible if zero_infinity else is_outside, 0)

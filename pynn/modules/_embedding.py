@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pynn.argument_types import require_int
 from pynn.definitions import NARROW_DTYPES, Function, can_read_values, defines, traced_as, widen
 
 __all__ = [
@@ -153,6 +154,7 @@ def embedding(
         padding_idx = -1
     else:
         padding_idx = normalized_padding_idx(padding_idx, weight.size(0))
+        require_int("embedding", 3, "padding_idx", padding_idx)
     if weight.dim() != 2:
         raise RuntimeError("'weight' must be 2-D")
     if input.dtype not in (torch.int64, torch.int32):
@@ -167,9 +169,10 @@ def embedding(
 
 def normalized_padding_idx(padding_idx: int, num_embeddings: int) -> int:
     """A negative index counts from the end. Raises AssertionError when out of range."""
-    if not -num_embeddings <= padding_idx < max(num_embeddings, 1):
+    is_outside = padding_idx >= num_embeddings if padding_idx > 0 else padding_idx < -num_embeddings
+    if is_outside:
         raise AssertionError("Padding_idx must be within num_embeddings")
-    return padding_idx % num_embeddings if padding_idx < 0 else padding_idx
+    return padding_idx + num_embeddings if padding_idx < 0 else padding_idx
 
 
 @traced_as(F.one_hot)

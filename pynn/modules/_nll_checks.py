@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pynn.argument_types import require_tensor
-from pynn.definitions import can_read_values, require_floating_point, type_name
+from pynn.definitions import can_read_values, require_floating_point, require_no_gradient, type_name
 
 
 def check_target(input: Tensor, target: Tensor) -> None:
@@ -38,6 +38,7 @@ def check_weight_and_dtypes(input: Tensor, target: Tensor, weight: Tensor | None
     classes, is_area = input.size(0 if input.dim() == 1 else 1), input.dim() > 2
     if weight is not None:
         require_tensor("nll_loss_nd", 3, "weight", weight)
+        require_no_gradient(f"nll_loss{'2d' * is_area}_forward", weight=weight)
         if is_area and weight.numel() != classes:
             raise RuntimeError("weight tensor should be defined either for all or no classes")
         if not is_area and (weight.dim() != 1 or weight.numel() != classes):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynn.definitions import type_name, widen
+from pynn.definitions import require_no_gradient, type_name, widen
 
 
 def require_several_values(size: Any) -> None:
@@ -37,15 +37,9 @@ def check_statistics(
 ) -> None:
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must either both be None or neither be None")
-    for name, value in (("running_mean", running_mean), ("running_var", running_var)):
-        if value is None:
-            continue
-        if value.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                f"The function 'native_batch_norm' is not differentiable with respect to argument '{name}'. "
-                "This input cannot have requires_grad True."
-            )
-        if training and _is_batched(input) and not _is_batched(value):
+    require_no_gradient("native_batch_norm", running_mean=running_mean, running_var=running_var)
+    for value in (running_mean, running_var):
+        if value is not None and training and _is_batched(input) and not _is_batched(value):
             raise RuntimeError(
                 "Batch norm got a batched tensor as input while the running_mean or running_var, which will be "
                 "updated in place, were not batched.\nIf you are using a module and do not need eval mode, "

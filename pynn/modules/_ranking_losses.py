@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pynn.argument_types import require_float
-from pynn.definitions import can_read_values, computes_in_float32, defines, traced_as, type_name
+from pynn.definitions import (
+    can_read_values,
+    computes_in_float32,
+    defines,
+    require_no_gradient,
+    traced_as,
+    type_name,
+)
 from pynn.modules._reduction import MEAN, reduced, reduced_backward, reduction_number
 from pynn.modules.distance import pairwise_distance
 
@@ -160,7 +167,8 @@ def margin_ranking_loss(
             f"input1: {input1.size()}, input2: {input2.size()}, target: {target.size()} "
         )
     require_float("margin_ranking_loss", 4, "margin", margin)
-    return reduced(torch.clamp(-target * (input1 - input2) + margin, min=0), number)
+    difference = input1 - input2
+    return reduced(torch.clamp(-target * difference + float(margin), min=0), number)
 
 
 @traced_as(F.hinge_embedding_loss)
@@ -175,10 +183,13 @@ def hinge_embedding_loss(
     """out = input where target is 1, max(0, margin - input) where it is -1, reduced.
 
     Shape:   input, target: broadcastable   returns: their shape, or a scalar when reduced
+    dtype:   that of input, to which margin is cast too
     Raises:  ValueError for an unknown reduction
     Source:  aten/native/Loss.cpp
     """
     number = reduction_number(reduction, size_average, reduce)
+    require_float("hinge_embedding_loss", 3, "margin", margin)
+    margin = torch.full((), margin, dtype=input.dtype, device=input.device)  # type: ignore[assignment]
     far = torch.where(target != 1, torch.clamp(margin - input, min=0), 0)
     near = torch.where(target != -1, input, 0)
     return reduced(far + near, number)
@@ -312,13 +323,15 @@ def multi_margin_loss(
     """out = sum over c != target of weight[target] * max(0, margin - input[target] + input[c])^p / classes.
 
     Shape:   input: [batch, classes] or [classes]   target: [batch] or []   weight: [classes]
-    Raises:  ValueError unless p is 1 or 2, RuntimeError for shapes and targets that do not fit
+    Raises:  ValueError unless p is 1 or 2, RuntimeError for shapes and targets that do not fit;
+             NotImplementedError for 16 bits and integers
     """
     number = reduction_number(reduction, size_average, reduce)
     if p not in (1, 2):
         raise ValueError("only p == 1 and p == 2 supported")
     if weight is not None and weight.dim() != 1:
         raise ValueError("weight must be one-dimensional")
+    require_no_gradient("multi_margin_loss", weight=weight)
     _check_scores_not_empty(input)
     rows = input.reshape(1, -1) if input.dim() < 2 else input
     indices = target.reshape(-1)
@@ -331,8 +344,7 @@ def multi_margin_loss(
         )
     if weight is not None and weight.numel() != classes:
         raise RuntimeError(f"inconsistent weight size, expected {classes} but got {list(weight.shape)}")
-    if target.dtype != torch.int64:
-        raise RuntimeError(f"expected scalar type Long but found {type_name(target)}")
+    _check_dtypes("multi_margin_loss_cpu_kernel", input, target)
     if can_read_values(indices) and ((indices < 0) | (indices >= classes)).any():
         raise RuntimeError("target out of range")
     return multi_margin_loss_forward(input, target, p, margin, weight, number)
@@ -350,7 +362,7 @@ def multilabel_margin_loss(
 
     The labels of a row are its targets before the first negative one.
     Shape:   input, target: [batch, classes] or [classes]   returns: [batch] or [], a scalar when reduced
-    Raises:  RuntimeError when the shapes differ or a label is no class
+    Raises:  RuntimeError when the shapes differ, a label is no class or no int64; NotImplementedError for 16 bits
     """
     number = reduction_number(reduction, size_average, reduce)
     _check_scores_not_empty(input)
@@ -361,7 +373,18 @@ def multilabel_margin_loss(
     classes = input.size(-1) if input.dim() > 0 else 1
     if can_read_values(target) and ((target < -1) | (target >= classes)).any():
         raise RuntimeError("argument #2 'target' is out of range")
+    _check_dtypes("multilabel_margin_loss_forward_out_frame", input, target)
     return multilabel_margin_loss_forward(input, target, number)[0]
+
+
+def _check_dtypes(kernel: str, input: Tensor, target: Tensor) -> None:
+    """C++ looks at them where there is something to compute. Raises: NotImplementedError, RuntimeError"""
+    if input.numel() == 0:
+        return
+    if input.dtype not in (torch.float32, torch.float64):
+        raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
+    if target.dtype != torch.int64:
+        raise RuntimeError(f"expected scalar type Long but found {type_name(target)}")
 
 
 def _check_scores_not_empty(input: Tensor) -> None:

@@ -4,6 +4,8 @@ Every one is a comparison and a choice, or a clamp where that says the same. Val
 NaN gives, are those of aten/src/ATen/native/cpu/Activation.cpp.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +19,7 @@ from pynn.definitions import (
     refuse_negative_slope,
     require_floating_point,
     traced_as,
+    type_name,
 )
 from pynn.out import takes_out
 
@@ -54,7 +57,9 @@ def relu_forward(x: Tensor) -> Tensor:
 @defines(aten.threshold.default)
 @computes_in_float32
 def threshold_forward(x: Tensor, threshold: float, value: float) -> Tensor:
-    """x above the threshold, else value; NaN stays NaN."""
+    """x above the threshold, else value, both in the dtype of integers x; NaN stays NaN."""
+    if not x.is_floating_point():
+        threshold, value = int(threshold), int(value)
     return torch.where(x <= threshold, value, x)
 
 
@@ -71,7 +76,7 @@ def leaky_relu_forward(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     """x where x > 0, else negative_slope * x: the larger of the two for a slope in (0, 1]."""
     if 0 < negative_slope <= 1:
         return torch.maximum(x, x * negative_slope)
-    return torch.clamp(x, min=0) + torch.clamp(x, max=0) * negative_slope
+    return torch.where(x > 0, x, x * negative_slope)
 
 
 @defines(aten.leaky_relu_backward.default)
@@ -241,14 +246,24 @@ def threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fal
     """out = input where input > threshold, else value.
 
     Shape:   input: [*]   returns: same as input
+    Raises:  NotImplementedError for bool and complex numbers
     Source:  aten/native/Activation.cpp
     """
-    return threshold_.__wrapped__(input, threshold, value) if inplace else _threshold(input, threshold, value)
+    if inplace:
+        return threshold_.__wrapped__(input, threshold, value)
+    _require_order(input)
+    return _threshold(input, threshold, value)
+
+
+def _require_order(input: Tensor) -> None:
+    if input.is_complex() or input.dtype == torch.bool:
+        raise NotImplementedError(f"\"threshold_cpu\" not implemented for '{type_name(input)}'")
 
 
 @traced_as(F.threshold_)
 def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
     """In-place version of `threshold`; of an expanded input each element is written once."""
+    _require_order(input)
     apply_in_place(_threshold, input[tuple(_first_if_same(input))], threshold, value)
     return input
 
@@ -290,6 +305,10 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
     """
     if min_val > max_val:
         raise ValueError("min_val cannot be greater than max_val")
+    return _hardtanh_unordered(input, min_val, max_val, inplace)
+
+
+def _hardtanh_unordered(input: Tensor, min_val: float, max_val: float, inplace: bool) -> Tensor:
     if input.dtype == torch.bool:
         raise RuntimeError("Bool inputs not supported for hardtanh")
     if not input.is_floating_point():
@@ -303,8 +322,8 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
 
 @traced_as(F.hardtanh_)
 def hardtanh_(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
-    """In-place version of `hardtanh`."""
-    return hardtanh.__wrapped__(input, min_val, max_val, inplace=True)
+    """In-place version of `hardtanh`; a min_val above max_val gives max_val."""
+    return _hardtanh_unordered(input, min_val, max_val, inplace=True)
 
 
 @traced_as(F.relu6)
@@ -361,13 +380,14 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     """out = input - lambd above lambd, input + lambd below -lambd, 0 between.
 
     Shape:   input: [*]   returns: same as input
-    Raises:  RuntimeError when lambd < 0; NotImplementedError for integers
+    Raises:  RuntimeError when lambd is negative or beyond the dtype's numbers; NotImplementedError for integers
     Source:  aten/native/Activation.cpp
     """
     require_floating_point("softshrink_check", input)
-    if not lambd >= 0:  # NaN too
+    largest = torch.finfo(input.dtype).max
+    if not 0 <= lambd <= largest:
         raise RuntimeError(
-            f"lambda must be in range [0, {torch.finfo(input.dtype).max:g}] for input dtype "
+            f"lambda must be in range [0, {largest:g}] for input dtype "
             f"{input.type().rpartition('.')[2].removesuffix('Tensor')}, but found {lambd:g}"
         )
     return _softshrink(input, lambd)
@@ -381,7 +401,9 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     Raises:  RuntimeError when the weights are neither one nor as many as the channels
     """
     if input.dtype != weight.dtype:
-        raise RuntimeError(f"prelu: Type promoting not supported. Got {input.dtype} and {weight.dtype}")
+        raise RuntimeError(
+            f"prelu: Type promoting not supported. Got {type_name(input)} and {type_name(weight)}"
+        )
     if weight.dim() > 1:
         raise RuntimeError(
             f"prelu: Expected `weight` to be a scalar or 1D tensor, but got: ndim = {weight.dim()}"
@@ -413,11 +435,17 @@ def rrelu(
     Args:    lower, upper: bounds of the slope, lower <= upper
              training: draw the slopes; inplace: overwrite input
     Shape:   input: [*]   returns: same as input
-    Raises:  RuntimeError when lower > upper; NotImplementedError for integers
+    Raises:  RuntimeError when lower > upper, or one is not finite; NotImplementedError for integers, and for
+             float16 in training
     Source:  Xu et al., Empirical evaluation of rectified activations in convolutional network, 2015
     """
     require_floating_point("leaky_relu_cpu" if not training else "rrelu_with_noise_out_cpu", input)
-    if lower > upper:
+    if training and input.dtype == torch.float16:
+        raise NotImplementedError("\"rrelu_with_noise_out_cpu\" not implemented for 'Half'")
+    for name, bound in (("lower", lower), ("upper", upper)):
+        if not inplace and not math.isfinite(bound):
+            raise RuntimeError(f"rrelu: {name} bound must be finite, got {bound}")
+    if not lower <= upper:  # NaN too
         raise RuntimeError("Lower bound should be less than or equal to the upper bound")
     if not training:
         return leaky_relu.__wrapped__(input if inplace else input.contiguous(), (lower + upper) / 2, inplace)

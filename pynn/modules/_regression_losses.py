@@ -133,6 +133,23 @@ def _huber_loss(input: Tensor, target: Tensor, reduction: int, delta: float) -> 
     return reduced(_huber(input - target, delta), reduction)
 
 
+def _huber_of_common_dtype(x: Tensor, target: Tensor, delta: float) -> Tensor:
+    x, target = _in_one_dtype(x, target)
+    return huber_loss_forward(x, target, NONE, delta)
+
+
+def _refuse_dtypes(x: Tensor, other: Tensor) -> Tensor:
+    """C++ has losses of two dtypes, but no gradient."""
+    raise RuntimeError(f"Found dtype {type_name(other)} but expected {type_name(x)}")
+
+
+_huber_of_two_dtypes = differentiable(
+    _huber_of_common_dtype,
+    lambda grad, x, target, delta: _refuse_dtypes(x, target),
+    lambda grad, x, target, delta: _refuse_dtypes(target, x),
+)
+
+
 @computes_in_float32
 def _weighted(losses: Tensor, weight: Tensor, reduction: str, mean_over_weight: bool) -> Tensor:
     """sum(weight * losses), divided for a mean by sum(weight) or by how many there are."""
@@ -255,16 +272,18 @@ def huber_loss(
         _check_weight(weight, input)
     if delta <= 0:
         raise RuntimeError("huber_loss does not support non-positive values for delta.")
-    x, target = _in_one_dtype(x, target)
-    if not torch.can_cast(x.dtype, input.dtype):
+    common, _ = _in_one_dtype(x, target)
+    if not torch.can_cast(common.dtype, input.dtype):
         raise RuntimeError(
-            f"result type {type_name(x)} can't be cast to the desired output type {type_name(input)}"
+            f"result type {type_name(common)} can't be cast to the desired output type {type_name(input)}"
         )
-    require_floating_point("huber_cpu", x)
-    if weight is None:
-        return _huber_loss(x, target, reduction_number(reduction), delta).to(input.dtype)
-    losses = _huber_loss(x, target, NONE, delta).to(input.dtype)
-    return _weighted(losses, weight, reduction, mean_over_weight=False)
+    require_floating_point("huber_cpu", common)
+    number = NONE if weight is not None else reduction_number(reduction)
+    if x.dtype == target.dtype:
+        losses = _huber_loss(x, target, number, delta)
+    else:
+        losses = reduced(_huber_of_two_dtypes(x, target, delta), number).to(input.dtype)
+    return losses if weight is None else _weighted(losses, weight, reduction, mean_over_weight=False)
 
 
 @traced_as(F.poisson_nll_loss)
@@ -295,7 +314,7 @@ def poisson_nll_loss(
         loss = input - target * torch.log(input + eps)
     if full:
         stirling = target * torch.log(target) - target + 0.5 * torch.log(2 * math.pi * target)
-        loss = loss + torch.where(target <= 1, 0, stirling)
+        loss = loss + torch.where(target <= 1, 0, stirling).to(loss.dtype)
     return reduced(loss, number)
 
 

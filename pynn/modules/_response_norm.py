@@ -57,6 +57,7 @@ def local_response_norm(
         raise ValueError(f"Expected 3D or higher dimensionality{spaces}input (got {input.dim()} dimensions)")
     if input.numel() == 0:
         return input
+    before, after = size // 2, (size - 1) // 2
     pool, ones = ("avg_pool2d", "kW: 1") if input.dim() == 3 else ("avg_pool3d", "kH: 1 kW: 1")
     if size <= 0:
         first = "kH" if input.dim() == 3 else "kT"
@@ -66,9 +67,9 @@ def local_response_norm(
     if input.dim() > 3 and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         input = widen(input)  # torch's average over volumes is in autocast's list for float32
     values = widen(input)
-    total = _ChannelWindowSum.apply(values * values, size // 2, (size - 1) // 2)
+    total = _ChannelWindowSum.apply(values * values, before, after)
     mean = total / size if total.is_floating_point() else total.div(size, rounding_mode="floor")
-    out = values / (mean * alpha + k).pow(beta)
+    out = values / mean.mul(alpha).add(k).pow(beta)
     return out.to(input.dtype) if input.is_floating_point() else out
 
 

@@ -139,7 +139,10 @@ def _gelu_tanh_argument(x: Tensor) -> Tensor:
 @computes_in_float32
 def elu_forward(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
     """scale * (max(x, 0) + alpha * (exp(input_scale * min(x, 0)) - 1)): one of the terms is 0."""
-    below = torch.expm1(torch.clamp(x, max=0) * input_scale) * (alpha * scale)
+    factor = alpha * scale
+    if not (math.isfinite(factor) and math.isfinite(input_scale)):  # times 0 it is NaN
+        return torch.where(x < 0, torch.expm1(x * input_scale) * factor, x * scale)
+    below = torch.expm1(torch.clamp(x, max=0) * input_scale) * factor
     return torch.clamp(x, min=0) * scale + below
 
 
@@ -229,7 +232,7 @@ def softplus_forward(x: Tensor, beta: float = 1, threshold: float = 20) -> Tenso
 def softplus_backward(grad: Tensor, x: Tensor, beta: float, threshold: float) -> Tensor:
     """grad * sigmoid(beta * x); grad where beta * x > threshold."""
     scaled = x * beta
-    return torch.where(scaled > threshold, grad, grad * _sigmoid(scaled, min(threshold, 80)))
+    return torch.where(scaled > threshold, grad, grad * _sigmoid(scaled, min(80, threshold)))
 
 
 def _sigmoid(x: Tensor, largest: float) -> Tensor:

@@ -144,8 +144,7 @@ def softmax(
     if dim is None:
         dim = implicit_softmax_dim("softmax", input.dim(), _stacklevel + 1)
     input = input if dtype is None else input.to(dtype)
-    if input.numel() > 0:
-        require_floating_point("softmax_lastdim_kernel_impl", input)
+    _require_floating_point("softmax", input, dim)
     return SoftmaxFunction.apply(input.contiguous(), dim)  # so the result is, as in C++
 
 
@@ -181,9 +180,15 @@ def log_softmax(
     if dim is None:
         dim = implicit_softmax_dim("log_softmax", input.dim(), _stacklevel + 1)
     input = input if dtype is None else input.to(dtype)
-    if input.numel() > 0:
-        require_floating_point("log_softmax_lastdim_kernel_impl", input)
+    _require_floating_point("log_softmax", input, dim)
     return _LogSoftmax.apply(input.contiguous(), dim)  # so the result is, as in C++
+
+
+def _require_floating_point(name: str, input: Tensor, dim: int) -> None:
+    """Raises: NotImplementedError in the name of the kernel, of which the last dimension has its own"""
+    if input.numel() > 0:
+        is_last = dim in (-1, input.dim() - 1) or input.dim() == 0
+        require_floating_point(f"{name}_{'lastdim_' * is_last}kernel_impl", input)
 
 
 def implicit_softmax_dim(name: str, ndim: int, stacklevel: int) -> int:

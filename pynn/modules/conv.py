@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules import conv as torch_conv
 
-from pynn.definitions import traced_as
+from pynn.definitions import traced_as, type_name
 from pynn.modules._convolution import Convolution, conv_tbc_forward
 from pynn.modules._convolution_checks import (
     check_batched,
@@ -259,7 +259,7 @@ def conv_tbc(input: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tenso
 
     Shape:   input: [time, batch, channels]   weight: [K, channels, features]   bias: [features]
              returns: [time + 2 * pad - K + 1, batch, features]
-    Raises:  RuntimeError when sizes do not fit
+    Raises:  RuntimeError when sizes or dtypes do not fit; NotImplementedError for bool
     Source:  aten/native/ConvolutionTBC.cpp
     """
     if input.dim() != 3:
@@ -272,7 +272,13 @@ def conv_tbc(input: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tenso
         raise RuntimeError("Input dim 2 (input channels) is not == dim 1 in the weight tensor")
     if weight.size(2) != bias.size(0):
         raise RuntimeError("Bias size must equal dim 2 in the weight tensor (output channels).")
-    return conv_tbc_forward(input, weight, bias, pad)
+    if input.dtype != weight.dtype:
+        raise RuntimeError(
+            f"self and mat2 must have the same dtype, but got {type_name(input)} and {type_name(weight)}"
+        )
+    if input.dtype == torch.bool:
+        raise NotImplementedError("\"addmm_impl_cpu_\" not implemented for 'Bool'")
+    return conv_tbc_forward(input, weight, bias.to(input.dtype), pad)
 
 
 # ---- classes ---------------------------------------------------------------------------------------------

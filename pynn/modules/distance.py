@@ -125,14 +125,33 @@ def row_blocks(x: Tensor) -> int:
     return max(4 * BLOCK // x.numel(), 1)
 
 
-def pair_gradient(difference: Tensor, distance: Tensor, p: float) -> Tensor:
-    """norm_gradient; but for p = inf every element that attains the norm has slope 1, as in ATen's kernel.
+def unless_zero(x: Tensor) -> Tensor:
+    """0 where x is 0, else 1; but NaN stays NaN, which the comparison would lose."""
+    return x.abs().ceil().clamp_max(1)
 
-    Shape:   difference: [cols, *]   distance: [*]   returns: as difference
+
+def pair_distance(difference: Tensor, p: float) -> Tensor:
+    """norm_of; but for p = 0 NaN stays NaN, as in ATen's kernel of pairs.
+
+    Shape:   difference: [cols, *]   returns: [*]
     """
-    if p == torch.inf:
-        return difference.sgn() * (difference.abs() == distance).to(difference.dtype)
-    return norm_gradient(difference, distance, p, [0])
+    return unless_zero(difference).sum(0) if p == 0 else norm_of(difference, p, [0]).squeeze(0)
+
+
+def pair_gradient(grad: Tensor, difference: Tensor, distance: Tensor, p: float) -> Tensor:
+    """grad * norm_gradient; but NaN stays NaN, and for p = inf every element that attains the norm has slope 1.
+
+    ATen's kernel decides that equal rows have no gradient, whatever grad is: not for p = 1 and inf.
+
+    Shape:   difference: [cols, *]   grad, distance: [*]   returns: as difference
+    """
+    if p == 0:
+        return torch.zeros_like(difference)
+    if p in (1, torch.inf):
+        slope = grad * difference.sgn() * unless_zero(difference)
+        return slope if p == 1 else slope * (1 - unless_zero(difference.abs() - distance))
+    is_flat = (distance == 0) if p > 1 else (difference == 0)
+    return torch.where(is_flat, 0, grad * norm_gradient(difference, distance, p, [0]))
 
 
 @defines(aten._pdist_forward.default)
@@ -145,24 +164,27 @@ def pdist_forward(x: Tensor, p: float = 2) -> Tensor:
     for begin in range(0, x.size(0), step):
         # [cols, block, 1] - [cols, 1, rows from the block on] -> [block, rows from the block on]
         difference = columns[:, begin : begin + step].unsqueeze(2) - columns[:, begin:].unsqueeze(1)
-        lines.append(torch.constant_pad_nd(norm_of(difference, p, [0]).squeeze(0), [begin, 0]))
+        lines.append(torch.constant_pad_nd(pair_distance(difference, p), [begin, 0]))
     return pairs_in(torch.cat(lines))
 
 
 @defines(aten._pdist_backward.default)
 def pdist_backward(grad: Tensor, x: Tensor, p: float, pdist: Tensor) -> Tensor:
-    """d x[i] = sum over j of grad[i, j] * pair_gradient(x[i] - x[j])."""
+    """d x[i] = sum over j of pair_gradient(grad[i, j], x[i] - x[j])."""
     if x.size(0) <= 1 or x.size(1) == 0:
         return torch.zeros_like(x)
     if p == 2 and x.dtype == torch.float32:
         return euclidean_backward(grad, x, pdist)
     gradients, distances = matrix_of(grad, x.size(0)), matrix_of(pdist, x.size(0))
     columns, total, step = x.t().contiguous(), torch.zeros_like(x.t()), row_blocks(x)
+    row = torch.arange(x.size(0), device=x.device)
+    is_pair = row.unsqueeze(1) != row  # an infinite row minus itself is NaN
     for begin in range(0, x.size(0), step):
         block = (slice(begin, begin + step), slice(begin, None))
         # [cols, block, rows from the block on]
         difference = columns[:, block[0]].unsqueeze(2) - columns[:, block[1]].unsqueeze(1)
-        slope = pair_gradient(difference, distances[block], p) * gradients[block]
+        slope = pair_gradient(gradients[block], difference, distances[block], p)
+        slope = torch.where(is_pair[block], slope, 0)
         # the pairs with later blocks count there as well, the other way round
         later = slope[:, :, step:].sum(1)
         total = total + torch.cat([x.new_zeros(x.size(1), begin), slope.sum(2), -later], 1)
@@ -200,6 +222,8 @@ class _Norm(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
+        if ctx.p == 0:  # constant but for jumps
+            return None, None, None
         x, norm = ctx.saved_tensors
         gradient = widen(grad) * norm_gradient(widen(x), widen(norm), ctx.p, ctx.dim)
         return gradient.to(x.dtype), None, None
@@ -232,6 +256,7 @@ def normalize(
         raise RuntimeError(
             f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got {type_name(input)}"
         )
+    p = 2.0 if p is None else p
     denominator = vector_norm(input, p, dim, keepdim=True).clamp_min(eps).expand_as(input)
     return input / denominator if out is None else torch.div(input, denominator, out=out)
 
@@ -241,8 +266,10 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     """out = sum(x1 / max(||x1||, eps) * x2 / max(||x2||, eps)) along dim.
 
     Shape:   x1, x2: broadcastable; returns: their common shape without dim
-    Raises:  RuntimeError for integers
+    Raises:  RuntimeError for integers and a negative eps
     """
+    if not eps >= 0:  # NaN too
+        raise RuntimeError(f"eps must be non-negative, got: {eps:g}")
     dtype = torch.promote_types(x1.dtype, x2.dtype)
     if not dtype.is_floating_point:
         raise RuntimeError(
@@ -296,7 +323,7 @@ class _Pdist(Function):
             return torch.zeros_like(distance)
         columns, moved = x.t(), tangent.t()
         difference = columns.unsqueeze(2) - columns.unsqueeze(1)  # [cols, rows, rows]
-        slope = pair_gradient(difference, matrix_of(distance, x.size(0)), ctx.p)
+        slope = pair_gradient(torch.ones_like(x[0, 0]), difference, matrix_of(distance, x.size(0)), ctx.p)
         return pairs_in((slope * (moved.unsqueeze(2) - moved.unsqueeze(1))).sum(0))
 
 
@@ -313,7 +340,7 @@ def pdist(input: Tensor, p: float = 2) -> Tensor:
         raise RuntimeError(f"pdist only supports 2D tensors, got: {input.dim()}D")
     if not input.is_floating_point():
         raise RuntimeError("pdist only supports floating-point dtypes")
-    if p < 0:
+    if not p >= 0:  # NaN too
         raise RuntimeError("pdist only supports non-negative p values")
     if input.dtype not in (torch.float32, torch.float64) and input.size(0) > 1 and input.size(1) > 0:
         raise NotImplementedError(f"\"pdist\" not implemented for '{type_name(input)}'")

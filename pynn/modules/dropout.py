@@ -87,6 +87,8 @@ def _drop(input: Tensor, p: float, training: bool, inplace: bool, per_channel: b
 def _check_probability(p: float) -> None:
     if p < 0.0 or p > 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    if p != p:  # torch's Python lets NaN pass on to C++
+        raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {p}")
 
 
 @traced_as(F.dropout)

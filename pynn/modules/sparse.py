@@ -181,10 +181,11 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
         self.max_norm = max_norm
         self.norm_type = norm_type
         self.scale_grad_by_freq = scale_grad_by_freq
-        if padding_idx is not None and padding_idx != 0:
-            if not -num_embeddings <= padding_idx < num_embeddings:
+        if padding_idx is not None:
+            is_outside = padding_idx >= num_embeddings if padding_idx > 0 else padding_idx < -num_embeddings
+            if is_outside:
                 raise AssertionError("padding_idx must be within num_embeddings")
-            padding_idx = padding_idx % num_embeddings
+            padding_idx = padding_idx + num_embeddings if padding_idx < 0 else padding_idx
         self.padding_idx = padding_idx
         if _weight is None:
             self.weight = Parameter(torch.empty((num_embeddings, embedding_dim), device=device, dtype=dtype))

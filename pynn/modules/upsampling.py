@@ -116,7 +116,7 @@ def _sizes(
             raise TypeError(f"interpolate(): expected an integer size, but got {size}")
         return [int(x) if isinstance(x, Tensor) else x for x in counts], [None] * dims
     factors = list(scale_factor) if isinstance(scale_factor, (list, tuple)) else [scale_factor] * dims
-    if len(factors) != dims:
+    if len(factors) != max(dims, 0):
         raise ValueError(
             f"Input and scale_factor must have the same number of spatial dimensions, but got input with spatial "
             f"dimensions of {list(input.shape[2:])} and scale_factor of shape {scale_factor}. Please provide input "

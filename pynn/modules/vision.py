@@ -75,8 +75,9 @@ def _check_samples(input: Tensor, grid: Tensor, mode: str) -> None:
                 f"{list(input.shape)} with dimension {dim} being empty"
             )
     if input.dim() not in (4, 5) or input.dim() != grid.dim():
+        expected = 4 if input.dim() == 4 else 5
         raise RuntimeError(
-            f"grid_sampler(): expected 4D or 5D input and grid with same number of dimensions, but got {sizes}"
+            f"grid_sampler(): expected {expected}D input and grid with same number of dimensions, but got {sizes}"
         )
     if input.dim() == 5 and mode == "bicubic":
         raise RuntimeError("grid_sampler(): bicubic interpolation only supports 4D input")

@@ -1,0 +1,108 @@
+"""Which of a function's tensors may ask for a gradient: the same ones as in torch, or the same words of refusal."""
+
+import itertools
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import pynn.functional as P
+from parity_tests.test_refusals import outcome
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(shape)
+
+
+def probabilities(*shape: int) -> Tensor:
+    return torch.rand(shape) * 0.8 + 0.1
+
+
+def signs(*shape: int) -> Tensor:
+    return torch.randn(shape).sign()
+
+
+def classes(*shape: int) -> Tensor:
+    return torch.randint(0, 4, shape)
+
+
+def three() -> tuple[Tensor, ...]:
+    return numbers(3, 4), numbers(3, 4), numbers(3, 4)
+
+
+# name, and what follows a full stop -> tensors and others by position, and by keyword
+LOSSES: dict[str, Any] = {
+    **{name: lambda: (three()[:2], {}) for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")},
+    **{f"{name}.weighted": lambda: (three()[:2], {"weight": probabilities(3, 4)})
+       for name in ("mse_loss", "l1_loss", "huber_loss")},
+    "smooth_l1_loss.beta 0": lambda: (three()[:2], {"beta": 0.0}),
+    "poisson_nll_loss": lambda: ((numbers(3, 4), 3 * probabilities(3, 4)), {"full": True}),
+    "gaussian_nll_loss": lambda: ((numbers(3, 4), numbers(3, 4), probabilities(3, 4)), {}),
+    "nll_loss": lambda: ((numbers(3, 4), classes(3)), {"weight": probabilities(4)}),
+    "nll_loss.areas": lambda: ((numbers(2, 4, 3, 3), classes(2, 3, 3)), {"weight": probabilities(4)}),
+    "cross_entropy": lambda: ((numbers(3, 4), classes(3)), {"weight": probabilities(4)}),
+    "cross_entropy.smooth": lambda: ((numbers(3, 4), classes(3)), {"weight": probabilities(4), "label_smoothing": 0.1}),
+    "cross_entropy.probabilities": lambda: ((numbers(3, 4), probabilities(3, 4)), {"weight": probabilities(4)}),
+    "linear_cross_entropy": lambda: ((numbers(3, 4), numbers(4, 4), classes(3)),
+                                     {"weight": probabilities(4), "linear_bias": numbers(4)}),
+    "binary_cross_entropy": lambda: ((probabilities(3, 4), probabilities(3, 4)), {"weight": probabilities(3, 4)}),
+    "binary_cross_entropy_with_logits": lambda: (
+        (numbers(3, 4), probabilities(3, 4)), {"weight": probabilities(3, 4), "pos_weight": probabilities(4)}),
+    "kl_div": lambda: ((numbers(3, 4), probabilities(3, 4)), {}),
+    "kl_div.log_target": lambda: ((numbers(3, 4), numbers(3, 4)), {"log_target": True}),
+    "soft_margin_loss": lambda: ((numbers(3, 4), signs(3, 4)), {}),
+    "multilabel_soft_margin_loss": lambda: ((numbers(3, 4), probabilities(3, 4)), {"weight": probabilities(4)}),
+    "hinge_embedding_loss": lambda: ((numbers(3, 4), signs(3, 4)), {}),
+    "cosine_embedding_loss": lambda: ((numbers(3, 4), numbers(3, 4), signs(3)), {}),
+    "margin_ranking_loss": lambda: ((numbers(3, 4), numbers(3, 4), signs(3, 4)), {}),
+    "triplet_margin_loss": lambda: (three(), {"swap": True}),
+    "triplet_margin_with_distance_loss": lambda: (three(), {}),
+    "multi_margin_loss": lambda: ((numbers(3, 4), classes(3)), {"weight": probabilities(4)}),
+    "multilabel_margin_loss": lambda: ((numbers(3, 4), torch.tensor([[1, -1, 0, 0]] * 3)), {}),
+    "ctc_loss": lambda: ((numbers(5, 2, 4).log_softmax(2), torch.tensor([[1, 2], [3, 1]]), (5, 4), (2, 1)), {}),
+}  # fmt: skip
+
+
+def gradients(namespace: Any, name: str, asking: tuple, args: tuple, kwargs: dict, reduction: str) -> Any:
+    """The loss, and the gradients of the arguments of these positions and keywords."""
+    args = tuple(leaf(x, i in asking) for i, x in enumerate(args))
+    kwargs = {key: leaf(x, key in asking) for key, x in kwargs.items()}
+    loss = getattr(namespace, name)(*args, **kwargs, reduction=reduction)
+    leaves = [(args[key] if isinstance(key, int) else kwargs[key]) for key in asking]
+    return loss.detach(), torch.autograd.grad(loss.sum(), leaves, allow_unused=True) if leaves else ()
+
+
+def leaf(x: Any, requires_grad: bool) -> Any:
+    return x.detach().requires_grad_() if requires_grad else x
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("row", LOSSES)
+def test_gradients_that_torch_gives_or_refuses(row: str, reduction: str) -> None:
+    """Weights of classes and of elements, and the target of soft_margin_loss, had gradients where C++ has none."""
+    torch.manual_seed(0)
+    args, kwargs = LOSSES[row]()
+    name = row.partition(".")[0]
+    floats = [key for key, x in [*enumerate(args), *kwargs.items()]
+              if isinstance(x, Tensor) and x.is_floating_point()]  # fmt: skip
+    for count in range(len(floats) + 1):
+        for asking in itertools.combinations(floats, count):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                expected, found = (
+                    outcome(gradients, f, name, asking, args, kwargs, reduction) for f in (F, P)
+                )
+            if isinstance(expected[0], Tensor):
+                torch.testing.assert_close(found, expected)
+            else:
+                assert found == expected
+
+
+def test_nothing_is_refused_without_gradients() -> None:
+    weight = torch.ones(4, requires_grad=True)
+    with torch.no_grad():
+        P.cross_entropy(numbers(3, 4), classes(3), weight)
+        P.soft_margin_loss(numbers(4), weight)

@@ -1,0 +1,64 @@
+"""Calls that a random search over dtypes, sizes, strides and values has found to differ from torch: one row each."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pynn.functional as P
+from parity_tests.test_refusals import outcome
+
+ones, tensor = torch.ones, torch.tensor
+HALF, HALVES = torch.float16, tensor([0.25, 0.5])
+NAN, INF = torch.nan, torch.inf
+NUMBERS = tensor([-3, -1, 0, 1, 2])
+
+
+def running(mean: torch.dtype, variance: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(3, dtype=mean), ones(3, dtype=variance)
+
+
+CALLS: dict[str, Callable[[Any], Any]] = {
+    # targets outside [0, 1] were taken
+    **{f"binary_cross_entropy of {t}": lambda f, t=t: f.binary_cross_entropy(HALVES, tensor([0.5, t]))
+       for t in (NAN, INF, -0.1, 1.5)},
+    # another dtype of weights was multiplied, one of the bias raised the result's
+    **{f"conv_tbc of {x}, {w}, {b}": lambda f, x=x, w=w, b=b: f.conv_tbc(
+        ones(5, 2, 3).to(x), ones(3, 3, 4).to(w), ones(4).to(b))
+       for x, w, b in ((torch.float32, torch.float32, torch.float64), (torch.float32, torch.float64, torch.float32),
+                       (HALF, HALF, torch.float32), (torch.int64,) * 3, (torch.bool,) * 3)},
+    # integers became floating-point numbers, bools were compared
+    **{f"threshold of {dtype}": lambda f, dtype=dtype: f.threshold(NUMBERS.to(dtype), 0.5, 7.9)
+       for dtype in (torch.int8, torch.int64, torch.bool, torch.complex64, HALF)},
+    **{f"threshold_ of {dtype}": lambda f, dtype=dtype: f.threshold_(NUMBERS.to(dtype), 0.5, 7.9)
+       for dtype in (torch.int8, torch.int64, torch.bool, torch.complex64, HALF)},
+    # the kernel for dimensions other than the last has another name
+    **{f"{name} of integers along {dim}": lambda f, name=name, dim=dim: getattr(f, name)(ones(2, 3, 2).long(), dim)
+       for name in ("softmax", "log_softmax", "softmin") for dim in (0, 1, 2, -1, -2)},
+    **{f"cosine_similarity, eps {eps}": lambda f, eps=eps: f.cosine_similarity(ones(2, 3), ones(2, 3), eps=eps)
+       for eps in (-1.0, -1e-8, NAN, 0)},
+    "rrelu of 16 bits in training": lambda f: f.rrelu(ones(3).half(), training=True),
+    # the scale was complained of
+    **{f"{name} of {n} dimensions": lambda f, name=name, n=n: getattr(f, name)(ones([2] * n), scale_factor=2)
+       for name in ("upsample_nearest", "upsample_bilinear", "interpolate") for n in range(3)},
+    # running statistics of another dtype were refused
+    **{f"instance_norm with statistics of {m} and {v}": lambda f, m=m, v=v: f.instance_norm(
+        torch.arange(24.0).view(2, 3, 4), *running(m, v), use_input_stats=False)
+       for m, v in ((torch.float64, torch.float64), (HALF, torch.float32), (torch.float32, HALF))},
+    "grid_sample of too few dimensions": lambda f: f.grid_sample(ones(1, 2, 4, 4), ones(1, 3, 2)),
+    "cross_entropy of a scalar": lambda f: f.cross_entropy(ones(()), ones((), dtype=torch.int64)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_a_search_has_found(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected, found = outcome(CALLS[name], F), outcome(CALLS[name], P)
+    if isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(found, expected, equal_nan=True)
+    else:
+        assert found == expected
