@@ -54,7 +54,16 @@ def resized_by(mode: str, dims: int, **options: Any) -> Case:
     return Case(f"{mode} {dims}d {options}", function, (tuple(range(2, 2 + dims)),), shapes)
 
 
+def fold_of(**geometry: Any) -> Case:
+    def windows_there_and_back(x: Tensor) -> Tensor:
+        return F.fold(F.unfold(x, **geometry).square(), x.shape[2:], **geometry)
+
+    return Case(f"fold {geometry}", windows_there_and_back, ((0, 2, 3),), (*IMAGES, ((3, 3, 9, 6),)))
+
+
 CASES = [
+    *(fold_of(kernel_size=3, padding=1, stride=stride) for stride in (1, 2)),
+    fold_of(kernel_size=(3, 2), padding=(1, 2), stride=(3, 1), dilation=(1, 2)),
     *(image(mode, draw, scale_factor=2.0) for mode in ("nearest", "bilinear", "bicubic", "area")
       for draw in (torch.randn, channels_last)),
     *(image(mode, size=(7, 9)) for mode in ("nearest", "nearest-exact", "bilinear", "bicubic", "area")),
