@@ -423,6 +423,15 @@ row(
 )
 
 
+row("scatter-reduce", lambda x, i, y: [x.scatter_reduce(0, i, y, op) for op in ("amax", "amin", "sum")],
+    floats(4, 5), ints(4, 6, 5), floats(6, 5))  # fmt: skip
+row("scatter-reduce-int", lambda x, i, y: [x.scatter_reduce(1, i, y, op) for op in ("amax", "amin")],
+    ints(99, 3, 4), ints(4, 3, 9), ints(99, 3, 9))  # fmt: skip
+row("scatter-reduce-nan", lambda x, i: x.scatter_reduce(0, i, x, "amax"), SPECIAL, ints(9, 9))
+row("scatter-reduce-others", lambda x, i, y: x.scatter_reduce(0, i, y, "amax", include_self=False),
+    floats(4, 5), ints(4, 6, 5), floats(6, 5), externs="scatter_reduce")  # fmt: skip
+
+
 def fold(size: list, kernel: list, dilation: list, padding: list, stride: list) -> Callable[..., Any]:
     return lambda x: aten.col2im(x, size, kernel, dilation, padding, stride)
 

@@ -61,7 +61,27 @@ def fold_of(**geometry: Any) -> Case:
     return Case(f"fold {geometry}", windows_there_and_back, ((0, 2, 3),), (*IMAGES, ((3, 3, 9, 6),)))
 
 
+def bag_of(mode: str, samples: bool = False, **options: Any) -> Case:
+    """Bags of three indices each, the first of them empty."""
+
+    def bags(weight: Tensor, numbers: Tensor) -> Tensor:
+        indices = (numbers.detach() * 5).long() % weight.shape[0]
+        offsets = (torch.arange(1 + indices.shape[0] // 3) * 3 - 3).clamp(min=0)
+        given = {"per_sample_weights": numbers} if samples else {}
+        return F.embedding_bag(indices, weight, offsets, mode=mode, **given, **options)
+
+    shapes = ((7, 5), (12,)), ((7, 5), (30,)), ((7, 5), (9,))
+    return Case(f"bag {mode} {samples} {options}", bags, ((), (0,)), shapes, torch.rand)
+
+
+def pairs_by(p: float) -> Case:
+    return Case(f"pdist {p}", lambda x: F.pdist(x, p), ((0,),), (((6, 5),), ((11, 5),), ((3, 5),)))
+
+
 CASES = [
+    *(bag_of(mode) for mode in ("sum", "mean", "max")),
+    bag_of("sum", True, padding_idx=1),
+    *(pairs_by(p) for p in (0.0, 1.0, 2.0, 3.0, float("inf"))),
     *(fold_of(kernel_size=3, padding=1, stride=stride) for stride in (1, 2)),
     fold_of(kernel_size=(3, 2), padding=(1, 2), stride=(3, 1), dilation=(1, 2)),
     *(image(mode, draw, scale_factor=2.0) for mode in ("nearest", "bilinear", "bicubic", "area")
@@ -94,7 +114,7 @@ def run(
     if not out.requires_grad:
         return [out]
     weights = torch.linspace(1, 2, out.numel(), dtype=out.dtype).view(out.shape)
-    return [out.detach(), *torch.autograd.grad(out, wanted, weights)]
+    return [out.detach(), *torch.autograd.grad(out, wanted, weights, materialize_grads=True)]
 
 
 def in_float64(x: Tensor) -> Tensor:
