@@ -245,6 +245,8 @@ class Interpreter:
         values = self.value(value, scope).expand(shape).reshape(-1)[kept].to(flat.dtype)
         if node.op == "add":
             flat.index_put_((place,), values, accumulate=True)
+        elif node.op in ("max", "min"):
+            flat.scatter_reduce_(0, place, values, f"a{node.op}")
         else:  # duplicates: the last one wins, as numpy has it
             last = numpy.full(flat.numel(), -1)
             last[place.numpy()] = numpy.arange(place.numel())

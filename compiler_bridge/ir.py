@@ -243,7 +243,7 @@ class Scan(Node):
 
 @dataclass(frozen=True)
 class Scatter(Node):
-    """output = base (or 0); for axes, in order: output[store] op= value.  op: add | set
+    """output = base (or 0); for axes, in order: output[store] op= value.  op: add | set | max | min
 
     `store` holds the data-dependent atoms. base: a buffer of the same layout that is copied first.
     """

@@ -147,6 +147,9 @@ _ROWS = [
     ScalarOp("philox_uniform", 2, philox_uniform, "float32", "philox_uniform({0}, {1})", 40, (), kinds="i"),
 ]
 
+SCATTERS = {"set": "{1}", "add": "{0} + {1}", "max": "maximum({0}, {1})", "min": "minimum({0}, {1})"}
+"""How a Scatter puts a value {1} where {0} is."""
+
 OPS: dict[str, ScalarOp] = {row.name: row for row in _ROWS}
 
 # ATen operation name -> row, for the operations whose lowering is nothing but the row

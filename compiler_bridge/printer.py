@@ -102,12 +102,15 @@ def print_scan(node: ir.Scan) -> list[str]:
     return loops(node.axes, [f"total = {START[node.op]}", *inner])
 
 
+SCATTER_SIGNS = {"set": "=", "add": "+=", "max": "max=", "min": "min="}
+
+
 def print_scatter(node: ir.Scatter) -> list[str]:
     value, conditions = node.value, []
     while isinstance(value, ir.Apply) and value.op == "guard":
         conditions.append(print_expr(value.args[0]))
         value = value.args[1]
-    body = [f"{place(node)} {'+=' if node.op == 'add' else '='} {print_expr(value)}"]
+    body = [f"{place(node)} {SCATTER_SIGNS[node.op]} {print_expr(value)}"]
     if conditions:
         body = [f"if {' and '.join(conditions)}:", INDENT + body[0]]
     start = f"{node.output}[:] = {node.base}[:]" if node.base else f"{node.output}[:] = 0"

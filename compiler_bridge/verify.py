@@ -16,7 +16,7 @@ import sympy
 
 from compiler_bridge import ir
 from compiler_bridge.errors import VerifyError
-from compiler_bridge.ops import OPS, REDUCTIONS, SCANS, compute_dtype, dtype_kind
+from compiler_bridge.ops import OPS, REDUCTIONS, SCANS, SCATTERS, compute_dtype, dtype_kind
 
 INTEGERS = ("int32", "int64")
 
@@ -103,7 +103,7 @@ class Verifier:
             self.check_covers(node, stored)
 
     def check_scatter(self, node: ir.Scatter) -> None:
-        self.require(node.op in ("add", "set"), f"op {node.op}", "add or set")
+        self.require(node.op in SCATTERS, f"op {node.op}", f"one of {', '.join(SCATTERS)}")
         if node.base is not None:
             base, buffer = self.graph.buffers[node.base], self.graph.buffers[node.output]
             same = (base.dtype, base.strides, base.shape) == (buffer.dtype, buffer.strides, buffer.shape)

@@ -423,6 +423,26 @@ row(
 )
 
 
+row("scatter-reduce", lambda x, i, y: [x.scatter_reduce(0, i, y, op) for op in ("amax", "amin", "sum")],
+    floats(4, 5), ints(4, 6, 5), floats(6, 5))  # fmt: skip
+row("scatter-reduce-int", lambda x, i, y: [x.scatter_reduce(1, i, y, op) for op in ("amax", "amin")],
+    ints(99, 3, 4), ints(4, 3, 9), ints(99, 3, 9))  # fmt: skip
+row("scatter-reduce-nan", lambda x, i: x.scatter_reduce(0, i, x, "amax"), SPECIAL, ints(9, 9))
+row("scatter-reduce-others", lambda x, i, y: x.scatter_reduce(0, i, y, "amax", include_self=False),
+    floats(4, 5), ints(4, 6, 5), floats(6, 5), externs="scatter_reduce")  # fmt: skip
+
+
+def fold(size: list, kernel: list, dilation: list, padding: list, stride: list) -> Callable[..., Any]:
+    return lambda x: aten.col2im(x, size, kernel, dilation, padding, stride)
+
+
+# so many windows over an element that they are not written out
+row("fold-wide", fold([8, 8], [9, 9], [1, 1], [4, 4], [1, 1]), floats(1, 81, 64))
+row("fold-wide-stride", fold([10, 11], [9, 10], [1, 1], [1, 3], [1, 2]), floats(2, 180, 16))
+row("fold-wide-dilated", fold([17, 17], [9, 9], [2, 2], [4, 4], [3, 3]), floats(81, 9))
+row("fold-wide-half", fold([8, 8], [9, 9], [1, 1], [4, 4], [1, 1]), floats(1, 81, 64, dtype=torch.bfloat16))
+
+
 def grouped(*steps: Any, transposed: bool = False, output_padding: int = 0) -> Callable[..., Any]:
     """relu(convolution) and its three gradients. steps: stride, padding, dilation, groups"""
     stride, padding, dilation, groups = steps

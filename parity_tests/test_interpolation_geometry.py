@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pynn
+from parity_tests.externs import computing_externs, record_graphs
 
 DIMS = {"nearest": (1, 2, 3), "nearest-exact": (1, 2, 3), "area": (1, 2, 3), "linear": (1,), "bilinear": (2,),
         "trilinear": (3,), "bicubic": (2,)}  # fmt: skip
@@ -73,6 +74,37 @@ def test_bytes_are_those_of_cpp(call):
         return
     theirs, ours = F.interpolate(x, **kwargs), pynn.functional.interpolate(x, **kwargs)
     assert torch.equal(ours, theirs), (ours.int() - theirs.int()).abs().max()
+
+
+BYTES = [  # channels, size, layout
+    (3, (20, 45), torch.contiguous_format),
+    (3, (20, 45), torch.channels_last),
+    (3, (37, 60), torch.channels_last),  # C++ passes over a dimension whose size stays
+    (5, (37, 60), torch.contiguous_format),
+    (4, (3, 5), torch.contiguous_format),
+    (1, (37, 41), torch.contiguous_format),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("channels, size, layout", BYTES)
+def test_compiled_bytes_are_those_of_cpp(channels, size, layout, mode, antialias):
+    torch._dynamo.reset()
+    x = torch.randint(
+        256, (2, channels, 37, 41), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    x = x.contiguous(memory_format=layout)
+
+    def resize(x):
+        return F.interpolate(x, size, mode=mode, antialias=antialias)
+
+    with record_graphs() as graphs:
+        found = pynn.compile(resize, strict=True, dynamic=False)(x)
+    assert not computing_externs(graphs)
+    expected = resize(x)
+    assert torch.equal(found, expected) and found.stride() == expected.stride()
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -68,18 +68,11 @@ KEPT_WHOLE: frozenset[OpOverload] = frozenset(
 
 WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
     {
-        # loops over time
+        # loops over time; Dynamo breaks the graph at them anyway, unless it is told to capture sizes that are data
         aten._ctc_loss.default,
         aten._ctc_loss.Tensor,
         aten._ctc_loss_backward.default,
         aten._ctc_loss_backward.Tensor,
-        # scatters
-        aten._embedding_bag.default,
-        aten._embedding_bag_forward_only.default,
-        aten._embedding_bag_dense_backward.default,
-        aten._embedding_bag_per_sample_weights_backward.default,
-        aten._pdist_forward.default,
-        aten._pdist_backward.default,
         # a product for each group
         aten._grouped_mm.default,
     }

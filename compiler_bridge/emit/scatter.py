@@ -27,7 +27,7 @@ from compiler_bridge.ir import (
     size_product,
     walk,
 )
-from compiler_bridge.ops import compute_dtype, reduce_identity
+from compiler_bridge.ops import SCATTERS, compute_dtype, reduce_identity
 
 
 def data_axes(node: Scatter) -> set[str]:
@@ -201,9 +201,9 @@ class ScatterWriter:
         pointer = self.names.pointer(self.node.output, self.dtypes[self.node.output])
         text = self.writer.as_vector(term) if self.vector else term.text
         count = f", {self.writer.count}" if self.writer.count else ""
-        if self.node.op == "add":
+        if self.node.op != "set":
             lanes = f", {self.lanes}{count}" if self.vector else ""
-            text = f"load({pointer}, {offset}{lanes}) + {text}"
+            text = SCATTERS[self.node.op].format(f"load({pointer}, {offset}{lanes})", text)
         lines = [*self.writer.loop.lines, f"store({pointer}, {offset}, {text}{count})"]
         if self.vector is None:
             lines = [*self.writer.row.lines, *lines]

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
-from torch.utils._python_dispatch import _disable_current_modes
 
-from compiler_bridge.ir import Axis, BufferView, Index, IndexValue, Map, Size, size_product, strided_index
+from compiler_bridge.ir import (
+    BufferView,
+    Expr,
+    Index,
+    Map,
+    Size,
+    size_product,
+    strided_index,
+)
 from compiler_bridge.lower.lowering import (
     Lowering,
     NoLowering,
     apply,
     axes_of,
     both,
+    cast,
     compute_dtype_of,
     constant,
     dtype_name,
@@ -23,10 +31,16 @@ from compiler_bridge.lower.lowering import (
     real_axes,
     to_storage,
 )
-from compiler_bridge.lower.taps import Column, Table, adjoint, columns_of, known, sum_of_columns
-from compiler_bridge.lower.window import Window, affine, input_places, padded, window_load
-
-MOST_TERMS = 64  # windows that one element may lie in, written out
+from compiler_bridge.lower.pool_windows import (
+    Place,
+    combine,
+    finished,
+    floor_of,
+    gradient_loops,
+    position_value,
+    within,
+)
+from compiler_bridge.lower.window import Window, input_places, padded, window_load
 
 
 def images(view: BufferView) -> BufferView:
@@ -64,77 +78,73 @@ def lower_im2col(lowering: Lowering, node: fx.Node) -> Any:
 
 
 @dataclass(frozen=True)
-class Side:
-    """One dimension of col2im: kernel positions and window positions, how far apart in memory each lie."""
+class Spread:
+    """One dimension of col2im, whose size and padding may be known only at run time."""
 
-    taps: int
-    count: int
-    tap_stride: Size
-    count_stride: Size
+    size: Size
+    kernel: Any
+    dilation: Any
+    padding: Size
+    stride: Any
+
+    @property
+    def count(self) -> Size:
+        """How many windows there are."""
+        return (self.size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+
+    @property
+    def most_terms(self) -> int:
+        """How many windows one element may lie in, at most."""
+        return self.kernel if self.stride == 1 else -(-((self.kernel - 1) * self.dilation + 1) // self.stride)
+
+    def at(self, place: Place, tap: Index) -> tuple[Index, Index, Expr]:
+        """(kernel position, window, whether there are these): the `tap`th of the windows `place` may lie in."""
+        if self.stride == 1:
+            window = place.y + self.padding + tap.scaled(-self.dilation)
+            return tap, window, within([window], [self.count])
+        window = place.window(self.stride, self.padding) + tap.scaled(-1)
+        distance = place.y + self.padding + window.scaled(-self.stride)
+        exists = within([window], [self.count])
+        if self.dilation == 1:
+            return distance, window, both(exists, within([distance], [self.kernel]))
+        position = floor_of(distance, self.dilation)
+        rest = position_value(distance + position.scaled(-self.dilation))
+        exists = both(exists, apply("eq", rest, constant(0, "int64")))
+        return position, window, both(exists, within([position], [self.kernel]))
 
 
 @lowers("aten.col2im")
 def lower_col2im(lowering: Lowering, node: fx.Node) -> Any:
-    """x[n, c, y] = sum over the (k, o) with o * stride + k * dilation - padding = y of columns[n, (c, k), o]"""
-    source, size, kernel, dilation, padding, stride = node.args
-    columns, val, dtype = lowering.view(source), node.meta["val"], compute_dtype_of(node)
-    batched = len(columns.shape) == 3
-    rows, places = columns.strides[-2:]
-    numbers: list[Any] = list(zip(size, kernel, dilation, padding, stride))  # pyright: ignore
-    if not all(isinstance(number, int) for each in numbers for number in each):
-        raise NoLowering("col2im of sizes known only at run time")
-    counts = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, d, p, s in numbers]
-    (_, high, *_), (_, wide, *_) = numbers
-    sides = [
-        Side(high, counts[0], rows * wide, places * counts[1]),
-        Side(wide, counts[1], rows, places),
-    ]
-    buffer = lowering.buffer_like(val)
-    axes = axes_of(buffer.shape)
-    lead = axes[: len(axes) - 2]
-    strides = [columns.strides[0], rows * high * wide] if batched else [rows * high * wide]
-    start = strided_index(lead, strides, columns.offset)
-    taps = [
-        side_columns(lowering, side, axis, *each)
-        for side, axis, each in zip(sides, axes[len(lead) :], numbers)
-    ]
-    if len(taps[0]) * len(taps[1]) > MOST_TERMS:
-        raise NoLowering(f"col2im where {len(taps[0])} x {len(taps[1])} windows overlap")
-    value = to_storage(sum_of_columns(lowering, columns.buffer, start, taps, dtype), buffer.dtype)
-    lowering.append(
-        Map(buffer.name, lowering.origin(), real_axes(axes), strided_index(axes, buffer.strides), value)
-    )
-    return lowering.whole(buffer)
+    """x[n, c, y] = sum over the (k, o) with o * stride + k * dilation - padding = y of columns[n, (c, k), o]
+
+    The loops over the elements are split by the stride, so that the windows they lie in are at affine places.
+    """
+    source, *numbers = node.args
+    spread = [Spread(*map(lowering.size_of, each)) for each in zip(*numbers)]  # pyright: ignore
+    known = [number for each in spread for number in (each.kernel, each.dilation, each.stride)]
+    if not all(isinstance(number, int) for number in known):
+        raise NoLowering("col2im of windows known only at run time")
+    columns = columns_apart(lowering.view(source), spread)
+    val, dtype = node.meta["val"], compute_dtype_of(node)
+    loops = gradient_loops(lowering, val, dtype, [each.stride for each in spread], True)
+    buffer, lead, inner, store, places = loops
+
+    def term(tap: Sequence[Index]) -> Expr:
+        found = [each.at(place, t) for each, place, t in zip(spread, places, tap)]
+        taps, windows, conditions = zip(*found)
+        return cast(lowering.load_view(columns, [*lead, *taps, *windows], mask=both(*conditions)), dtype)
+
+    counts: list[Size] = [each.most_terms for each in spread]
+    total = combine(lowering, buffer, [*lead, *inner], store, counts, "sum", term)
+    return finished(lowering, val, total)
 
 
-def side_columns(
-    lowering: Lowering,
-    side: Side,
-    axis: Axis,
-    size: int,
-    kernel: int,
-    dilation: int,
-    padding: int,
-    stride: int,
-) -> list[Column]:
-    """The taps of one dimension: affine where windows are one apart, else by a table."""
-    if stride == 1:
-        return [affine_tap(side, axis, k, padding - k * dilation) for k in range(kernel)]
-    with _disable_current_modes():
-        k, o = torch.arange(side.taps).unsqueeze(1), torch.arange(side.count)
-        target = (o * stride + k * dilation - padding).reshape(1, -1)
-        inside = (target >= 0) & (target < size)
-        table = adjoint(Table(target.clamp(0, size - 1), exists=inside), size)
-        number = table.index
-        where = number // side.count * known(side.tap_stride) + number % side.count * known(side.count_stride)
-        return columns_of(lowering, table, where, axis)
-
-
-def affine_tap(side: Side, axis: Axis, k: int, shift: int) -> Column:
-    """Window o = y + shift, where there is one."""
-    window = affine(axis, 1, shift)
-    position = IndexValue("int64", window)
-    exists = both(
-        apply("ge", position, constant(0, "int64")), apply("lt", position, constant(side.count, "int64"))
-    )
-    return window.scaled(side.count_stride) + Index((), k * side.tap_stride), None, exists
+def columns_apart(columns: BufferView, spread: list[Spread]) -> BufferView:
+    """[batch, channels * K * K, O * O] or without batch -> [batch, channels, K, K, O, O]"""
+    *batch, rows, _ = columns.shape
+    *step, row, place = columns.strides
+    high, wide = spread
+    taps = high.kernel * wide.kernel
+    shape = (*batch, rows // taps, high.kernel, wide.kernel, high.count, wide.count)
+    strides = (*step, row * taps, row * wide.kernel, row, place * wide.count, place)
+    return BufferView(columns.buffer, shape, strides, columns.offset)

@@ -86,6 +86,8 @@ def lower_call(lowering: Lowering, node: fx.Node) -> Any:
     val = node.meta.get("val")
     if isinstance(val, (torch.SymInt, int, sympy.Expr)) and not isinstance(val, bool):
         return to_size(val)
+    if isinstance(val, torch.SymFloat) and makes_sizes_only(node):
+        return None  # the sizes themselves say how they are computed
     if isinstance(target, torch._ops.OpOverload):
         function = lowering_of(target)
         if function is None:
@@ -103,6 +105,15 @@ def lower_call(lowering: Lowering, node: fx.Node) -> Any:
             node.args[1], "its effects are ordered by tokens, which graphs of kernels do not carry"
         )
     raise UnsupportedOp(target, "it is not an ATen operation")
+
+
+def makes_sizes_only(node: fx.Node) -> bool:
+    """Whether a number is only used to compute sizes (of an image that is scaled)."""
+    return all(
+        isinstance(user.meta.get("val"), torch.SymInt)
+        or (isinstance(user.meta.get("val"), torch.SymFloat) and makes_sizes_only(user))
+        for user in node.users
+    )
 
 
 def lowering_of(target: torch._ops.OpOverload) -> Any:

@@ -1,4 +1,4 @@
-"""Writing at places that are data: index_put, scatter, index_add, the gradient of embedding.
+"""Writing at places that are data: index_put, scatter, scatter_reduce, index_add, the gradient of embedding.
 
 Positions out of range are dropped. 16-bit floats are added up in float32 and rounded once.
 """
@@ -109,9 +109,27 @@ def masked_put(lowering: Lowering, node: fx.Node, dim: int) -> BufferView:
     return lowering.map(node.meta["val"], value)
 
 
+SCATTER_REDUCTIONS = {"sum": "add", "amax": "max", "amin": "min"}
+
+
+@lowers("aten.scatter_reduce.two")
+def lower_scatter_reduce(lowering: Lowering, node: fx.Node) -> Any:
+    """out = base; out[i, index[i, j, k], k] op= source[i, j, k]"""
+    reduction: Any = node.args[4]
+    if reduction not in SCATTER_REDUCTIONS or not node.kwargs.get("include_self", True):
+        raise NoLowering(f"scatter_reduce by {reduction}, or without what is there already")
+    if node.meta["val"].dtype == torch.bool:
+        raise NoLowering("scatter_reduce of bools")
+    return scatter_along(lowering, node, SCATTER_REDUCTIONS[reduction])
+
+
 @lowers("aten.scatter_add", "aten.scatter.src", "aten.scatter.value")
 def lower_scatter(lowering: Lowering, node: fx.Node) -> Any:
     """out = base; out[i, index[i, j, k], k] = (or +=) source[i, j, k]"""
+    return scatter_along(lowering, node, "add" if "scatter_add" in str(node.target) else "set")
+
+
+def scatter_along(lowering: Lowering, node: fx.Node, op: str) -> BufferView:
     base, dim, index, source = node.args[:4]
     target = lowering.view(base)
     if not target.shape:
@@ -129,7 +147,6 @@ def lower_scatter(lowering: Lowering, node: fx.Node) -> Any:
         value = cast(lowering.load_view(view, axes), dtype)
     else:
         value = lowering.operand(source, axes, dtype)
-    op = "add" if "scatter_add" in str(node.target) else "set"
     return scatter(lowering, node, axes, position, inside, value, op, base)
 
 

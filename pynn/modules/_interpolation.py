@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from pynn.definitions import Function, defines, widen
 from pynn.memory_format import in_format_of
@@ -228,22 +229,34 @@ def interpolate_forward(
     """
     if x.dtype == torch.uint8 and not mode.startswith("nearest"):
         return interpolate_bytes(x, mode, counts, align_corners, scales)
-    out = x if mode.startswith("nearest") else widen(x)
+    out, first = in_order_of_memory(x if mode.startswith("nearest") else widen(x))
     each = tables(mode, x.shape[2:], counts, align_corners, scales, x)
     for i, taps in reversed(list(enumerate(each))):
-        out = gather_along(out, 2 + i, taps)
-    return in_format_of(x, out.to(x.dtype))
+        out = gather_along(out, first + i, taps)
+    return in_format_of(x, in_order_of_dimensions(out, first).to(x.dtype))
 
 
 def interpolate_backward(
     grad: Tensor, mode: str, sizes: Sequence[Any], align_corners: bool, scales: Sequence[float | None]
 ) -> Tensor:
     """The adjoint of interpolate_forward. Shape: grad: [batch, channels, O...]   returns: [batch, channels, *sizes]"""
-    out = widen(grad)
+    out, first = in_order_of_memory(widen(grad))
     each = tables(mode, sizes, grad.shape[2:], align_corners, scales, grad)
     for i, taps in enumerate(each):
-        out = scatter_along(out, 2 + i, taps, sizes[i])
-    return in_format_of(grad, out.to(grad.dtype))
+        out = scatter_along(out, first + i, taps, sizes[i])
+    return in_format_of(grad, in_order_of_dimensions(out, first).to(grad.dtype))
+
+
+def in_order_of_memory(x: Tensor) -> tuple[Tensor, int]:
+    """(x with its channels last where they are so in memory, which dimension of it is the first spatial one)"""
+    if suggest_memory_format(x) == torch.contiguous_format:
+        return x, 2
+    return x.movedim(1, -1), 1
+
+
+def in_order_of_dimensions(x: Tensor, first: int) -> Tensor:
+    """[batch, channels, L...] again"""
+    return x if first == 2 else x.movedim(-1, 1)
 
 
 def interpolate_bytes(
@@ -253,21 +266,29 @@ def interpolate_bytes(
 
     Source:  aten/native/cpu/UpSampleKernel.cpp, after Pillow-SIMD
     """
-    out = x
+    out, first = in_order_of_memory(x)
     for i in reversed(range(len(counts))):
-        dim = 2 + i
-        if x.size(dim) == counts[i] and x.size(1) <= 4:
+        if x.size(2 + i) == counts[i] and x.size(1) <= 4:
             continue  # C++ passes over it for images of up to 4 channels, whatever scale_factor says
-        taps = taps_of(mode, x.size(dim), counts[i], scales[i], align_corners, torch.float64, x.device)
+        taps = taps_of(mode, x.size(2 + i), counts[i], scales[i], align_corners, torch.float64, x.device)
         if taps.weights is None:
             continue  # the size stays
-        weights = added_where_equal(taps.index, taps.weights)
-        places = binary_places(float(weights.max()))
-        scaled = weights * 2.0**places
-        whole = torch.trunc(scaled + torch.where(scaled < 0, -0.5, 0.5)).to(torch.int64)
-        total = gather_along(out.to(torch.int64), dim, Taps(taps.index, whole))
-        out = torch.clamp((total + 2 ** (places - 1)) >> places, 0, 255).to(torch.uint8)
-    return in_format_of(x, out)
+        whole, unit = in_fixed_point(taps)
+        total = gather_along(out.to(torch.float64), first + i, whole)
+        out = torch.clamp(torch.floor(total / unit + 0.5), 0, 255).to(torch.uint8)
+    return in_format_of(x, in_order_of_dimensions(out, first))
+
+
+def in_fixed_point(taps: Taps) -> tuple[Taps, Tensor]:
+    """(the taps with weights * unit rounded to whole numbers, unit): a power of two, a scalar tensor.
+
+    Sums of them times bytes are whole numbers that float64 holds exactly, and so are their quotients by the unit.
+    """
+    assert taps.weights is not None
+    weights = added_where_equal(taps.index, taps.weights)
+    unit = fixed_point_unit(weights)
+    scaled = weights * unit
+    return Taps(taps.index, torch.trunc(scaled + torch.where(scaled < 0, -0.5, 0.5))), unit
 
 
 def added_where_equal(index: Tensor, weights: Tensor) -> Tensor:
@@ -280,12 +301,10 @@ def added_where_equal(index: Tensor, weights: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def binary_places(largest: float) -> int:
-    """The most binary places with which the largest weight is below 2^15, at most 22."""
-    places = 0
-    while places < 22 and int(0.5 + largest * 2 ** (places + 1)) < 2**15:
-        places += 1
-    return places
+def fixed_point_unit(weights: Tensor) -> Tensor:
+    """The largest power of two, at most 2^22, with which the largest weight is below 2^15: a scalar tensor."""
+    units = torch.full((22,), 2.0, dtype=weights.dtype, device=weights.device).cumprod(0)
+    return torch.where(torch.floor(weights.amax() * units + 0.5) < 2**15, units, 1).amax()
 
 
 class Interpolation(Function):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from pynn.blocks import BLOCK
-from pynn.definitions import Function, defines, traced_as, type_name, widen
+from pynn.definitions import Function, can_read_values, defines, traced_as, type_name, widen
 
 __all__ = [
     "CosineSimilarity",
@@ -120,9 +120,26 @@ def pairs_in(matrix: Tensor) -> Tensor:
     return matrix.reshape(-1).index_select(0, pairs_of(matrix.size(0), matrix.device))
 
 
-def row_blocks(x: Tensor) -> int:
-    """How many rows at a time to hold against the others: few enough for their differences to stay in the cache."""
-    return max(4 * BLOCK // x.numel(), 1)
+def row_blocks(x: Tensor) -> list[tuple[int, int]]:
+    """(begin, end) of the rows to hold against the others at a time: few enough for their differences to stay in the
+    cache.
+    """
+    rows = x.size(0)
+    step = max(4 * BLOCK // x.numel(), 1)
+    return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+
+
+def rows_of_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The two rows of each pair i < j, as pairs_of counts them: [pairs] each.
+
+    Line i begins at pair i (2 rows - 1 - i) / 2. Solved for i, the root is whole exactly where a line begins.
+    """
+    width = 2 * x.size(0) - 1
+    pair = torch.arange(x.size(0) * (x.size(0) - 1) // 2, device=x.device)
+    root = torch.sqrt((width * width - 8 * pair).to(torch.float64))
+    first = torch.floor((width - root) / 2).to(torch.int64)
+    begin = torch.div(first * (width - first), 2, rounding_mode="trunc")
+    return first, pair - begin + first + 1
 
 
 def unless_zero(x: Tensor) -> Tensor:
@@ -159,11 +176,14 @@ def pdist_forward(x: Tensor, p: float = 2) -> Tensor:
     """||x[i] - x[j]||_p for i < j: [pairs]."""
     if x.size(0) <= 1 or x.size(1) == 0:
         return x.new_zeros(x.size(0) * max(x.size(0) - 1, 0) // 2)
+    if not can_read_values(x):  # a compiler keeps no differences in memory
+        first, second = rows_of_pairs(x)
+        return pair_distance((x.index_select(0, first) - x.index_select(0, second)).t(), p)
     columns = x.t().contiguous()  # first, so that sums over them add whole planes
-    lines, step = [], row_blocks(x)
-    for begin in range(0, x.size(0), step):
+    lines = []
+    for begin, end in row_blocks(x):
         # [cols, block, 1] - [cols, 1, rows from the block on] -> [block, rows from the block on]
-        difference = columns[:, begin : begin + step].unsqueeze(2) - columns[:, begin:].unsqueeze(1)
+        difference = columns[:, begin:end].unsqueeze(2) - columns[:, begin:].unsqueeze(1)
         lines.append(torch.constant_pad_nd(pair_distance(difference, p), [begin, 0]))
     return pairs_in(torch.cat(lines))
 
@@ -173,20 +193,25 @@ def pdist_backward(grad: Tensor, x: Tensor, p: float, pdist: Tensor) -> Tensor:
     """d x[i] = sum over j of pair_gradient(grad[i, j], x[i] - x[j])."""
     if x.size(0) <= 1 or x.size(1) == 0:
         return torch.zeros_like(x)
+    if not can_read_values(x):
+        first, second = rows_of_pairs(x)
+        difference = (x.index_select(0, first) - x.index_select(0, second)).t()
+        slope = pair_gradient(grad, difference, pdist, p).t()
+        return torch.zeros_like(x).index_add(0, first, slope).index_add(0, second, -slope)
     if p == 2 and x.dtype == torch.float32:
         return euclidean_backward(grad, x, pdist)
     gradients, distances = matrix_of(grad, x.size(0)), matrix_of(pdist, x.size(0))
-    columns, total, step = x.t().contiguous(), torch.zeros_like(x.t()), row_blocks(x)
+    columns, total = x.t().contiguous(), torch.zeros_like(x.t())
     row = torch.arange(x.size(0), device=x.device)
     is_pair = row.unsqueeze(1) != row  # an infinite row minus itself is NaN
-    for begin in range(0, x.size(0), step):
-        block = (slice(begin, begin + step), slice(begin, None))
+    for begin, end in row_blocks(x):
+        block = (slice(begin, end), slice(begin, None))
         # [cols, block, rows from the block on]
         difference = columns[:, block[0]].unsqueeze(2) - columns[:, block[1]].unsqueeze(1)
         slope = pair_gradient(gradients[block], difference, distances[block], p)
         slope = torch.where(is_pair[block], slope, 0)
         # the pairs with later blocks count there as well, the other way round
-        later = slope[:, :, step:].sum(1)
+        later = slope[:, :, end - begin :].sum(1)
         total = total + torch.cat([x.new_zeros(x.size(1), begin), slope.sum(2), -later], 1)
     return total.t().contiguous()
 

@@ -1,0 +1,54 @@
+"""Interpolation on its way into a graph: one operation between known sizes, else its definition.
+
+torch.nn.functional.interpolate calls the `vec` overloads, which take sizes or scales; their C++ composites read every
+size as a number and so bind the graph to it. Between sizes known only at run time the definition is traced, tables of
+taps and all, and autograd differentiates it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynn.modules._interpolation import OPERATIONS, interpolate_forward
+
+aten = torch.ops.aten
+
+
+def is_known(sizes: Sequence[Any]) -> bool:
+    return not any(isinstance(size, torch.SymInt) for size in sizes)
+
+
+def sizes_of(sizes: Sequence[Any], output_size: Sequence[Any] | None, scales: Any) -> list[Any]:
+    """The result's sizes: those given, or floor(size * scale)."""
+    if output_size is not None:
+        return list(output_size)
+    return [
+        size * int(scale) if scale == int(scale) else torch.sym_int(size * scale)
+        for size, scale in zip(sizes, scales, strict=True)
+    ]
+
+
+def resizing(name: str, mode: str, has_corners: bool) -> Callable[..., Tensor]:
+    """What stands in for the `vec` overload of an operation."""
+
+    def resize(input: Tensor, output_size: Any, *options: Any) -> Tensor:
+        *corners, scales = options
+        sizes = input.shape[2:]
+        counts = sizes_of(sizes, output_size, scales)
+        each = list(scales) if scales else [None] * len(counts)
+        if is_known([*sizes, *counts]):
+            return getattr(aten, name).default(input, counts, *corners, *each)
+        return interpolate_forward(input, mode, counts, corners[0] if has_corners else False, each)
+
+    return resize
+
+
+COMPOSITES = {
+    getattr(aten, name).vec: resizing(name, mode, has_corners)
+    for name, (mode, has_corners) in OPERATIONS.items()
+    if hasattr(aten, name) and "vec" in getattr(aten, name).overloads()
+}

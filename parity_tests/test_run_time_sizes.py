@@ -1,0 +1,141 @@
+"""Graphs whose sizes are known only at run time: compiled once, nothing left to ATen, at every size no less accurate
+than C++. Values, gradients and strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import pynn
+from parity_tests.externs import computing_externs, record_graphs
+from parity_tests.tolerances import compare
+
+
+@dataclass(frozen=True)
+class Case:
+    """dynamic: dimensions of each argument that differ between calls; shapes: of the arguments, for every call
+
+    draw: makes an argument from its shape
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    dynamic: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[tuple[int, ...], ...], ...]
+    draw: Callable[..., Tensor] = torch.randn
+
+
+IMAGES = (((2, 3, 6, 11),), ((2, 3, 13, 5),), ((2, 3, 8, 8),))
+
+
+def channels_last(*shape: int) -> Tensor:
+    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+
+
+def byte_images(*shape: int) -> Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8)
+
+
+def image(mode: str, draw: Callable[..., Tensor] = torch.randn, **options: Any) -> Case:
+    name = " ".join([mode, draw.__name__, *(f"{k}={v}" for k, v in options.items())])
+    return Case(name, lambda x: F.interpolate(x, mode=mode, **options), ((2, 3),), IMAGES, draw)
+
+
+def resized_by(mode: str, dims: int, **options: Any) -> Case:
+    shapes = tuple(((2, 3, *sizes[:dims]),) for sizes in ((6, 11, 4), (13, 5, 7)))
+    function = lambda x: F.interpolate(x, mode=mode, **options)  # noqa: E731
+    return Case(f"{mode} {dims}d {options}", function, (tuple(range(2, 2 + dims)),), shapes)
+
+
+def fold_of(**geometry: Any) -> Case:
+    def windows_there_and_back(x: Tensor) -> Tensor:
+        return F.fold(F.unfold(x, **geometry).square(), x.shape[2:], **geometry)
+
+    return Case(f"fold {geometry}", windows_there_and_back, ((0, 2, 3),), (*IMAGES, ((3, 3, 9, 6),)))
+
+
+def bag_of(mode: str, samples: bool = False, **options: Any) -> Case:
+    """Bags of three indices each, the first of them empty."""
+
+    def bags(weight: Tensor, numbers: Tensor) -> Tensor:
+        indices = (numbers.detach() * 5).long() % weight.shape[0]
+        offsets = (torch.arange(1 + indices.shape[0] // 3) * 3 - 3).clamp(min=0)
+        given = {"per_sample_weights": numbers} if samples else {}
+        return F.embedding_bag(indices, weight, offsets, mode=mode, **given, **options)
+
+    shapes = ((7, 5), (12,)), ((7, 5), (30,)), ((7, 5), (9,))
+    return Case(f"bag {mode} {samples} {options}", bags, ((), (0,)), shapes, torch.rand)
+
+
+def pairs_by(p: float) -> Case:
+    return Case(f"pdist {p}", lambda x: F.pdist(x, p), ((0,),), (((6, 5),), ((11, 5),), ((3, 5),)))
+
+
+CASES = [
+    *(bag_of(mode) for mode in ("sum", "mean", "max")),
+    bag_of("sum", True, padding_idx=1),
+    *(pairs_by(p) for p in (0.0, 1.0, 2.0, 3.0, float("inf"))),
+    *(fold_of(kernel_size=3, padding=1, stride=stride) for stride in (1, 2)),
+    fold_of(kernel_size=(3, 2), padding=(1, 2), stride=(3, 1), dilation=(1, 2)),
+    *(image(mode, draw, scale_factor=2.0) for mode in ("nearest", "bilinear", "bicubic", "area")
+      for draw in (torch.randn, channels_last)),
+    *(image(mode, size=(7, 9)) for mode in ("nearest", "nearest-exact", "bilinear", "bicubic", "area")),
+    *(image(mode, scale_factor=(1.7, 0.6), align_corners=True) for mode in ("bilinear", "bicubic")),
+    image("nearest-exact", scale_factor=1.3),
+    image("bilinear", scale_factor=1.3, recompute_scale_factor=True),
+    image("bilinear", scale_factor=0.5, antialias=True),
+    image("bicubic", channels_last, scale_factor=0.5, antialias=True),
+    resized_by("linear", 1, scale_factor=1.5),
+    resized_by("nearest", 1, size=5),
+    resized_by("trilinear", 3, scale_factor=2.0),
+    resized_by("nearest", 3, scale_factor=2.0),
+    image("nearest", byte_images, scale_factor=1.5),
+    image("bilinear", byte_images, scale_factor=1.5),
+    image("bicubic", byte_images, scale_factor=0.5, antialias=True),
+]  # fmt: skip
+
+
+def run(
+    function: Callable[..., Tensor], inputs: list[Tensor], dynamic: tuple[tuple[int, ...], ...] = ()
+) -> list[Tensor]:
+    """The value, and the gradients of the floating-point inputs for a cotangent that tells elements apart."""
+    leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+    for x, dims in zip(leaves, dynamic):
+        torch._dynamo.mark_dynamic(x, list(dims))
+    out = function(*leaves)
+    wanted = [x for x in leaves if x.requires_grad]
+    if not out.requires_grad:
+        return [out]
+    weights = torch.linspace(1, 2, out.numel(), dtype=out.dtype).view(out.shape)
+    return [out.detach(), *torch.autograd.grad(out, wanted, weights, materialize_grads=True)]
+
+
+def in_float64(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_one_graph_for_all_sizes_without_aten(case: Case) -> None:
+    torch._dynamo.reset()
+    compiled = pynn.compile(case.function, strict=True)
+    with record_graphs() as graphs:
+        for number, shapes in enumerate(case.shapes):
+            torch.manual_seed(number)
+            inputs = [case.draw(*shape) for shape in shapes]
+            found = run(compiled, inputs, case.dynamic)
+            expected = run(case.function, inputs)
+            exact = run(case.function, [in_float64(x) for x in inputs])
+            assert found[0].stride() == expected[0].stride()
+            for value, cpp, true in zip(found, expected, exact, strict=True):
+                comparison = compare(value, cpp, true, False)
+                assert comparison.passed, f"{shapes}: {comparison}"
+    assert len(graphs) == len({graph.kind for graph in graphs}), "a size was compiled anew"
+    assert not computing_externs(graphs)
