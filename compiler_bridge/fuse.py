@@ -11,6 +11,7 @@ computes them once inside the shared kernel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,6 +78,14 @@ def expr_cost(expr: Expr) -> int:
 
 def count_ops(expr: Expr) -> int:
     return sum(isinstance(part, Apply) for part in walk(expr))
+
+
+def has_more_operations(exprs: Sequence[Expr], most: int) -> bool:
+    """Whether a kernel that computes all of these has more than `most` operations; equal ones are computed once."""
+    total = sum(count_ops(expr) for expr in exprs)
+    if total <= most or total > 8 * most:
+        return total > most
+    return len({part for expr in exprs for part in walk(expr) if isinstance(part, Apply)}) > most
 
 
 # ---------------------------------------------------------------- solving a load for the producer's axes

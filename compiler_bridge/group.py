@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from compiler_bridge.fuse import count_ops, hint
+from compiler_bridge.fuse import has_more_operations, hint
 from compiler_bridge.ir import (
     Axis,
     Index,
@@ -283,7 +283,7 @@ def join(group: Group, node: Any, hints: Any) -> Group:
     if role == "sink" and hint(size_product(a.extent for a in aligned.axes), hints) > LARGEST_SINK:
         raise Mismatch("too many accumulators for a sum over rows")
     check_dependences(joined, aligned)
-    if sum(count_ops(e) for n in joined.nodes for e in node_exprs(n)) > LARGEST_KERNEL:
+    if has_more_operations([e for n in joined.nodes for e in node_exprs(n)], LARGEST_KERNEL):
         raise Mismatch("the kernel would get too long")
     return joined
 
