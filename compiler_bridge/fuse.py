@@ -34,6 +34,7 @@ from compiler_bridge.ir import (
     Scatter,
     Size,
     all_axes,
+    children,
     exact_quotient,
     map_expr,
     node_exprs,
@@ -82,10 +83,16 @@ def count_ops(expr: Expr) -> int:
 
 def has_more_operations(exprs: Sequence[Expr], most: int) -> bool:
     """Whether a kernel that computes all of these has more than `most` operations; equal ones are computed once."""
-    total = sum(count_ops(expr) for expr in exprs)
-    if total <= most or total > 8 * most:
-        return total > most
-    return len({part for expr in exprs for part in walk(expr) if isinstance(part, Apply)}) > most
+    if sum(count_ops(expr) for expr in exprs) <= most:
+        return False
+    seen: set[Expr] = set()
+    waiting = list(exprs)
+    while waiting:
+        expr = waiting.pop()
+        if expr not in seen:
+            seen.add(expr)
+            waiting += children(expr)
+    return sum(isinstance(expr, Apply) for expr in seen) > most
 
 
 # ---------------------------------------------------------------- solving a load for the producer's axes
