@@ -14,6 +14,7 @@ from torch import fx
 
 from compiler_bridge import settings
 from compiler_bridge.ahead import likely_kernels
+from compiler_bridge.capture.annotations import without_annotations
 from compiler_bridge.capture.capture import BoxedCall, Kind, Options, boxed, capture
 from compiler_bridge.capture.fixed_shapes import set_only_while_compiling
 from compiler_bridge.compile_pool import compile_ahead
@@ -99,7 +100,8 @@ def compile(
     compiled = torch_compile(
         model, backend=pynn_backend, options=chosen, dynamic=dynamic, **torch_compile_arguments
     )
-    return set_only_while_compiling(compiled) if dynamic is False else compiled
+    compiled = set_only_while_compiling(compiled) if dynamic is False else compiled
+    return without_annotations(compiled)
 
 
 def compile_or_fall_back(

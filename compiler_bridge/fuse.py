@@ -11,6 +11,7 @@ computes them once inside the shared kernel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from compiler_bridge.ir import (
     Scatter,
     Size,
     all_axes,
+    children,
     exact_quotient,
     map_expr,
     node_exprs,
@@ -77,6 +79,20 @@ def expr_cost(expr: Expr) -> int:
 
 def count_ops(expr: Expr) -> int:
     return sum(isinstance(part, Apply) for part in walk(expr))
+
+
+def has_more_operations(exprs: Sequence[Expr], most: int) -> bool:
+    """Whether a kernel that computes all of these has more than `most` operations; equal ones are computed once."""
+    if sum(count_ops(expr) for expr in exprs) <= most:
+        return False
+    seen: set[Expr] = set()
+    waiting = list(exprs)
+    while waiting:
+        expr = waiting.pop()
+        if expr not in seen:
+            seen.add(expr)
+            waiting += children(expr)
+    return sum(isinstance(expr, Apply) for expr in seen) > most
 
 
 # ---------------------------------------------------------------- solving a load for the producer's axes

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from compiler_bridge.fuse import count_ops, hint
+from compiler_bridge.fuse import has_more_operations, hint
 from compiler_bridge.ir import (
     Axis,
     Index,
@@ -207,12 +207,16 @@ class Alignment:
                     return True
         made = self.node.output  # what the kernel reads already, when kernels merge
         readers = [x.index for n in self.nodes for x in node_loads(n) if x.buffer == made]
-        return any(self.match(self.node.store, index) for index in readers)
+        if any(self.match(self.node.store, index) for index in readers):
+            return True
+        # axes that loads know through data alone (windows that begin anywhere)
+        return any(self.match(self.node.store, n.store, whole=True) for n in self.nodes)
 
     def produced(self, buffer: str) -> bool:
         return any(n.output == buffer for n in self.nodes)
 
-    def match(self, mine: Index, theirs: Index) -> bool:
+    def match(self, mine: Index, theirs: Index, whole: bool = False) -> bool:
+        """Find one more axis that steps through both alike; unless `whole`, one of them may be split for it."""
         extents = self.group_axes()
         own = {a.name: a.extent for a in all_axes(self.node)}
         taken = set(self.mapping.values())
@@ -225,7 +229,7 @@ class Alignment:
                 if size_equal(own[axis], extents[other]):
                     self.mapping[axis] = other
                     return True
-                if self.split(axis, own[axis], other, extents[other]):
+                if not whole and self.split(axis, own[axis], other, extents[other]):
                     return True
         return False
 
@@ -283,7 +287,7 @@ def join(group: Group, node: Any, hints: Any) -> Group:
     if role == "sink" and hint(size_product(a.extent for a in aligned.axes), hints) > LARGEST_SINK:
         raise Mismatch("too many accumulators for a sum over rows")
     check_dependences(joined, aligned)
-    if sum(count_ops(e) for n in joined.nodes for e in node_exprs(n)) > LARGEST_KERNEL:
+    if has_more_operations([e for n in joined.nodes for e in node_exprs(n)], LARGEST_KERNEL):
         raise Mismatch("the kernel would get too long")
     return joined
 

@@ -66,6 +66,16 @@ class Expr:
 
     dtype: str
 
+    def hash_once(self, *fields: Any) -> int:
+        """The hash, remembered: passes keep expressions in tables, each lookup would go through all below it."""
+        known = self.__dict__.get("_hash")
+        if known is None:
+            known = self.__dict__["_hash"] = hash(fields)
+        return known
+
+    def __getstate__(self) -> dict[str, Any]:  # strings have another hash in another process
+        return {name: value for name, value in self.__dict__.items() if name != "_hash"}
+
 
 @dataclass(frozen=True)
 class Constant(Expr):
@@ -93,6 +103,9 @@ class Load(Expr):
     mask: Expr | None = None
     shifts: tuple[tuple[str, Size, Size], ...] = ()
 
+    def __hash__(self) -> int:
+        return self.hash_once(self.dtype, self.buffer, self.index, self.mask, self.shifts)
+
 
 @dataclass(frozen=True)
 class Apply(Expr):
@@ -100,6 +113,9 @@ class Apply(Expr):
 
     op: str
     args: tuple[Expr, ...]
+
+    def __hash__(self) -> int:
+        return self.hash_once(self.dtype, self.op, self.args)
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,8 @@ class CompiledGraph:
         specialized.frames.append(frame)
         if frame.returns_fresh:
             return fresh
+        if frame.picks is not None:
+            return [(inputs if given else fresh)[index] for given, index in frame.picks]
         values = TensorsOfCall(specialized, inputs, fresh, externs, None, self.constants)
         return [values.output(output) for output in specialized.outputs]
 
@@ -215,6 +217,8 @@ class Frame:
     takes_all:     the inputs are the tensors that kernels read, in this order
     single_header: the plan, if it is one native segment
     returns_fresh: the outputs are what the makers made
+    picks:         for each output whether it is an input, and which of the inputs or of what the makers made it is;
+                   None where an output is neither
     """
 
     def __init__(self, specialized: Specialized, constants: dict[str, Any], inputs: int):
@@ -236,11 +240,9 @@ class Frame:
                 self._fill_header(self.headers[row], segment, specialized)
         natives = [isinstance(segment, NativeSegment) for segment in specialized.segments]
         self.single_header = self.header_addresses[0] if natives == [True] else None
-        names = [allocation.buffer_name for allocation in specialized.allocations]
-        self.returns_fresh = len(names) == len(specialized.outputs) and all(
-            is_whole(output, allocation)
-            for output, allocation in zip(specialized.outputs, specialized.allocations)
-        )
+        self.picks = picks_of(specialized)
+        count = len(specialized.allocations)
+        self.returns_fresh = self.picks == [(False, index) for index in range(count)]
 
     def _fill_header(self, header: np.ndarray, segment: NativeSegment, specialized: Specialized) -> None:
         header[layout.HEADER_FIRST_SLOT] = segment.first_slot
@@ -260,6 +262,20 @@ def maker(allocation: Allocation) -> Callable[[], torch.Tensor]:
     if allocation.nbytes >= RECYCLED_FROM:
         return partial(OUTPUTS.empty, shape, strides, dtype, allocation.nbytes)
     return partial(EMPTY_STRIDED, shape, strides, dtype)
+
+
+def picks_of(specialized: Specialized) -> list[tuple[bool, int]] | None:
+    """Where to find each output, `Frame.picks`."""
+    picks: list[tuple[bool, int]] = []
+    for output in specialized.outputs:
+        if isinstance(output, InputReference):
+            picks.append((True, output.index))
+            continue
+        found = [i for i, allocation in enumerate(specialized.allocations) if is_whole(output, allocation)]
+        if not found:
+            return None
+        picks.append((False, found[0]))
+    return picks
 
 
 def is_whole(output: Any, allocation: Any) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from compiler_bridge.fuse import count_ops
 from compiler_bridge.group import LARGEST_KERNEL, Group
-from compiler_bridge.ir import Axis, Index, Load, Map, node_loads, size_product, substitute_node
+from compiler_bridge.ir import Axis, Index, Map, node_loads, size_product, substitute_node
 from compiler_bridge.rules import simplify_node
 
 LONGEST = 4
@@ -33,7 +33,7 @@ def unrolled(group: Group) -> list[Map]:
     copies = [turn(node, short, rest, numbers) for numbers in turns]
     if sum(count_ops(copy.value) for copy in copies) > LARGEST_KERNEL:
         return []
-    read = [{place(load) for load in node_loads(copy)} for copy in copies]
+    read = [elements_read(copy) for copy in copies]
     if 2 * len(set().union(*read)) > sum(len(places) for places in read):
         return []
     return [replace(copy, output=f"{node.output}_{k}") for k, copy in enumerate(copies)]
@@ -48,7 +48,7 @@ def shares_loads(node: Map, axis: Axis) -> bool:
     rest = tuple(other for other in node.axes if other is not axis)
     seen: set[tuple[str, Index]] = set()
     for number in range(axis.extent):  # pyright: ignore
-        read = {place(load) for load in node_loads(turn(node, [axis], rest, (number,)))}
+        read = elements_read(turn(node, [axis], rest, (number,)))
         if read & seen:
             return True
         seen |= read
@@ -60,5 +60,6 @@ def turn(node: Map, short: list[Axis], rest: tuple[Axis, ...], numbers: tuple[in
     return simplify_node(substitute_node(node, values, rest))
 
 
-def place(load: Load) -> tuple[str, Index]:
-    return load.buffer, load.index
+def elements_read(node: Map) -> set[tuple[str, Index]]:
+    """What a turn reads anew all along its loops; an entry of a table that is the same throughout costs nothing."""
+    return {(load.buffer, load.index) for load in node_loads(node) if load.index.axes()}

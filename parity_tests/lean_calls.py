@@ -26,9 +26,9 @@ def leaf(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
 
 
-def warm(function: Any, *inputs: Tensor) -> Any:
+def warm(function: Any, *inputs: Tensor, dynamic: bool = False) -> Any:
     """Compiled, and through its first backward."""
-    compiled = strict(function, dynamic=False)
+    compiled = strict(function, dynamic=dynamic)
     compiled(*inputs).sum().backward()
     for value in inputs:
         value.grad = None

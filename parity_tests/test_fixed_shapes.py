@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compiler_bridge import backend, pipeline
-from compiler_bridge.capture import fixed_shapes
+from compiler_bridge.capture import annotations, fixed_shapes
 from compiler_bridge.capture.fixed_shapes import context_of
 
 
@@ -28,7 +28,12 @@ def rows_of(count: int) -> Tensor:
 
 
 def is_set_only_while_compiling(compiled: Any) -> bool:
-    return isinstance(context_of(compiled).callback._torchdynamo_orig_backend, fixed_shapes.CompileWith)
+    link = context_of(compiled).callback._torchdynamo_orig_backend
+    while isinstance(link, fixed_shapes.CompileWith):
+        if link._setting is not annotations.switch_off:
+            return True
+        link = link._convert
+    return False
 
 
 class Doubler(nn.Module):

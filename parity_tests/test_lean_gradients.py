@@ -75,6 +75,29 @@ def test_output_in_other_strides_takes_a_gradient_in_any():
         torch.testing.assert_close(found, torch.autograd.grad(function(x), x, gradient))
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_channels_last_output_takes_a_gradient_in_any_strides(dynamic):
+    """With known sizes the strides are compared, else the memory format."""
+
+    def function(x):
+        return x.exp() * 2
+
+    x = leaf(2, 3, 4, 5, seed=1).detach().to(memory_format=torch.channels_last).requires_grad_()
+    compiled = warm(function, x, dynamic=dynamic)
+    out = compiled(x)
+    assert is_ours(out) and out.is_contiguous(memory_format=torch.channels_last)
+    weight = leaf(2, 3, 4, 5, seed=2).detach()
+    last = weight.to(memory_format=torch.channels_last)
+    for gradient in (
+        last,
+        weight,
+        weight[:1, :1].expand(2, 3, 4, 5),
+        last.transpose(0, 1)[:2, :1].expand(2, 3, 4, 5),
+    ):
+        found = torch.autograd.grad(compiled(x), x, gradient)
+        torch.testing.assert_close(found, torch.autograd.grad(function(x), x, gradient))
+
+
 def test_unused_output():
     x = leaf(4, 6)
     compiled = strict(lambda x: (x.sin(), x.cos()), dynamic=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from compiler_bridge import ir, runtime
 from compiler_bridge.cpu.host import NATIVE_LANES
 from compiler_bridge.emit.program import build_program
-from compiler_bridge.emit.scatter import row_length
+from compiler_bridge.emit.scatter import CHUNK, row_length
 from compiler_bridge.grouper import group_nodes
 from compiler_bridge.interpret import interpret
 from compiler_bridge.legalize import give_scatters_a_base
@@ -114,7 +114,6 @@ NOT_CLEARED = {
         "store": ir.Index((("i", 81), (ir.Value(WHERE), 1), (ir.Value(replace(WHERE, index=FLAT + 1)), 9)), 0)
     },
     "no bound": {"value": ir.Load("float32", "value", FLAT)},
-    "a size known later": {"axes": (ir.Axis("i", sympy.Symbol("s0")), PLACES)},
 }
 
 
@@ -122,6 +121,47 @@ NOT_CLEARED = {
 def test_others_need_a_base(why: str):
     assert row_length(scatter_of(9)) == 9
     assert row_length(scatter_of(9, **NOT_CLEARED[why])) is None
+
+
+def test_the_number_of_rows_may_be_known_later():
+    later = ir.Axis("i", sympy.Symbol("s0"))
+    assert row_length(scatter_of(9, axes=(later, PLACES))) == 9
+    several = ir.Index((("i", 9), ("k", 27), (ir.Value(WHERE), 1)), 0)
+    axes = (ir.Axis("k", 2), ir.Axis("i", 3), PLACES)
+    assert row_length(scatter_of(9, axes=axes, store=several)) == 9
+    axes = (ir.Axis("k", 2), later, PLACES)  # nobody knows that i stays below 3
+    assert row_length(scatter_of(9, axes=axes, store=several)) is None
+
+
+@pytest.mark.parametrize("width", [2, NATIVE_LANES, NATIVE_LANES + 3, 2 * CHUNK + 3])
+def test_columns_with_places_of_their_own(width: int, dirty_memory):
+    """for i: for j: for c: out[i, index[i, j, c], c] += value[i, j, c], the columns side by side"""
+    length, columns = 7, ir.Axis("c", width)
+    flat = ir.strided_index((ROWS, PLACES, columns), (4 * width, width, 1))
+    where = ir.Load("int64", "index", flat)
+    position = ir.IndexValue("int64", ir.Index(((ir.Value(where), 1),), 0))
+    bounds = (ir.Constant("int64", 0), ir.Constant("int64", length))
+    inside = apply("bitwise_and", apply("ge", position, bounds[0]), apply("lt", position, bounds[1]))
+    value = apply("guard", inside, ir.Load("float32", "value", flat), dtype="float32")
+    store = ir.Index((("i", length * width), (ir.Value(where), width), ("c", 1)), 0)
+    node = ir.Scatter("out", ir.Origin(), (ROWS, PLACES, columns), store, value, "add")
+    shape, steps = (5, length, width), (length * width, width, 1)
+    buffers = {
+        "index": ir.Buffer("index", "int64", (5, 4, width), (4 * width, width, 1), "input"),
+        "value": ir.Buffer("value", "float32", (5, 4, width), (4 * width, width, 1), "input"),
+        "out": ir.Buffer("out", "float32", shape, steps),
+    }
+    graph = ir.Graph(buffers, [node], ["index", "value"], [ir.BufferView("out", shape, steps)])
+    verify(graph)
+    assert give_scatters_a_base(graph) == graph
+    program, _ = build_program(graph, group_nodes(graph), "scatter")
+    assert f"for {columns.name} in range(first, last):" in program.source
+    generator = torch.Generator().manual_seed(width)
+    index = torch.randint(-1, length + 1, (5, 4, width), generator=generator)
+    index[2] = length
+    inputs = [index, torch.randint(1, 9, (5, 4, width), generator=generator).float()]
+    (found,), (expected,) = load(program)(*inputs), interpret(graph, inputs)
+    assert torch.equal(found, expected) and expected.any() and not expected[2].any()
 
 
 def test_what_is_not_cleared_is_given_zeros(dirty_memory):

@@ -115,11 +115,14 @@ def marking_dynamic(names: Torch, run: Callable[..., Any], metadata: Any) -> Cal
 
 @dataclass
 class Tangent:
-    """The gradient of one output, as the backward graph takes it."""
+    """The gradient of one output, as the backward graph takes it.
+
+    as_expected: whether a plain tensor lies in memory as the backward graph was compiled for
+    """
 
     position: int
     meta: Any
-    contiguous: bool
+    as_expected: Callable[[torch.Tensor], bool]
 
 
 class TrainingCall:
@@ -206,20 +209,29 @@ def plain_tangents(names: Torch, metadata: Any) -> list[Tangent] | None:
     if not all(type(meta) is names.plain_meta and meta.memory_format for meta in metas):
         return None
     return [
-        Tangent(position, meta, is_contiguous_format(meta.memory_format))
-        for position, meta in zip(positions, metas)
+        Tangent(position, meta, format_test(meta.memory_format)) for position, meta in zip(positions, metas)
     ]
 
 
-def is_contiguous_format(expected: Any) -> bool:
-    """Whether the backward graph was compiled for a contiguous gradient."""
-    if expected.memory_format is not None:
-        return expected.memory_format is torch.contiguous_format
+def format_test(expected: Any) -> Callable[[torch.Tensor], bool]:
+    """Whether a gradient has the memory format, or the size and strides, that the backward graph was compiled for."""
+    format = expected.memory_format
+    if format is None and is_contiguous_stride(expected.size, expected.stride):
+        format = torch.contiguous_format
+    if format is torch.contiguous_format:
+        return torch.Tensor.is_contiguous
+    if format is not None:
+        return lambda grad: grad.is_contiguous(memory_format=format)
+    size, stride = torch.Size(expected.size), tuple(expected.stride)
+    return lambda grad: grad.stride() == stride and grad.shape == size
+
+
+def is_contiguous_stride(size: Sequence[int], stride: Sequence[int]) -> bool:
     strides, step = [], 1
-    for size in reversed(expected.size):
+    for extent in reversed(size):
         strides.append(step)
-        step *= max(size, 1)
-    return tuple(expected.stride) == tuple(reversed(strides))
+        step *= max(extent, 1)
+    return tuple(stride) == tuple(reversed(strides))
 
 
 class NoDoubleBackward(torch.autograd.Function):
@@ -243,7 +255,7 @@ def autograd_function(
     constant = [i for i, info in enumerate(metadata.output_info) if not info.requires_grad]
     nondeterministic = metadata.deterministic is False
     set_eval_frame, process_tangent = names.set_eval_frame, names.process_tangent
-    expected = [(tangent.position, tangent.contiguous, tangent.meta) for tangent in tangents]
+    expected = [(tangent.position, tangent.as_expected, tangent.meta) for tangent in tangents]
     tensor = torch.Tensor
 
     def own(view: Any) -> Any:
@@ -279,9 +291,9 @@ def autograd_function(
                 if nondeterministic and torch.are_deterministic_algorithms_enabled():
                     raise RuntimeError(NOT_DETERMINISTIC)
                 arguments = [*ctx.symbols, *ctx.saved_tensors]
-                for position, contiguous, meta in expected:
+                for position, as_expected, meta in expected:
                     grad = grads[position]
-                    if not (contiguous and type(grad) is tensor and grad.is_contiguous()):
+                    if not (type(grad) is tensor and as_expected(grad)):
                         grad = process_tangent(grad, meta)[0]
                     arguments.append(grad)
                 if torch.is_grad_enabled():

@@ -4,6 +4,9 @@ for r in range(begin, end):                 # a private part of the result, CHUN
     for i in ...:                           # places, in order: deterministic, no atomics
         for j in range(first, last, lanes):
             out[r, index[i], j] += value[r, i, j]
+
+Where the index depends on the column, too (the gradient of max pooling with channels side by side), columns come one
+after the other.
 """
 
 from __future__ import annotations
@@ -47,6 +50,14 @@ def column_axis(node: Scatter) -> Axis | None:
     return next((a for a in node.axes if a.name not in data and node.store.coefficient(a.name) == 1), None)
 
 
+def inner_axis(node: Scatter) -> Axis | None:
+    """A private axis along which elements lie side by side, though the data differ from one to the next: channels of
+    an image, each with places of its own. One place after the other for all of them uses whole cache lines."""
+    if any(step == 1 for _, step in node.store.values()):  # what the data choose from lies side by side
+        return None
+    return next((a for a in private_axes(node) if node.store.coefficient(a.name) == 1), None)
+
+
 def private_axes(node: Scatter) -> tuple[Axis, ...]:
     """Loops of which each turn writes to a part of the result of its own.
 
@@ -54,15 +65,15 @@ def private_axes(node: Scatter) -> tuple[Axis, ...]:
     different digits are different places.
     """
     extents = {axis.name: axis.extent for axis in node.axes}
-    digits: list[tuple[int, int]] = []
+    digits: list[tuple[int, Size | None]] = []
     for atom, step in node.store.terms:
-        extent = extents[atom] if isinstance(atom, str) else guarded_extent(node, atom)
-        if not isinstance(step, int) or not isinstance(extent, int):
+        if not isinstance(step, int):
             return ()
-        digits.append((step, extent))
-    digits.sort()
-    if any(high < low * extent for (low, extent), (high, _) in zip(digits, digits[1:])):
-        return ()
+        digits.append((step, extents[atom] if isinstance(atom, str) else guarded_extent(node, atom)))
+    digits.sort(key=lambda digit: (digit[0], digit[1] != 1))
+    for (low, extent), (high, _) in zip(digits, digits[1:]):  # however long the highest is
+        if not isinstance(extent, int) or high < low * extent:
+            return ()
     return tuple(axis for axis in node.axes if node.store.coefficient(axis.name) != 0)
 
 
@@ -81,20 +92,29 @@ def guarded_extent(node: Scatter, atom: Value) -> Size | None:
 
 
 def row_length(node: Scatter) -> int | None:
-    """Elements of the rows which a scatter can clear itself, each just before its use.
+    """Places of the rows which a scatter can clear itself, each just before its use.
 
-    They are what one index of data chooses from, side by side; every other part of the place is private.
+    They are what one index of data chooses from, one after the other (with one element for each turn of the inner
+    axis, if there is one); every other part of the place is private.
     """
     (value, step), *more = node.store.values() or [(None, 0)]
-    private = private_axes(node)
+    inner = None if column_axis(node) else inner_axis(node)
+    private = tuple(axis for axis in private_axes(node) if axis != inner)
     length = None if value is None else guarded_extent(node, value)
-    if more or step != 1 or not private or not isinstance(length, int) or node.store.const != 0:
+    width = 1 if inner is None else inner.extent
+    if (
+        more
+        or step != width
+        or not (private or inner)
+        or not isinstance(length, int)
+        or node.store.const != 0
+    ):
         return None
-    span = length
+    span: Size = length * width
     for axis in sorted(private, key=lambda axis: node.store.coefficient(axis.name)):  # pyright: ignore
-        if node.store.coefficient(axis.name) != span or not isinstance(axis.extent, int):
+        if not isinstance(span, int) or node.store.coefficient(axis.name) != span:
             return None
-        span *= axis.extent
+        span = span * axis.extent
     return length
 
 
@@ -108,6 +128,7 @@ class ScatterWriter:
         self.dtypes = dtypes
         self.names = Names()
         self.vector = column_axis(node)
+        self.columns = self.vector or inner_axis(node)
         self.lanes = NATIVE_LANES if self.vector else 1
         vector = self.vector.name if self.vector else None
         self.writer = ExpressionWriter(
@@ -116,23 +137,26 @@ class ScatterWriter:
         self.lines: list[str] = []
 
     def write(self) -> KernelCode:
-        node, depth = self.node, 2
-        private = tuple(axis for axis in private_axes(node) if axis != self.vector)
+        node, depth, columns = self.node, 2, self.columns
+        private = tuple(axis for axis in private_axes(node) if axis != columns)
         parallel: list[tuple[str, Size]] = [(axis.name, axis.extent) for axis in private]
-        if self.vector is not None:
-            parallel.append(("chunk", (self.vector.extent + CHUNK - 1) // CHUNK))
+        if columns is not None:
+            parallel.append(("chunk", (columns.extent + CHUNK - 1) // CHUNK))
         self.line(1, "for r in range(begin, end):")
         for text in decode_lines(parallel, self.names):
             self.line(depth, text)
-        if self.vector is not None:
+        if columns is not None:
             self.line(depth, f"first = chunk * {CHUNK}")
-            self.line(depth, f"last = min(first + {CHUNK}, {self.names.size(self.vector.extent)})")
+            self.line(depth, f"last = min(first + {CHUNK}, {self.names.size(columns.extent)})")
         if node.base is None:
             self.clear_row(depth)
         for axis in node.axes:
-            if axis != self.vector and axis not in private:
+            if axis != columns and axis not in private:
                 self.line(depth, f"for {axis.name} in range({self.names.size(axis.extent)}):")
                 depth += 1
+        if columns is not None and self.vector is None:
+            self.line(depth, f"for {columns.name} in range(first, last):")
+            depth += 1
         self.write_place(depth)
         body = [INDENT + text for text in self.names.preamble()] + self.lines
         return KernelCode(body, self.names, size_product(extent for _, extent in parallel), 1)
@@ -141,22 +165,33 @@ class ScatterWriter:
         """Zeros, while the row is about to be needed in the cache anyway."""
         length = row_length(self.node)
         assert length is not None, f"{self.node} needs a base"
-        dtype = self.dtypes[self.node.output]
-        pointer = self.names.pointer(self.node.output, dtype)
-        terms = tuple((atom, step) for atom, step in self.node.store.terms if isinstance(atom, str))
+        pointer = self.names.pointer(self.node.output, self.dtypes[self.node.output])
+        inner = self.columns.name if self.columns else None
+        terms = tuple(
+            (atom, step) for atom, step in self.node.store.terms if isinstance(atom, str) and atom != inner
+        )
         row = self.writer.offset_text(Index(terms, 0))
+        if self.columns is None:
+            self.clear(depth, pointer, row, str(length))
+            return
+        self.line(depth, f"for place in range({length}):")
+        start = f"{row} + place * {self.names.size(self.columns.extent)} + first"
+        self.clear(depth + 1, pointer, start, "(last - first)")
+
+    def clear(self, depth: int, pointer: str, start: str, count: str) -> None:
+        """Zeros in `count` elements."""
+        dtype = self.dtypes[self.node.output]
         if dtype == "bool":  # splat makes no masks
-            self.line(depth, f"for place in range({length}):")
-            self.line(depth + 1, f"store({pointer}, {row} + place, False)")
+            self.line(depth, f"for column in range({count}):")
+            self.line(depth + 1, f"store({pointer}, {start} + column, False)")
             return
         wide = compute_dtype(dtype)
         zero = f"splat({constant_text(reduce_identity('sum', wide), wide, self.names)}, {NATIVE_LANES})"
-        whole = length - length % NATIVE_LANES
-        if whole:
-            self.line(depth, f"for place in range(0, {whole}, {NATIVE_LANES}):")
-            self.line(depth + 1, f"store({pointer}, {row} + place, {zero})")
-        if length > whole:
-            self.line(depth, f"store({pointer}, {row} + {whole}, {zero}, {length - whole})")
+        left = f"{count} % {NATIVE_LANES}"
+        self.line(depth, f"for column in range(0, {count} - {left}, {NATIVE_LANES}):")
+        self.line(depth + 1, f"store({pointer}, {start} + column, {zero})")
+        self.line(depth, f"if {left} > 0:")
+        self.line(depth + 1, f"store({pointer}, {start} + {count} - {left}, {zero}, {left})")
 
     def line(self, depth: int, text: str) -> None:
         self.lines.append(INDENT * depth + text)

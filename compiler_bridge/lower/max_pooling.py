@@ -1,8 +1,8 @@
 """Max pooling: the largest element of each window and its place, and the gradient that goes back there.
 
 Two loops at the same points, which become one kernel: the largest element, and the place of the first tap that
-equals it (of the last NaN, as in ATen). The gradient is a sum over the windows that may cover an element where
-channels lie side by side, else a scatter within each image and channel.
+equals it (of the last NaN, as in ATen). The gradient is a scatter within each image and channel, or, where channels
+lie side by side and windows are few and small, a sum over those that may cover an element.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from compiler_bridge.cpu.host import NATIVE_LANES
 from compiler_bridge.ir import (
     Axis,
     BufferView,
@@ -147,61 +148,80 @@ def largest(lowering: Lowering, x: BufferView, windows: Windows, vals: Any) -> t
 
     store = strided_index(axes, buffer.strides)
     values = combine(lowering, buffer, axes, store, windows.taps, "max", lambda tap: seen(tap)[0])
-    best = lowering.load_view(values, axes)
     places = windows.split(axes)[1]
     if not (is_small(windows.taps) and windows.begins_with_first_tap):
+        best = lowering.load_view(values, axes)
         return values, place_by_reduction(lowering, windows, places, seen, best, vals[1])
-    index = place_by_taps(windows, places, [(tap, *seen(tap)) for tap in all_taps(windows.taps)], best)
+    index = place_by_taps(windows, places, [(tap, seen(tap)[0]) for tap in all_taps(windows.taps)])
     return values, lowering.map(vals[1], lambda _: index)
 
 
-def place_by_taps(windows: Windows, places: Sequence[Axis], taps: list[Any], best: Expr) -> Expr:
-    """The first tap that is the best, else the last NaN; as an offset in int32 until the end."""
+def place_by_taps(windows: Windows, places: Sequence[Axis], taps: list[tuple[list[Index], Expr]]) -> Expr:
+    """Tap after tap, the latest that is larger than all before it, or NaN; as an offset in int32 until the end.
+
+    Taps outside of the input are as small as can be, so the first one inside has to be known.
+    """
     extents = windows.extents
-    known = [
-        (value, mask, constant(flat_place(windows.offset(tap), extents).const, "int32"))
-        for tap, value, mask in taps
-    ]
-    chosen: Expr = known[0][2]
-    if dtype_kind(best.dtype) == "float":
-        for value, _, offset in known[1:]:
-            chosen = apply("where", apply("isnan", value), offset, chosen)
-    for value, mask, offset in reversed(known):
-        hit = apply("eq", value, best)
-        chosen = apply("where", hit if mask is None else both(mask, hit), offset, chosen)
+    chosen = cast(first_inside(windows, places), "int32")
+    best = taps[0][1]
+    for tap, value in taps[1:]:
+        better = apply("gt", value, best)
+        if dtype_kind(value.dtype) == "float":
+            better = apply("bitwise_or", better, apply("isnan", value))
+        offset = constant(flat_place(windows.offset(tap), extents).const, "int32")
+        chosen = apply("where", better, offset, chosen)
+        best = apply("maximum", best, value)
     origin = position_value(flat_place(windows.begin(places), extents))
     return unless_empty(windows, places, apply("add", cast(chosen, "int64"), origin))
+
+
+def first_inside(windows: Windows, places: Sequence[Axis]) -> Expr:
+    """Where the first tap in the input lies, counted in elements from the beginning of its window."""
+    zero, total = constant(0, "int64"), constant(0, "int64")
+    if not isinstance(windows, Sliding):
+        return total
+    numbers = zip(windows.begin(places), windows.padding, windows.dilation, windows.extents)
+    for begin, padding, step, size in numbers:
+        offset: Expr = zero
+        if padding != 0:
+            outside = apply("neg", position_value(begin))
+            if step != 1:
+                above = apply("add", outside, constant(step - 1, "int64"))
+                taps = apply("floor_divide", above, constant(step, "int64"))
+                outside = apply("mul", taps, constant(step, "int64"))
+            offset = apply("where", apply("lt", position_value(begin), zero), outside, zero)
+        total = apply("add", apply("mul", total, constant(size, "int64")), offset)
+    return total
 
 
 def place_by_reduction(
     lowering: Lowering, windows: Windows, places: Sequence[Axis], seen: Any, best: Expr, val: torch.Tensor
 ) -> BufferView:
-    """The smallest place of an element that is the best; the largest place of a NaN goes before it."""
+    """The smallest place of an element that is the best; where that is NaN, the largest place of a NaN.
+
+    With all their bits flipped the smallest place is the one that was largest.
+    """
     extents = windows.extents
     count = size_product(extents)
-    axes = axes_of(sizes(val.shape))
+    dtype = "int32" if isinstance(count, int) and count < 2**31 else "int64"
+    is_float = dtype_kind(best.dtype) == "float"
+    flip = apply("where", apply("isnan", best), constant(-1, dtype), constant(0, dtype))
 
-    def place(tap: Sequence[Index]) -> Expr:
-        return position_value(flat_place(windows.position(places, tap)[0], extents))
+    def flipped(place: Expr) -> Expr:
+        return apply("bitwise_xor", place, flip) if is_float else place
 
-    def first(tap: Sequence[Index]) -> Expr:
+    def found(tap: Sequence[Index]) -> Expr:
         value, mask = seen(tap)
         hit = apply("eq", value, best)
-        return masked(hit if mask is None else both(mask, hit), place(tap), count)
+        hit = apply("bitwise_or", hit, apply("isnan", value)) if is_float else hit
+        place = cast(position_value(flat_place(windows.position(places, tap)[0], extents)), dtype)
+        return masked(hit if mask is None else both(mask, hit), flipped(place), reduce_identity("min", dtype))
 
-    def last_nan(tap: Sequence[Index]) -> Expr:
-        return masked(apply("isnan", seen(tap)[0]), place(tap), -1)
-
-    def reduced(op: str, term: Any) -> Expr:
-        buffer = lowering.buffer_like(val)
-        store = strided_index(axes, buffer.strides)
-        return lowering.load_view(combine(lowering, buffer, axes, store, windows.taps, op, term), axes)
-
-    found = reduced("min", first)
-    if dtype_kind(best.dtype) == "float":
-        nan = reduced("max", last_nan)
-        found = apply("where", apply("ge", nan, constant(0, "int64")), nan, found)
-    index = unless_empty(windows, places, found)
+    axes = axes_of(sizes(val.shape))
+    buffer = lowering.buffer_like(val, dtype)
+    store = strided_index(axes, buffer.strides)
+    smallest = lowering.load_view(combine(lowering, buffer, axes, store, windows.taps, "min", found), axes)
+    index = unless_empty(windows, places, cast(flipped(smallest), "int64"))
     return lowering.map(val, lambda _: index)
 
 
@@ -229,15 +249,20 @@ def unless_empty(windows: Windows, places: Sequence[Axis], index: Expr) -> Expr:
 # ---- the gradient ----------------------------------------------------------------------------------------
 
 
+MOST_COMPARISONS = NATIVE_LANES * 3 // 8
+"""How often each window is compared with an element while the gradient is gathered, every time in one lane of a
+vector; where it would be more often, looking up the place of its largest element is faster."""
+
+
 @lowers("aten.max_pool2d_with_indices_backward", "aten.max_pool3d_with_indices_backward")
 def lower_max_pool_backward(lowering: Lowering, node: fx.Node) -> Any:
     grad, x, size, stride, padding, dilation, _, indices = node.args
     val, dims = node.meta["val"], spatial_dims(node)
     windows = sliding(lowering, lowering.view(x).shape, size, stride, padding, dims, dilation)
-    if not (channels_side_by_side(val, dims) and is_small(covering_counts(windows))):
-        return scatter_gradient(lowering, node, grad, indices, dims)
-    counts = lowering.view(grad).shape[val.dim() - dims :]
     even = all(exact_quotient(size, step) is not None for size, step in zip(windows.extents, windows.stride))
+    counts = lowering.view(grad).shape[val.dim() - dims :]
+    if not should_gather(val, windows, counts, covering_counts(windows)):
+        return scatter_gradient(lowering, node, grad, indices, dims)
     loops = gradient_loops(lowering, val, dtype_name(val.dtype), windows.stride, split=even)
     covering = covering_sliding(windows, loops[-1], counts)
     return gather_gradient(lowering, node, grad, indices, loops, windows, covering)
@@ -247,13 +272,31 @@ def lower_max_pool_backward(lowering: Lowering, node: fx.Node) -> Any:
 def lower_adaptive_max_pool_backward(lowering: Lowering, node: fx.Node) -> Any:
     grad, _, indices = node.args
     val, dims = node.meta["val"], spatial_dims(node)
-    if not channels_side_by_side(val, dims):
-        return scatter_gradient(lowering, node, grad, indices, dims)
     shape = sizes(val.shape)
     windows = Adaptive.over(shape[len(shape) - dims :], lowering.view(grad).shape[len(shape) - dims :])
     loops = gradient_loops(lowering, val, dtype_name(val.dtype), adaptive_steps(windows), split=True)
     covering = covering_adaptive(windows, loops[-1])
+    if not should_gather(val, windows, windows.counts, covering.counts):
+        return scatter_gradient(lowering, node, grad, indices, dims)
     return gather_gradient(lowering, node, grad, indices, loops, windows, covering)
+
+
+def should_gather(
+    val: torch.Tensor, windows: Windows, counts: Sequence[Size], covering: Sequence[Size]
+) -> bool:
+    """Whether each element had better look at the windows that may cover it, in vectors along the channels.
+
+    Else each window adds to its element, one at a time; of sizes known only at run time that would be slow.
+
+    Args:    counts: how many windows there are along each dimension
+             covering: how many may cover an element
+    """
+    if not channels_side_by_side(val, windows.dims):
+        return False
+    comparisons, number = size_product([*windows.extents, *covering]), size_product(counts)
+    if isinstance(comparisons, int) and isinstance(number, int):
+        return comparisons <= MOST_COMPARISONS * number
+    return is_small(covering)
 
 
 @lowers("aten.fractional_max_pool2d_backward", "aten.fractional_max_pool3d_backward")

@@ -1,0 +1,112 @@
+"""Compiled max pooling in both memory layouts against C++: values, indices and gradients to the last bit.
+
+Inputs hold few different values, so that windows have several largest ones; NaN; and stretches of -inf, where the
+index says which element of a padded window counts as its first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compiler_bridge import backend
+from compiler_bridge.cpu.host import NATIVE_LANES
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+UNUSUAL = {"ties": None, "nan": torch.nan, "low": -torch.inf}
+
+
+def max_pool(*window: int, **options: object) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    return partial(max_pool_of, window=window, options=options)
+
+
+def max_pool_of(x: Tensor, window: tuple, options: dict) -> tuple[Tensor, Tensor]:
+    return F.max_pool2d(x, *window, return_indices=True, **options)  # type: ignore[return-value]
+
+
+def adaptive(*counts: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    return partial(adaptive_of, counts=counts)
+
+
+def adaptive_of(x: Tensor, counts: tuple) -> tuple[Tensor, Tensor]:
+    return F.adaptive_max_pool2d(x, counts, return_indices=True)  # type: ignore[return-value]
+
+
+POOLS: dict[str, tuple[Callable[[Tensor], tuple[Tensor, Tensor]], tuple[int, int]]] = {
+    "2/2": (max_pool(2), (8, 6)),
+    "2/2 odd": (max_pool(2), (7, 13)),
+    "2/2 ceil": (max_pool(2, ceil_mode=True), (7, 9)),
+    "3/2": (max_pool(3, 2, 1), (8, 12)),
+    "3/2 odd": (max_pool(3, 2, 1), (13, 7)),
+    "3/1": (max_pool(3, 1, 1), (7, 6)),
+    "3/1 dilated": (max_pool(3, 1, 1, 2), (9, 8)),
+    "2/3 apart": (max_pool(2, 3, 1), (10, 11)),
+    "5/2": (max_pool(5, 2, 2), (9, 14)),
+    "5/3 dilated": (max_pool(5, 3, 2, 2), (12, 13)),
+    "adaptive even": (adaptive(4, 3), (8, 9)),
+    "adaptive uneven": (adaptive(5, 5), (7, 13)),
+    "adaptive more": (adaptive(9, 4), (6, 17)),
+    "adaptive large": (adaptive(3, 2), (29, 31)),
+}
+
+
+def image(shape: tuple[int, ...], layout: str, unusual: str, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(-4, 5, shape, generator=generator).float()
+    value = UNUSUAL[unusual]
+    if value is not None:
+        x = torch.where(torch.rand(shape, generator=generator) < (0.1 if unusual == "nan" else 0.7), value, x)
+    return x.to(memory_format=LAYOUTS[layout]).requires_grad_()
+
+
+def assert_as_eager(pool: Callable, compiled: Callable, x: Tensor) -> None:
+    (values, indices), (wanted, places) = compiled(x), pool(x)
+    torch.testing.assert_close(values, wanted, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(indices, places)
+    assert values.stride() == wanted.stride()
+    # whole numbers: sums do not depend on their order
+    cotangent = torch.arange(1.0, wanted.numel() + 1).view(wanted.shape) % 64
+    for incoming in (cotangent, cotangent.to(memory_format=torch.channels_last)):
+        found, gradient = (torch.autograd.grad(y[0], x, incoming)[0] for y in (compiled(x), pool(x)))
+        assert torch.equal(found, gradient)
+        assert found.stride() == gradient.stride()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", POOLS)
+def test_values_indices_and_gradients(name: str, layout: str):
+    pool, size = POOLS[name]
+    compiled = backend.compile(pool, strict=True, dynamic=False)
+    for unusual in UNUSUAL:
+        assert_as_eager(pool, compiled, image((2, NATIVE_LANES + 3, *size), layout, unusual))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", [2, 3, 150])
+@pytest.mark.parametrize("name", ["3/2 odd", "adaptive uneven"])
+def test_few_and_many_channels(name: str, channels: int, layout: str):
+    """150: more than the columns that one turn of a scatter takes."""
+    pool, size = POOLS[name]
+    compiled = backend.compile(pool, strict=True, dynamic=False)
+    assert_as_eager(pool, compiled, image((2, channels, *size), layout, "ties"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["2/2 odd", "3/2 odd", "adaptive uneven"])
+def test_any_batch_and_any_size(name: str, layout: str):
+    pool, size = POOLS[name]
+    for dynamic in ([0], [2, 3], [0, 1, 2, 3]):
+        torch._dynamo.reset()
+        compiled = backend.compile(pool, strict=True)
+        for batch, more in ((2, 0), (3, 4), (5, 2)):
+            shape = [batch, 5 + more, *(extent + more for extent in size)]
+            fixed = [2, 5, *size]
+            x = image(tuple(shape[k] if k in dynamic else fixed[k] for k in range(4)), layout, "ties", more)
+            for dim in dynamic:
+                torch._dynamo.mark_dynamic(x, dim)
+            assert_as_eager(pool, compiled, x)
