@@ -4,6 +4,8 @@ Every one is a comparison and a choice, or a clamp where that says the same. Val
 NaN gives, are those of aten/src/ATen/native/cpu/Activation.cpp.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -71,7 +73,7 @@ def leaky_relu_forward(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     """x where x > 0, else negative_slope * x: the larger of the two for a slope in (0, 1]."""
     if 0 < negative_slope <= 1:
         return torch.maximum(x, x * negative_slope)
-    return torch.clamp(x, min=0) + torch.clamp(x, max=0) * negative_slope
+    return torch.where(x > 0, x, x * negative_slope)
 
 
 @defines(aten.leaky_relu_backward.default)
@@ -361,13 +363,14 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     """out = input - lambd above lambd, input + lambd below -lambd, 0 between.
 
     Shape:   input: [*]   returns: same as input
-    Raises:  RuntimeError when lambd < 0; NotImplementedError for integers
+    Raises:  RuntimeError for a lambd below 0 or beyond input's dtype; NotImplementedError for integers
     Source:  aten/native/Activation.cpp
     """
     require_floating_point("softshrink_check", input)
-    if not lambd >= 0:  # NaN too
+    largest = torch.finfo(input.dtype).max
+    if not 0 <= lambd <= largest:  # NaN too
         raise RuntimeError(
-            f"lambda must be in range [0, {torch.finfo(input.dtype).max:g}] for input dtype "
+            f"lambda must be in range [0, {largest:g}] for input dtype "
             f"{input.type().rpartition('.')[2].removesuffix('Tensor')}, but found {lambd:g}"
         )
     return _softshrink(input, lambd)
@@ -413,12 +416,16 @@ def rrelu(
     Args:    lower, upper: bounds of the slope, lower <= upper
              training: draw the slopes; inplace: overwrite input
     Shape:   input: [*]   returns: same as input
-    Raises:  RuntimeError when lower > upper; NotImplementedError for integers
+    Raises:  RuntimeError when lower > upper, or one is not finite; NotImplementedError for integers
     Source:  Xu et al., Empirical evaluation of rectified activations in convolutional network, 2015
     """
-    require_floating_point("leaky_relu_cpu" if not training else "rrelu_with_noise_out_cpu", input)
-    if lower > upper:
+    if not inplace:  # as in torch, which lets these pass in place
+        for name, bound in (("lower", lower), ("upper", upper)):
+            if not math.isfinite(bound):
+                raise RuntimeError(f"rrelu: {name} bound must be finite, got {bound}")
+    if not lower <= upper:  # NaN too
         raise RuntimeError("Lower bound should be less than or equal to the upper bound")
+    require_floating_point("leaky_relu_cpu" if not training else "rrelu_with_noise_out_cpu", input)
     if not training:
         return leaky_relu.__wrapped__(input if inplace else input.contiguous(), (lower + upper) / 2, inplace)
     slopes = _random_slopes(input.detach(), lower, upper)

@@ -125,14 +125,27 @@ def row_blocks(x: Tensor) -> int:
     return max(4 * BLOCK // x.numel(), 1)
 
 
+def pair_norm(difference: Tensor, p: float) -> Tensor:
+    """norm_of the columns; but NaN stays NaN where p = 0 counts.  Shape: [cols, *] -> [*]"""
+    if p == 0:
+        return difference.abs().ceil().clamp_max(1).sum(0)
+    return norm_of(difference, p, [0]).squeeze(0)
+
+
 def pair_gradient(difference: Tensor, distance: Tensor, p: float) -> Tensor:
-    """norm_gradient; but for p = inf every element that attains the norm has slope 1, as in ATen's kernel.
+    """norm_gradient; but for p = inf every element that attains the norm has slope 1, and the sign of NaN is NaN.
 
     Shape:   difference: [cols, *]   distance: [*]   returns: as difference
+    Source:  aten/native/cpu/DistanceOpsKernel.cpp
     """
-    if p == torch.inf:
-        return difference.sgn() * (difference.abs() == distance).to(difference.dtype)
-    return norm_gradient(difference, distance, p, [0])
+    if p not in (1, torch.inf):
+        return norm_gradient(difference, distance, p, [0])
+    is_nan = torch.isnan(difference) & torch.isnan(distance)  # an infinite row less itself has distance 0
+    sign = torch.where(is_nan, difference, difference.sgn())
+    if p == 1:
+        return sign
+    is_below = (difference.abs() - distance).abs().ceil().clamp_max(1)  # NaN where both are infinite
+    return sign * (1 - is_below)
 
 
 @defines(aten._pdist_forward.default)
@@ -145,7 +158,7 @@ def pdist_forward(x: Tensor, p: float = 2) -> Tensor:
     for begin in range(0, x.size(0), step):
         # [cols, block, 1] - [cols, 1, rows from the block on] -> [block, rows from the block on]
         difference = columns[:, begin : begin + step].unsqueeze(2) - columns[:, begin:].unsqueeze(1)
-        lines.append(torch.constant_pad_nd(norm_of(difference, p, [0]).squeeze(0), [begin, 0]))
+        lines.append(torch.constant_pad_nd(pair_norm(difference, p), [begin, 0]))
     return pairs_in(torch.cat(lines))
 
 
@@ -241,13 +254,17 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     """out = sum(x1 / max(||x1||, eps) * x2 / max(||x2||, eps)) along dim.
 
     Shape:   x1, x2: broadcastable; returns: their common shape without dim
-    Raises:  RuntimeError for integers
+    Raises:  RuntimeError for integers, and for a negative eps
     """
     dtype = torch.promote_types(x1.dtype, x2.dtype)
     if not dtype.is_floating_point:
         raise RuntimeError(
             f"expected common dtype to be floating point, yet common dtype is {type_name(x1.new_empty(0, dtype=dtype))}"
         )
+    if not eps >= 0:  # NaN too
+        raise RuntimeError(f"eps must be non-negative, got: {eps:g}")
+    if eps > torch.finfo(dtype).max:
+        eps = torch.inf
     x1, x2 = torch.broadcast_tensors(x1.to(dtype), x2.to(dtype))
     units = []
     for x in (x1, x2):

@@ -85,8 +85,9 @@ def _drop(input: Tensor, p: float, training: bool, inplace: bool, per_channel: b
 
 
 def _check_probability(p: float) -> None:
-    if p < 0.0 or p > 1.0:
-        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    if not 0.0 <= p <= 1.0:
+        error = RuntimeError if p != p else ValueError  # NaN gets past torch's Python, not past its C++
+        raise error(f"dropout probability has to be between 0 and 1, but got {p}")
 
 
 @traced_as(F.dropout)

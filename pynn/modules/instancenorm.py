@@ -39,7 +39,7 @@ def instance_norm(
     any, move towards their average over the samples; else they are the running statistics.
 
     Shape:   input: [batch, channels, *]   the others: [channels]   returns: same as input
-    dtype:   as batch_norm
+    dtype:   as batch_norm; the running statistics may have another
     Raises:  ValueError for one value per channel; RuntimeError when sizes or dtypes do not match, or running
              statistics are missing without use_input_stats
     Source:  Ulyanov et al., Instance normalization, 2016; aten/native/Normalization.cpp
@@ -56,6 +56,9 @@ def instance_norm(
         return None if vector is None else vector.repeat(batch)
 
     mean, variance = for_every_sample(running_mean), for_every_sample(running_var)
+    dtype = input.dtype if weight is None else weight.dtype
+    if mean is not None and variance is not None and mean.dtype != dtype:
+        mean, variance = mean.to(dtype), variance.to(dtype)
     # [batch, channels, *] -> [1, batch * channels, *]
     spread = input.contiguous().view(1, batch * channels, *sizes)
     weights = for_every_sample(weight), for_every_sample(bias)
