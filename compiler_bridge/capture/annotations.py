@@ -28,7 +28,7 @@ def without_annotations(compiled: Any) -> Any:
 
 def switch_off() -> Callable[[], None]:
     """Make the setting; what is returned takes it back."""
-    patch = config.patch(**{SETTING: False})
+    patch = config.patch({SETTING: False})
     patch.__enter__()
 
     def take_back() -> None:
