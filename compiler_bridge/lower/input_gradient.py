@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -10,12 +10,8 @@ from compiler_bridge.ir import (
     Axis,
     Buffer,
     BufferView,
-    Expr,
-    Index,
-    IndexValue,
     Load,
     Size,
-    Value,
     exact_quotient,
     size_equal,
     strided_index,
@@ -24,13 +20,13 @@ from compiler_bridge.lower.contractions import contract_into
 from compiler_bridge.lower.lowering import (
     Lowering,
     NoLowering,
-    apply,
     axes_of,
     both,
-    constant,
     dtype_name,
     sizes,
 )
+from compiler_bridge.lower.narrow_gradients import fills_few_lanes, narrow_input_gradient
+from compiler_bridge.lower.phases import Phase, source_place
 from compiler_bridge.lower.window import Window, affine, window_load
 from compiler_bridge.ops import compute_dtype
 
@@ -46,24 +42,6 @@ def in_groups(view: BufferView, dim: int, groups: int) -> BufferView:
     return replace(view, shape=shape, strides=strides)
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One dimension of the input's gradient: y = stride * step + phase, so that the taps which reach y depend on
-    the phase alone."""
-
-    step: Axis
-    phase: Axis
-    index: Index
-
-    @staticmethod
-    def of(place: Axis, stride: Size) -> Phase:
-        if stride == 1:
-            return Phase(place, Axis(f"{place.name}r", 1), affine(place, 1))
-        steps = (place.extent + stride - 1) // stride
-        step, phase = Axis(f"{place.name}s", steps), Axis(f"{place.name}r", stride)
-        return Phase(step, phase, affine(step, stride) + affine(phase, 1))
-
-
 def convolution_input_gradient(
     lowering: Lowering, val: torch.Tensor, grad: BufferView, w: BufferView, window: Window, groups: int = 1
 ) -> BufferView:
@@ -72,6 +50,8 @@ def convolution_input_gradient(
     where that is a whole number. With t = d * dilation - padding and y = stride * step + phase it is
     step - floor(t / stride), if the phase is what t leaves of the stride.
     """
+    if groups == 1 and fills_few_lanes(w, window):
+        return narrow_input_gradient(lowering, val, grad, w, window)
     grad, w = in_groups(grad, 1, groups), in_groups(w, 0, groups)
     batch, *places = axes_of(sizes((val.shape[0], *val.shape[2:])))
     group, out, channel = (Axis(name, extent) for name, extent in zip("goc", w.shape[:3]))
@@ -104,16 +84,6 @@ def convolution_input_gradient(
     if exact and dtype == dtype_name(val.dtype):
         return made
     return lowering.map(val, lambda axes: lowering.load_view(made, axes))
-
-
-def source_place(phase: Phase, t: Index, stride: Size) -> tuple[Index, Expr | None]:
-    """step - floor(t / stride), and the condition that the phase is what t leaves of the stride."""
-    if stride == 1:
-        return affine(phase.step, 1) + t.scaled(-1), None
-    quotient = apply("floor_divide", IndexValue("int64", t), constant(stride, "int64"))
-    rest = apply("remainder", IndexValue("int64", t), constant(stride, "int64"))
-    place = affine(phase.step, 1) + Index(((Value(quotient), -1),))
-    return place, apply("eq", IndexValue("int64", affine(phase.phase, 1)), rest)
 
 
 def channels_last(lowering: Lowering, val: torch.Tensor, places: list[Size], dtype: str) -> Buffer:
