@@ -48,6 +48,18 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     **{f"instance_norm with statistics of {m} and {v}": lambda f, m=m, v=v: f.instance_norm(
         torch.arange(24.0).view(2, 3, 4), *running(m, v), use_input_stats=False)
        for m, v in ((torch.float64, torch.float64), (HALF, torch.float32), (torch.float32, HALF))},
+    # means over everything take any other dimensions
+    **{f"adaptive_avg_pool{dims}d of {shape} to 1": lambda f, dims=dims, shape=shape: getattr(
+        f, f"adaptive_avg_pool{dims}d")(torch.arange(96.0).view(shape), 1)
+       for dims in (1, 2, 3)
+       for shape in ((96,), (3, 32), (2, 3, 16), (2, 3, 4, 4), (1, 2, 3, 4, 4), (1, 1, 2, 3, 4, 4))},
+    **{f"avg_pool{dims}d of {dtype}": lambda f, dims=dims, dtype=dtype: getattr(f, f"avg_pool{dims}d")(
+        ones([2, 3, *[4] * dims], dtype=dtype), 2) for dims in (1, 2, 3) for dtype in (torch.bool, torch.int32)},
+    **{f"prelu of {dtype}": lambda f, dtype=dtype: f.prelu(NUMBERS.to(dtype), ones(1, dtype=dtype))
+       for dtype in (torch.int64, torch.uint8, torch.bool)},
+    **{f"rms_norm of {shape} over {normed}": lambda f, shape=shape, normed=normed: f.rms_norm(ones(shape), normed)
+       for shape in ((), (3,), (2, 3)) for normed in ((), (3,), (2, 3), (1, 2, 3))},
+    "strides of rms_norm": lambda f: f.rms_norm(torch.randn(4, 2, 3).permute(2, 0, 1), (4, 2)).stride(),
     "grid_sample of too few dimensions": lambda f: f.grid_sample(ones(1, 2, 4, 4), ones(1, 3, 2)),
     "cross_entropy of a scalar": lambda f: f.cross_entropy(ones(()), ones((), dtype=torch.int64)),
 }  # fmt: skip
