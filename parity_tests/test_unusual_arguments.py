@@ -60,6 +60,13 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     **{f"rms_norm of {shape} over {normed}": lambda f, shape=shape, normed=normed: f.rms_norm(ones(shape), normed)
        for shape in ((), (3,), (2, 3)) for normed in ((), (3,), (2, 3), (1, 2, 3))},
     "strides of rms_norm": lambda f: f.rms_norm(torch.randn(4, 2, 3).permute(2, 0, 1), (4, 2)).stride(),
+    "huber_loss, delta NaN": lambda f: f.huber_loss(HALVES, HALVES, delta=NAN),
+    **{f"{name} of {x} and {t}": lambda f, name=name, x=x, t=t: getattr(f, name)(
+        ones(x), torch.zeros(t, dtype=torch.int64), reduction="none")
+       for name in ("multi_margin_loss", "multilabel_margin_loss") for x in ((), (1,), (5,), (2, 5))
+       for t in ((), (1,), (1, 1), (2,), (5,), (2, 5))},
+    **{f"conv{dims}d by a weight of {n} dimensions": lambda f, dims=dims, n=n: getattr(f, f"conv{dims}d")(
+        ones([1, 1, *[4] * dims]), ones([1] * n), stride=[1] * dims) for dims in (1, 2, 3) for n in range(4)},
     "grid_sample of too few dimensions": lambda f: f.grid_sample(ones(1, 2, 4, 4), ones(1, 3, 2)),
     "cross_entropy of a scalar": lambda f: f.cross_entropy(ones(()), ones((), dtype=torch.int64)),
 }  # fmt: skip
