@@ -14,6 +14,7 @@ from torch.nn import Module, Parameter
 from pynn.definitions import Function, defines, require_floating_point, traced_as, widen
 from pynn.memory_format import suggest_memory_format
 from pynn.modules._group_norm import group_norm
+from pynn.modules._normalization_checks import check_parameter_dtypes
 from pynn.modules._response_norm import cross_map_lrn2d, local_response_norm
 
 __all__ = [
@@ -238,16 +239,13 @@ def layer_norm(
     Raises:  RuntimeError when shapes do not match
     Source:  Ba et al., Layer normalization, 2016
     """
+    check_parameter_dtypes("LayerNormKernelImpl", input, weight, bias)
     _check_normalized_shape(input, normalized_shape, weight)
     if bias is not None and list(bias.shape) != list(normalized_shape):
         raise RuntimeError(
             "Expected bias to be of same shape as normalized_shape, but got bias of shape "
             f"{list(bias.shape)} and normalized_shape = {list(normalized_shape)}"
         )
-    require_floating_point("LayerNormKernelImpl", input)
-    for parameter in (weight, bias):
-        if parameter is not None and parameter.dtype not in (input.dtype, widen(input).dtype):
-            raise RuntimeError("mixed dtype (CPU): expect parameter to have scalar type of Float")
     # contiguous, so that the result is, as in C++
     return _LayerNorm.apply(input.contiguous(), weight, bias, len(normalized_shape), eps)
 
