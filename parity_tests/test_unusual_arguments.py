@@ -67,6 +67,18 @@ CALLS: dict[str, Callable[[Any], Any]] = {
        for t in ((), (1,), (1, 1), (2,), (5,), (2, 5))},
     **{f"conv{dims}d by a weight of {n} dimensions": lambda f, dims=dims, n=n: getattr(f, f"conv{dims}d")(
         ones([1, 1, *[4] * dims]), ones([1] * n), stride=[1] * dims) for dims in (1, 2, 3) for n in range(4)},
+    **{f"fractional_max_pool{dims}d of {n} dimensions": lambda f, dims=dims, n=n: getattr(
+        f, f"fractional_max_pool{dims}d")(ones([5] * n), 2, 2) for dims in (2, 3) for n in range(8)},
+    "fractional_max_pool2d of complex numbers": lambda f: f.fractional_max_pool2d(
+        ones(2, 5, 5).cfloat(), 2, 2, _random_samples=ones(1, 2, 2).cfloat()),
+    **{f"linear by {weight} and {bias}": lambda f, weight=weight, bias=bias: f.linear(ones(3, 4), ones(weight), bias)
+       for weight in ((4,), (6, 4), (1, 6, 4), ()) for bias in (None, ones(6), ones(4))},
+    **{f"layer_norm of {x} with {w} and {b}": lambda f, x=x, w=w, b=b: f.layer_norm(
+        ones(3, 4).to(x), (4,), ones(4).to(w), ones(4).to(b))
+       for x in (torch.float32, torch.int64, HALF)
+       for w in (torch.float32, torch.float64) for b in (HALF, torch.float32)},
+    "bilinear with a bias of another dtype": lambda f: f.bilinear(
+        ones(2, 3), ones(2, 4), ones(5, 3, 4), ones(5).double()),
     "grid_sample of too few dimensions": lambda f: f.grid_sample(ones(1, 2, 4, 4), ones(1, 3, 2)),
     "cross_entropy of a scalar": lambda f: f.cross_entropy(ones(()), ones((), dtype=torch.int64)),
 }  # fmt: skip
