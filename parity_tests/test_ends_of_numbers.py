@@ -154,3 +154,23 @@ def test_ctc_of_what_is_impossible(absent: str, reduction: str, zero_infinity: b
             log_probabilities(absent).to(dtype),
             torch.tensor(float(grad)),
         )
+
+
+# ---------------------------------------------------------------- grids
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("value", [NAN, INF, -INF, 1e5])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_places_that_are_nowhere(mode: str, value: float, executor: str) -> None:
+    """No element is there, so that the coordinate has no gradient, and was given NaN; with another padding mode C++
+    reads past its memory."""
+    torch.manual_seed(0)
+    image, grid = torch.randn(1, 2, 4, 4), torch.rand(1, 3, 8, 2) * 2 - 1
+    grid[0, 0, :, 0], grid[0, 1, :, 1] = value, value
+    assert_as_in_cpp(
+        lambda f, grid: f.grid_sample(image.to(grid), grid, mode=mode, align_corners=True),
+        grid,
+        None,
+        executor,
+    )

@@ -48,6 +48,37 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     **{f"instance_norm with statistics of {m} and {v}": lambda f, m=m, v=v: f.instance_norm(
         torch.arange(24.0).view(2, 3, 4), *running(m, v), use_input_stats=False)
        for m, v in ((torch.float64, torch.float64), (HALF, torch.float32), (torch.float32, HALF))},
+    # means over everything take any other dimensions
+    **{f"adaptive_avg_pool{dims}d of {shape} to 1": lambda f, dims=dims, shape=shape: getattr(
+        f, f"adaptive_avg_pool{dims}d")(torch.arange(96.0).view(shape), 1)
+       for dims in (1, 2, 3)
+       for shape in ((96,), (3, 32), (2, 3, 16), (2, 3, 4, 4), (1, 2, 3, 4, 4), (1, 1, 2, 3, 4, 4))},
+    **{f"avg_pool{dims}d of {dtype}": lambda f, dims=dims, dtype=dtype: getattr(f, f"avg_pool{dims}d")(
+        ones([2, 3, *[4] * dims], dtype=dtype), 2) for dims in (1, 2, 3) for dtype in (torch.bool, torch.int32)},
+    **{f"prelu of {dtype}": lambda f, dtype=dtype: f.prelu(NUMBERS.to(dtype), ones(1, dtype=dtype))
+       for dtype in (torch.int64, torch.uint8, torch.bool)},
+    **{f"rms_norm of {shape} over {normed}": lambda f, shape=shape, normed=normed: f.rms_norm(ones(shape), normed)
+       for shape in ((), (3,), (2, 3)) for normed in ((), (3,), (2, 3), (1, 2, 3))},
+    "strides of rms_norm": lambda f: f.rms_norm(torch.randn(4, 2, 3).permute(2, 0, 1), (4, 2)).stride(),
+    "huber_loss, delta NaN": lambda f: f.huber_loss(HALVES, HALVES, delta=NAN),
+    **{f"{name} of {x} and {t}": lambda f, name=name, x=x, t=t: getattr(f, name)(
+        ones(x), torch.zeros(t, dtype=torch.int64), reduction="none")
+       for name in ("multi_margin_loss", "multilabel_margin_loss") for x in ((), (1,), (5,), (2, 5))
+       for t in ((), (1,), (1, 1), (2,), (5,), (2, 5))},
+    **{f"conv{dims}d by a weight of {n} dimensions": lambda f, dims=dims, n=n: getattr(f, f"conv{dims}d")(
+        ones([1, 1, *[4] * dims]), ones([1] * n), stride=[1] * dims) for dims in (1, 2, 3) for n in range(4)},
+    **{f"fractional_max_pool{dims}d of {n} dimensions": lambda f, dims=dims, n=n: getattr(
+        f, f"fractional_max_pool{dims}d")(ones([5] * n), 2, 2) for dims in (2, 3) for n in range(8)},
+    "fractional_max_pool2d of complex numbers": lambda f: f.fractional_max_pool2d(
+        ones(2, 5, 5).cfloat(), 2, 2, _random_samples=ones(1, 2, 2).cfloat()),
+    **{f"linear by {weight} and {bias}": lambda f, weight=weight, bias=bias: f.linear(ones(3, 4), ones(weight), bias)
+       for weight in ((4,), (6, 4), (1, 6, 4), ()) for bias in (None, ones(6), ones(4))},
+    **{f"layer_norm of {x} with {w} and {b}": lambda f, x=x, w=w, b=b: f.layer_norm(
+        ones(3, 4).to(x), (4,), ones(4).to(w), ones(4).to(b))
+       for x in (torch.float32, torch.int64, HALF)
+       for w in (torch.float32, torch.float64) for b in (HALF, torch.float32)},
+    "bilinear with a bias of another dtype": lambda f: f.bilinear(
+        ones(2, 3), ones(2, 4), ones(5, 3, 4), ones(5).double()),
     "grid_sample of too few dimensions": lambda f: f.grid_sample(ones(1, 2, 4, 4), ones(1, 3, 2)),
     "cross_entropy of a scalar": lambda f: f.cross_entropy(ones(()), ones((), dtype=torch.int64)),
 }  # fmt: skip

@@ -63,7 +63,9 @@ def _avg_pool(
     numbers = (width, per_dim(stride, dims) or width, per_dim(padding, dims))
     checks.check_window(name, input, [(*each, 1) for each in zip(*numbers)], ceil_mode)
     if not input.is_floating_point() and input.dtype != torch.int64:
-        raise NotImplementedError(f"\"avg_pool{max(dims, 2)}d\" not implemented for '{type_name(input)}'")
+        is_last = dims == 2 and suggest_memory_format(input) == torch.channels_last
+        kernel = "avg_pool3d_out_frame" if dims == 3 else f"avg_pool2d{'_channels_last' * is_last}"
+        raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
     input = input.contiguous() if dims == 3 else input  # volumes lose the channels-last format, as in C++
     return _AveragePool.apply(input, dims, *numbers, ceil_mode, count_include_pad, divisor_override)
 
@@ -186,9 +188,16 @@ def _adaptive_avg_pool(dims: int, input: Tensor, output_size: Any) -> Tensor:
     if dims == 1:
         checks.check_1d("adaptive_avg_pool1d", input, output_size=output_size)
     x, sizes = (input, counts) if dims > 1 else (input.unsqueeze(-2), [1, *counts])
-    checks.check_adaptive(function, x, sizes, max(dims, 2))
+    is_mean = len(counts) == dims and all(size == 1 for size in sizes)
+    if dims == 1 or not is_mean:  # the mean takes any other dimensions
+        checks.check_adaptive(function, x, sizes, max(dims, 2))
+    elif input.dim() < dims:
+        rank = max(input.dim(), 1)
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [{-rank}, {rank - 1}], but got {-1 - rank})"
+        )
     # C++ has what is empty over areas of any dtype, and the mean over everything of complex numbers
-    is_empty, is_mean = dims < 3 and 0 in (*x.shape[:-2], *sizes), all(size == 1 for size in sizes)
+    is_empty = dims < 3 and 0 in (*x.shape[:-2], *sizes)
     has_kernel = input.is_complex() and (is_empty or is_mean)
     if not input.is_floating_point() and not has_kernel:
         if is_mean:

@@ -39,15 +39,6 @@ def expanded(name: str, value: Any, dims: int, same: bool = False) -> list[Any]:
     return values
 
 
-def require_tensors(function: str, input: Any, weight: Any, bias: Any) -> None:
-    named = {"input": input, "weight": weight, "bias": bias}
-    for position, (name, value) in enumerate(named.items(), 1):
-        if not isinstance(value, Tensor) and not (name == "bias" and value is None):
-            raise TypeError(
-                f"{function}(): argument '{name}' (position {position}) must be Tensor, not {type(value).__name__}"
-            )
-
-
 def check_batched(function: str, input: Tensor, dims: int) -> None:
     if input.dim() not in (dims + 1, dims + 2):
         raise RuntimeError(
@@ -87,8 +78,6 @@ def check_shapes(
     groups: int,
 ) -> None:
     """Raises: RuntimeError for numbers that make no window, and for sizes that do not fit each other."""
-    if weight.dim() < 3:
-        raise RuntimeError("weight should have at least three dimensions")
     check_numbers(stride, padding, dilation, output_padding, groups)
     sizes = list(weight.shape)
     if weight.dim() != input.dim():

@@ -97,7 +97,8 @@ def axis_taps(place: Tensor, size: Any, mode: int, padding_mode: int, align_corn
         first = torch.floor(position).detach()
         part = position - first
         numbers, weights = [first, first + 1], [1 - part, part]
-        slopes = [-scale * slope + 0 * position.detach(), scale * slope + 0 * position.detach()]
+        rise = torch.ones_like(position) * (scale * slope)
+        slopes = [-rise, rise]
     found = [element(number, size, padding_mode) for number in numbers]
     return AxisTaps([index for index, _ in found], [inside for _, inside in found], weights, slopes)
 

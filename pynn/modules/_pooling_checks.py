@@ -211,6 +211,10 @@ def check_fractional(
                 f"{function}: Expected input to have non-zero size for non-batch dimensions, but got{list(x.shape)} "
                 f"with dimension {dim} being empty."
             )
+    if x.dim() not in (dims + 1, dims + 2):
+        raise RuntimeError(
+            f"{function}: Expected {dims + 1}D or {dims + 2}D tensor, but got: {list(x.shape)}"
+        )
     numbers = list(zip(("time", "height", "width")[-dims:], x.shape[-dims:], width, counts))
     for name, size, kernel, count in numbers if dims == 2 else [numbers[0], numbers[2], numbers[1]]:
         if (
@@ -232,6 +236,10 @@ def check_fractional(
         raise RuntimeError("Expect _random_samples.size(1) equals to input channel size.")
     if samples.size(2) != dims:
         raise RuntimeError(f"Expect _random_samples.size(2) equals to {dims}; got {samples.size(2)}.")
+    if x.is_complex():
+        raise NotImplementedError(
+            f"\"fractional_max_pool{dims}d_out_frame\" not implemented for '{type_name(x)}'"
+        )
 
 
 def alert_not_deterministic(operation: str) -> None:

@@ -336,7 +336,7 @@ def multi_margin_loss(
     rows = input.reshape(1, -1) if input.dim() < 2 else input
     indices = target.reshape(-1)
     batch, classes = rows.shape
-    if indices.numel() != batch or (input.dim() == 2 and target.dim() != 1):
+    if indices.numel() != batch or target.dim() > 1 or (input.dim() == 2 and target.dim() == 0):
         raise RuntimeError(
             "multi_margin_loss: target tensor should be 1-D with size equal to the number of input samples "
             f"(batch size). Expected target size [{batch}], but got {list(target.shape)}. "
@@ -366,6 +366,8 @@ def multilabel_margin_loss(
     """
     number = reduction_number(reduction, size_average, reduce)
     _check_scores_not_empty(input)
+    if input.dim() < 2 and input.numel() == target.numel() == 1 and target.dim() < 2:
+        target = target.reshape(input.shape)
     if input.shape != target.shape:
         raise RuntimeError(
             f"inconsistent target size: {list(target.shape)} for input of size: {list(input.shape)}"

@@ -398,7 +398,8 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """out = input where input > 0, else weight * input.
 
     Shape:   input: [batch, channels, *] or any   weight: [channels], or one element
-    Raises:  RuntimeError when the weights are neither one nor as many as the channels
+    Raises:  RuntimeError when the weights are neither one nor as many as the channels; NotImplementedError for
+             integers
     """
     if input.dtype != weight.dtype:
         raise RuntimeError(
@@ -417,6 +418,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
                 "Mismatch of parameter numbers and input channel size. Found parameter numbers = "
                 f"{weight.numel()} and channel size = {channels}."
             )
+    require_floating_point("prelu_cpu", input)
     sizes = [1] * input.dim()
     if input.dim() > 1:
         sizes[1] = -1

@@ -16,7 +16,6 @@ from pynn.modules._convolution_checks import (
     check_dtypes,
     check_shapes,
     expanded,
-    require_tensors,
 )
 from pynn.modules.padding import pad
 
@@ -62,11 +61,12 @@ def _convolution(
 ) -> Tensor:
     """Check, add the batch dimension where there is none, convolve."""
     function = f"conv{'_transpose' * transposed}{dims}d"
-    require_tensors(function, input, weight, bias)
     check_batched(function, input, dims)
+    if weight.dim() < 3:
+        raise RuntimeError("weight should have at least three dimensions")
     is_batched = input.dim() == dims + 2
     x = input if is_batched else input.unsqueeze(0)
-    spatial = max(weight.dim() - 2, 1)
+    spatial = weight.dim() - 2
     if not isinstance(padding, str):
         # a number stands for one a dimension of the function, though the weight may have more or fewer
         stride, dilation = expanded("stride", stride, dims), expanded("dilation", dilation, dims)

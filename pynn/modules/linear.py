@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module, Parameter, UninitializedParameter
 
-from pynn.argument_types import require_tensor
 from pynn.definitions import (
     can_read_values,
     computes_in_float32,
@@ -93,20 +92,19 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     dtype:   16-bit with a bias: adds in float32, so that the sum is rounded once
     Raises:  RuntimeError when the inner sizes or the dtypes differ, or bias is of other features
     """
-    require_tensor("linear", 2, "weight", weight)
     if input.dim() == 0 or weight.dim() == 0:
         raise RuntimeError(
             f"both arguments to linear need to be at least 1D, but they are {input.dim()}D and {weight.dim()}D"
         )
+    columns = weight.t()
     if bias is None:
-        return torch.matmul(input, weight.t())
-    require_tensor("linear", 3, "bias", bias)
+        return torch.matmul(input, columns)
     check_one_dtype(input, weight, bias)
-    if bias.shape != weight.shape[:1]:
+    if bias.shape != weight.shape[:1] or weight.dim() == 1:
         bias = bias_of_rows(bias, input, weight)
     if multiplies_bfloat16(input, weight, bias):
         return product_with_bias(input, weight, bias)
-    product = torch.matmul(widen(input), widen(weight).t())
+    product = torch.matmul(widen(input), widen(columns))
     out = product + widen(bias)
     if out.shape != product.shape:
         raise RuntimeError(
@@ -169,9 +167,10 @@ CPP_NAMES = {
 
 
 def _check_bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if not input1.dtype == input2.dtype == weight.dtype:
-        named = {"input1": input1, "input2": input2, "weight": weight}
-        got = ", ".join(f"{name}: {CPP_NAMES.get(x.dtype, x.dtype)}" for name, x in named.items())
+    named = {"input1": input1, "input2": input2, "weight": weight, "bias": bias}
+    given = {name: x.dtype for name, x in named.items() if x is not None}
+    if len(set(given.values())) > 1:
+        got = ", ".join(f"{name}: {CPP_NAMES.get(dtype, dtype)}" for name, dtype in given.items())
         raise RuntimeError(f"All tensors must have the same dtype, got {got}")
     if input1.dim() != input2.dim():
         raise RuntimeError(

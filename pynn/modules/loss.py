@@ -1,5 +1,5 @@
-"""Loss layers. The mathematics is in _regression_losses, _classification_losses, _ranking_losses, _ctc
-and _linear_cross_entropy.
+"""Loss layers. The mathematics is in _regression_losses, _classification_losses, _ranking_losses,
+_soft_margin_losses, _ctc and _linear_cross_entropy.
 """
 
 import warnings
@@ -16,12 +16,14 @@ from pynn.modules import (
     _linear_cross_entropy,
     _ranking_losses,
     _regression_losses,
+    _soft_margin_losses,
 )
 from pynn.modules._classification_losses import *  # noqa: F403
 from pynn.modules._ctc import *  # noqa: F403
 from pynn.modules._linear_cross_entropy import *  # noqa: F403
 from pynn.modules._ranking_losses import *  # noqa: F403
 from pynn.modules._regression_losses import *  # noqa: F403
+from pynn.modules._soft_margin_losses import *  # noqa: F403
 from pynn.modules.distance import PairwiseDistance
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     *_linear_cross_entropy.__all__,
     *_ranking_losses.__all__,
     *_regression_losses.__all__,
+    *_soft_margin_losses.__all__,
     "L1Loss",
     "NLLLoss",
     "NLLLoss2d",
@@ -318,7 +321,7 @@ class SoftMarginLoss(_Loss, torch.nn.SoftMarginLoss):
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return _classification_losses.soft_margin_loss(input, target, reduction=self.reduction)
+        return _soft_margin_losses.soft_margin_loss(input, target, reduction=self.reduction)
 
 
 class CrossEntropyLoss(_WeightedLoss, torch.nn.CrossEntropyLoss):
@@ -361,7 +364,7 @@ class MultiLabelSoftMarginLoss(_WeightedLoss, torch.nn.MultiLabelSoftMarginLoss)
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return _classification_losses.multilabel_soft_margin_loss(
+        return _soft_margin_losses.multilabel_soft_margin_loss(
             input, target, weight=self.weight, reduction=self.reduction
         )
 

@@ -12,7 +12,9 @@ from torch import Size, Tensor
 from torch.nn import Module, Parameter
 
 from pynn.definitions import Function, defines, require_floating_point, traced_as, widen
+from pynn.memory_format import suggest_memory_format
 from pynn.modules._group_norm import group_norm
+from pynn.modules._normalization_checks import check_parameter_dtypes
 from pynn.modules._response_norm import cross_map_lrn2d, local_response_norm
 
 __all__ = [
@@ -237,16 +239,13 @@ def layer_norm(
     Raises:  RuntimeError when shapes do not match
     Source:  Ba et al., Layer normalization, 2016
     """
-    _check_normalized_shape(input, normalized_shape, weight, "[*, ")
+    check_parameter_dtypes("LayerNormKernelImpl", input, weight, bias)
+    _check_normalized_shape(input, normalized_shape, weight)
     if bias is not None and list(bias.shape) != list(normalized_shape):
         raise RuntimeError(
             "Expected bias to be of same shape as normalized_shape, but got bias of shape "
             f"{list(bias.shape)} and normalized_shape = {list(normalized_shape)}"
         )
-    require_floating_point("LayerNormKernelImpl", input)
-    for parameter in (weight, bias):
-        if parameter is not None and parameter.dtype not in (input.dtype, widen(input).dtype):
-            raise RuntimeError("mixed dtype (CPU): expect parameter to have scalar type of Float")
     # contiguous, so that the result is, as in C++
     return _LayerNorm.apply(input.contiguous(), weight, bias, len(normalized_shape), eps)
 
@@ -260,17 +259,19 @@ def rms_norm(
     Args:    eps: None takes the machine epsilon of the dtype computed in
     Shape:   input: [*, *normalized_shape]   weight: normalized_shape   returns: same as input
     dtype:   computes in float32 for 16-bit inputs
-    Raises:  RuntimeError when shapes do not match
+    Raises:  RuntimeError when shapes do not match, ValueError for too few dimensions
     Source:  Zhang and Sennrich, Root mean square layer normalization, 2019
     """
-    _check_normalized_shape(input, normalized_shape, weight, "[*")
+    _check_normalized_shape(input, normalized_shape, weight, is_rms=True)
+    # contiguous, or channels-last, so that the result is, as in C++
+    input = input.contiguous(memory_format=suggest_memory_format(input))
     if input.is_complex():  # plain autograd: the formulas of the gradient are those of real numbers
         return rms_norm_forward(input, normalized_shape, weight, eps)[0]
     require_floating_point("rms_norm", input)
     return _RmsNorm.apply(input, weight, len(normalized_shape), eps)
 
 
-def _check_normalized_shape(input: Tensor, shape: Any, weight: Tensor | None, prefix: str) -> None:
+def _check_normalized_shape(input: Tensor, shape: Any, weight: Tensor | None, is_rms: bool = False) -> None:
     shape = list(shape)
     if len(shape) == 0:
         raise RuntimeError(
@@ -282,10 +283,12 @@ def _check_normalized_shape(input: Tensor, shape: Any, weight: Tensor | None, pr
             "Expected weight to be of same shape as normalized_shape, but got weight of shape "
             f"{list(weight.shape)} and normalized_shape = {shape}"
         )
+    if is_rms and input.dim() < len(shape):
+        raise ValueError(f"Input tensor must have at least {len(shape)} dimensions, but got {input.dim()}")
     if list(input.shape[-len(shape) :]) != shape:
         sizes = ", ".join(map(str, shape))
         raise RuntimeError(
-            f"Given normalized_shape={shape}, expected input with shape {prefix}{sizes}], "
+            f"Given normalized_shape={shape}, expected input with shape [*{'' if is_rms else ', '}{sizes}], "
             f"but got input of size{list(input.shape)}"
         )
 
