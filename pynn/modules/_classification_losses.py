@@ -253,7 +253,7 @@ def cross_entropy(
         raise RuntimeError(
             f"Expected floating point type for target with class probabilities, got {type_name(target)}"
         )
-    if not 0 <= label_smoothing <= 1:
+    if label_smoothing > 1:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
     dim = _class_dim(input)
     log_probabilities = log_softmax.__wrapped__(input, dim)
@@ -268,7 +268,7 @@ def cross_entropy(
             raise RuntimeError("ignore_index is not supported for floating point target")
         return _soft_target_loss(log_probabilities, target, weight, number, label_smoothing)
     loss = _checked_nll_loss(log_probabilities, target, weight, number, ignore_index)
-    if label_smoothing == 0:
+    if not label_smoothing > 0:
         return loss
     target = target.reshape(()) if input.dim() == 1 else target
     smooth = _uniform_target_loss(log_probabilities, target, weight, number, ignore_index)

@@ -1,4 +1,7 @@
-"""Sequences of unequal lengths in the Transformer's layers: torch's nested tensors, and its zeros for padding."""
+"""Torch's fast path of evaluation in the Transformer's layers, where it shows in results.
+
+Sequences of unequal lengths: nested tensors, and zeros for padding. Queries without a key: NaN.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -71,8 +74,9 @@ def why_not_fast_path(
         (lambda: attention.bias_k is not None, "self.bias_k was not None"),
         (lambda: attention.bias_v is not None, "self.bias_v was not None"),
         (lambda: attention.add_zero_attn, "add_zero_attn was enabled"),
+        (lambda: not attention._qkv_same_embed_dim, "_qkv_same_embed_dim was not True"),
         (
-            lambda: any(mask is not None for mask in masks),
+            lambda: query.is_nested and any(mask is not None for mask in masks),
             "supplying both src_key_padding_mask and src_mask at the same time is not supported with NestedTensor "
             "input",
         ),
@@ -84,6 +88,28 @@ def why_not_fast_path(
         ),
     ]
     return next((reason for is_present, reason in obstacles if is_present()), "")
+
+
+def gives_nan_without_keys(attention: Any, x: Tensor, *masks: Tensor | None) -> bool:
+    """Whether a query whose keys are all hidden gets NaN from self-attention, as on torch's fast path.
+
+    Elsewhere it gets 0, and so it does under a tracer, whose graphs hold the one attention.
+    """
+    is_masked = any(mask is not None for mask in masks)
+    return is_masked and not is_traced() and not why_not_fast_path(attention, x, x, x)
+
+
+def layer_gives_nan_without_keys(layer: Any, src: Tensor, *masks: Tensor | None) -> bool:
+    """gives_nan_without_keys of an encoder layer, whose fast path asks for more."""
+    if not gives_nan_without_keys(layer.self_attn, src, *masks):
+        return False
+    if layer.self_attn.in_proj_bias is None or not layer.activation_relu_or_gelu:
+        return False
+    if layer.norm1.eps != layer.norm2.eps or any(
+        m._forward_hooks or m._forward_pre_hooks for m in layer.modules()
+    ):
+        return False
+    return not (torch.is_grad_enabled() and any(x.requires_grad for x in layer.parameters()))
 
 
 def attend_by_sequence(

@@ -439,14 +439,14 @@ def rrelu(
              float16 in training
     Source:  Xu et al., Empirical evaluation of rectified activations in convolutional network, 2015
     """
-    require_floating_point("leaky_relu_cpu" if not training else "rrelu_with_noise_out_cpu", input)
-    if training and input.dtype == torch.float16:
-        raise NotImplementedError("\"rrelu_with_noise_out_cpu\" not implemented for 'Half'")
     for name, bound in (("lower", lower), ("upper", upper)):
         if not inplace and not math.isfinite(bound):
             raise RuntimeError(f"rrelu: {name} bound must be finite, got {bound}")
     if not lower <= upper:  # NaN too
         raise RuntimeError("Lower bound should be less than or equal to the upper bound")
+    require_floating_point("leaky_relu_cpu" if not training else "rrelu_with_noise_out_cpu", input)
+    if training and input.dtype == torch.float16:
+        raise NotImplementedError("\"rrelu_with_noise_out_cpu\" not implemented for 'Half'")
     if not training:
         return leaky_relu.__wrapped__(input if inplace else input.contiguous(), (lower + upper) / 2, inplace)
     slopes = _random_slopes(input.detach(), lower, upper)

@@ -243,7 +243,7 @@ def smooth_l1_loss(
     number = reduction_number(reduction, size_average, reduce)
     if beta == 0:
         return l1_loss_forward(x, target, number)
-    if beta < 0:
+    if not beta >= 0:  # NaN too
         raise RuntimeError("smooth_l1_loss does not support negative values for beta.")
     x, target = _in_one_dtype(x, target)
     require_floating_point("smooth_l1_cpu", x)
@@ -270,7 +270,7 @@ def huber_loss(
     x, target = broadcast_with_warning(input, target)
     if weight is not None:
         _check_weight(weight, input)
-    if delta <= 0:
+    if not delta > 0:  # NaN too
         raise RuntimeError("huber_loss does not support non-positive values for delta.")
     common, _ = _in_one_dtype(x, target)
     if not torch.can_cast(common.dtype, input.dtype):

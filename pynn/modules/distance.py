@@ -293,13 +293,15 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     Shape:   x1, x2: broadcastable; returns: their common shape without dim
     Raises:  RuntimeError for integers and a negative eps
     """
-    if not eps >= 0:  # NaN too
-        raise RuntimeError(f"eps must be non-negative, got: {eps:g}")
     dtype = torch.promote_types(x1.dtype, x2.dtype)
     if not dtype.is_floating_point:
         raise RuntimeError(
             f"expected common dtype to be floating point, yet common dtype is {type_name(x1.new_empty(0, dtype=dtype))}"
         )
+    if not eps >= 0:  # NaN too
+        raise RuntimeError(f"eps must be non-negative, got: {eps:g}")
+    if eps > torch.finfo(dtype).max:
+        eps = torch.inf
     x1, x2 = torch.broadcast_tensors(x1.to(dtype), x2.to(dtype))
     units = []
     for x in (x1, x2):

@@ -203,11 +203,16 @@ def _check_numbers(kernel_size: list, dilation: list, padding: list, stride: lis
 def _check_columns(
     input: Tensor, size: list, kernel_size: list, dilation: list, padding: list, stride: list
 ) -> None:
-    rows, dim = input.size(-2), input.dim() - 2
-    if rows % (kernel_size[0] * kernel_size[1]) != 0:
+    rows, window = input.size(-2), kernel_size[0] * kernel_size[1]
+    if window >= 2**64:
         raise RuntimeError(
-            f"Expected size of input's dimension {dim} to be divisible by the product of kernel_size, but got "
-            f"input.size({dim})={rows} and kernel_size={tuple(kernel_size)}."
+            f"Given kernel_width = {kernel_size[1]} and kernel_height = {kernel_size[0]} the product of kernel_width "
+            "and kernel_height overflowed."
+        )
+    if rows % window != 0:  # dimensions count from a batch, be there one or not
+        raise RuntimeError(
+            "Expected size of input's dimension 1 to be divisible by the product of kernel_size, but got "
+            f"input.size(1)={rows} and kernel_size={tuple(kernel_size)}."
         )
     counts = block_counts(size, kernel_size, dilation, padding, stride)
     if counts[0] * counts[1] != input.size(-1) or min(counts) < 1:
@@ -222,8 +227,8 @@ def _check_columns(
                 "small (non-positive)"
             )
         raise RuntimeError(
-            f"Given {given}, expected size of input's dimension {dim + 1} to match the calculated number of sliding "
-            f"blocks {counts[0]} * {counts[1]} = {counts[0] * counts[1]}, but got input.size({dim + 1})="
+            f"Given {given}, expected size of input's dimension 2 to match the calculated number of sliding "
+            f"blocks {counts[0]} * {counts[1]} = {counts[0] * counts[1]}, but got input.size(2)="
             f"{input.size(-1)}."
         )
 

@@ -13,7 +13,7 @@ from torch.nn.parameter import Parameter
 from pynn.definitions import PUBLIC, defines
 from pynn.overrides import scripts_as
 
-from ._nested import attend_by_sequence, require_fast_path
+from ._nested import attend_by_sequence, gives_nan_without_keys, require_fast_path
 from ._softmax import softmax_of
 from .activation import softmax
 from .attention import scaled_dot_product_attention
@@ -327,6 +327,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             require_fast_path(self, query, key, value, attn_mask, key_padding_mask)
             options = {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
             return attend_by_sequence(functools.partial(self.forward, **options), query, key, value)
+        takes_weights = need_weights
+        masks = [mask for mask in (attn_mask, key_padding_mask) if mask is not None]
+        if not need_weights and query is key is value and not any(mask.is_floating_point() for mask in masks):
+            takes_weights = gives_nan_without_keys(self, query, *masks)
         key_padding_mask = canonical_mask(
             key_padding_mask, "key_padding_mask", dtype_of(attn_mask), "attn_mask", query.dtype
         )
@@ -350,7 +354,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             self.out_proj.bias,
             training=self.training,
             key_padding_mask=key_padding_mask,
-            need_weights=need_weights,
+            need_weights=takes_weights,
             attn_mask=attn_mask,
             use_separate_proj_weight=not self._qkv_same_embed_dim,
             q_proj_weight=self.q_proj_weight,
@@ -359,7 +363,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             average_attn_weights=average_attn_weights,
             is_causal=is_causal,
         )
-        return (out.transpose(0, 1) if self.batch_first and is_batched else out), weights
+        out = out.transpose(0, 1) if self.batch_first and is_batched else out
+        return out, weights if need_weights else None
 
 
 def transpose_batch(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

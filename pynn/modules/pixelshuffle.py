@@ -18,11 +18,15 @@ def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
     """out[c, h * r + i, w * r + j] = input[c * r^2 + i * r + j, h, w], r = upscale_factor.
 
     Shape:   input: [*, channels * r^2, height, width]   returns: [*, channels, height * r, width * r]
-    Raises:  RuntimeError when r^2 does not divide the channels
+    Raises:  RuntimeError when r^2 does not divide the channels, ValueError when it is no 64-bit integer
     Source:  Shi et al., Real-time single image and video super-resolution, 2016
     """
     _check("pixel_shuffle", "upscale_factor", input, upscale_factor)
     r = upscale_factor
+    if r * r > torch.iinfo(torch.int64).max:
+        raise ValueError(
+            f"upscale factor is too large, (upscale_factor)^2 overflowed: upscale_factor={upscale_factor}"
+        )
     *batch, channels, height, width = input.shape
     if channels % (r * r) != 0:
         raise RuntimeError(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.init import xavier_uniform_
 
-from ._nested import gives_zeros_for_padding, sequence_by_sequence
+from ._nested import gives_zeros_for_padding, layer_gives_nan_without_keys, sequence_by_sequence
 from .activation import relu
 from .attention_masks import canonical_mask, dtype_of
 from .container import ModuleList
@@ -116,7 +116,9 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         self, x: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None, is_causal: bool = False
     ) -> Tensor:
         """The self-attention branch."""
-        return self.dropout1(attend(self.self_attn, x, x, attn_mask, key_padding_mask, is_causal))
+        masks = attn_mask, key_padding_mask
+        takes_weights = layer_gives_nan_without_keys(self, x, *masks)
+        return self.dropout1(attend(self.self_attn, x, x, *masks, is_causal, takes_weights))
 
     def _ff_block(self, x: Tensor) -> Tensor:
         """The two-layer network applied to every position."""

@@ -27,6 +27,7 @@ def attend(
     attn_mask: Tensor | None,
     key_padding_mask: Tensor | None,
     is_causal: bool,
+    need_weights: bool = False,
 ) -> Tensor:
     """The output of a MultiheadAttention whose keys and values are both `memory`."""
     return attention(
@@ -35,7 +36,7 @@ def attend(
         memory,
         attn_mask=attn_mask,
         key_padding_mask=key_padding_mask,
-        need_weights=False,
+        need_weights=need_weights,
         is_causal=is_causal,
     )[0]
 
