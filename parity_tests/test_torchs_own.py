@@ -127,6 +127,26 @@ def test_16_bit_linear_rounds_once():
     assert own <= cpp * 1.01
 
 
+@pytest.mark.parametrize("bias_dtype", [torch.float16, torch.float64, torch.complex64], ids=str)
+def test_linear_with_a_bias_of_another_dtype(bias_dtype):
+    """test_multihead_attn_fast_path_query_and_bias_have_different_dtypes of nn/test_multihead_attention.py.
+
+    ATen adds it to the product where the input's rows do not follow each other, and refuses it elsewhere.
+    """
+    weight, bias = torch.randn(5, 4), torch.randn(5).to(bias_dtype)
+    for x in (torch.randn(2, 3, 4), torch.randn(3, 2, 4).transpose(0, 1), torch.randn(4, 3).t()):
+        outcomes = []
+        for functions in (C, F):
+            try:
+                outcomes.append(functions.linear(x, weight, bias))
+            except RuntimeError as error:
+                outcomes.append(str(error))
+        if isinstance(outcomes[0], str):
+            assert outcomes[0] == outcomes[1]
+        else:
+            torch.testing.assert_close(*outcomes)
+
+
 @pytest.mark.parametrize("name, arguments", [("elu_", (-2,)), ("celu_", (-2,)), ("leaky_relu_", (-2,))])
 def test_in_place_activations_with_a_negative_slope_have_no_gradient(name, arguments):
     """test_elu_inplace_with_neg_alpha, test_leaky_relu_inplace_with_neg_slope of test_nn.py."""

@@ -48,8 +48,13 @@ def multiplies_bfloat16(input: Tensor, weight: Tensor, bias: Tensor) -> bool:
 
 
 def check_one_dtype(input: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """The check of ATen's addmm, which calls the bias self."""
-    for name, x in (("self", bias), ("mat1", input)):
+    """The check of ATen's addmm, which calls the bias self; more dimensions, not laid out in order, are no addmm."""
+    is_added_later = input.dim() > 2 and bias.dtype != weight.dtype and not input.is_contiguous()
+    if is_added_later and not torch.can_cast(bias.dtype, weight.dtype):
+        raise RuntimeError(
+            f"result type {type_name(bias)} can't be cast to the desired output type {type_name(weight)}"
+        )
+    for name, x in (("mat1", input),) if is_added_later else (("self", bias), ("mat1", input)):
         if x.dtype != weight.dtype:
             got = f"{type_name(x)} and {type_name(weight)}"
             raise RuntimeError(f"{name} and mat2 must have the same dtype, but got {got}")

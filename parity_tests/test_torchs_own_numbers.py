@@ -1,0 +1,176 @@
+"""Arguments that are NaN, infinite or too large, and queries without a key: what torch's test_nn.py of 2.13 found
+with pynn installed; each test names its origin."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+import pynn
+from parity_tests.test_refusals import assert_same
+
+INF, NAN = math.inf, math.nan
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_softshrink_takes_what_the_dtype_holds(dtype):
+    """test_softshrink_lambda_dtype_range."""
+    for lambd in (0, 65504.0, 65507.0, 3.4e38, 3.5e38, -1.0, INF, NAN):
+        assert_same("softshrink", torch.tensor([-2.0, 0.0, 2.0], dtype=dtype), lambd)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "bounds", [(INF, 0.3), (0.1, INF), (NAN, 0.3), (0.1, NAN), (-INF, 0.3), (0.5, 0.3)], ids=str
+)
+def test_rrelu_takes_finite_bounds(bounds, training):
+    """test_rrelu_bounds_validation; asked before the dtype is."""
+    for x in (torch.tensor([2.0]), torch.tensor([2])):
+        assert_same("rrelu", x, *bounds, training)
+    if not (training and INF in map(abs, bounds)):  # where torch draws no slope for a positive number
+        assert_same("rrelu_", torch.tensor([2.0]), *bounds, training)
+
+
+@pytest.mark.parametrize("slope", [INF, -INF, NAN])
+def test_leaky_relu_multiplies_the_negative_alone(slope):
+    """inf * 0 made NaN of positive numbers."""
+    assert_same("leaky_relu", torch.tensor([2.0, -1.0, 0.0, INF, NAN]), slope)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float16, torch.float16), (torch.float32, torch.float16)], ids=str)
+def test_cosine_similarity_takes_no_negative_eps(dtypes):
+    """test_cosine_similarity_mixed_precision; an eps beyond the dtype is infinite."""
+    x1, x2 = (torch.ones(3, 2, dtype=dtype) for dtype in dtypes)
+    for eps in (-1.0, -1e300, NAN, INF, 9.7e23):
+        assert_same("cosine_similarity", x1, x2, 0, eps)
+
+
+@pytest.mark.parametrize("value", [INF, NAN])
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0, 1.5, 2.0, INF])
+def test_pdist_of_infinite_rows(p, value):
+    """test_pdist_inf_nan_propagation, and the gradients."""
+    gradients = []
+    for functions in (torch.nn.functional, pynn.functional):
+        x = torch.tensor([[value, 1.0, 2.0], [0.0, value, 1.0], [1.0, 2.0, 3.0]], requires_grad=True)
+        out = functions.pdist(x, p)
+        out.sum().backward()
+        gradients.append((out, x.grad))
+    torch.testing.assert_close(*gradients, equal_nan=True)
+    assert_same("pdist", torch.full((2, 2), value), p)
+
+
+def test_sizes_that_overflow():
+    """test_pixel_shuffle_unshuffle, test_unfold_invalid_arg; a fold without a batch counts dimensions as with one."""
+    image = torch.randn(2, 16, 9, 3)
+    for factor in (545460846592, 2**62, 3037000500, 3037000499):
+        assert_same("pixel_shuffle", image, factor)
+    for kernel, rows in itertools.product((7318349394477056, 2**32, 2**31, (2**40, 2**20), 2), (3, 12)):
+        assert_same("fold", torch.randn(rows, 7), 16, kernel)
+
+
+def instance_norm(functions, x, of_weight, of_mean, of_variance, training):
+    """The result with the statistics it leaves, or the error's words."""
+    statistics = torch.zeros(3, dtype=of_mean), torch.ones(3, dtype=of_variance)
+    weight = None if of_weight is None else torch.ones(3, dtype=of_weight)
+    try:
+        return functions.instance_norm(x, *statistics, weight, None, training), *statistics
+    except RuntimeError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_instance_norm_takes_statistics_of_another_dtype(training):
+    """test_normalization_mixed_dtype: they are cast, if the mean's dtype is another one than the weight's."""
+    floats = (torch.float32, torch.float64, torch.bfloat16)
+    for of_input, *others in itertools.product(floats, (None, *floats), floats, floats):
+        x = torch.randn(2, 3, 4, dtype=of_input)
+        cpp, own = (
+            instance_norm(functions, x, *others, training)
+            for functions in (torch.nn.functional, pynn.functional)
+        )
+        if isinstance(cpp, str):
+            assert own == cpp
+        else:
+            assert [x.dtype for x in own] == [x.dtype for x in cpp]
+            if torch.bfloat16 not in (of_input, *others):  # the rows of test_parity measure rounding
+                torch.testing.assert_close(own, cpp)
+
+
+@pytest.mark.parametrize("p", [NAN, -1.0, 2.0])
+@pytest.mark.parametrize("name", ["dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d"])
+def test_dropout_of_no_probability(name, p):
+    """NaN passed where nothing was drawn."""
+    for training in (True, False):
+        assert_same(name, torch.ones(2, 3, 4), p, training)
+
+
+@pytest.mark.parametrize("number", [NAN, -1.0, -INF])
+def test_losses_of_unusual_numbers(number):
+    """A label_smoothing that is not positive is none; NaN is no beta and no delta."""
+    x, target = torch.tensor([[2.0, -1.0, 0.0]]), torch.tensor([[0.2, 0.3, 0.5]])
+    assert_same("cross_entropy", x, torch.tensor([1]), label_smoothing=number)
+    assert_same("cross_entropy", x, target, label_smoothing=number)
+    assert_same("smooth_l1_loss", x, target, beta=number)
+    assert_same("huber_loss", x, target, delta=number)
+
+
+def masks(kind):
+    hidden = {
+        "src_key_padding_mask": torch.zeros(2, 3, dtype=torch.bool),
+        "src_mask": torch.zeros(3, 3, dtype=torch.bool),
+    }
+    hidden["src_key_padding_mask"][0] = True
+    hidden["src_mask"][1] = True
+    return {name: mask for name, mask in hidden.items() if kind in (name, "both")}
+
+
+@pytest.mark.parametrize("kind", ["src_key_padding_mask", "src_mask", "both"])
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("with_gradients", [True, False])
+@pytest.mark.parametrize("change", ["", "train", "hook", "eps", "tanh", "seq_first", "one_head"])
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_queries_without_a_key_in_evaluation(kind, norm_first, with_gradients, change):
+    """test_transformerencoderlayer: NaN on torch's fast path, 0 from the attention off it."""
+    outcomes = []
+    for nn in (torch.nn, pynn):
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(
+            4,
+            1 if change == "one_head" else 2,
+            8,
+            dropout=0.0,
+            activation=torch.tanh if change == "tanh" else "relu",
+            batch_first=change != "seq_first",
+            norm_first=norm_first,
+        ).train(change == "train")
+        if change == "hook":
+            layer.linear1.register_forward_hook(lambda *_: None)
+        if change == "eps":
+            layer.norm1.eps = 1e-3
+        x = torch.randn(2, 3, 4)
+        if change == "seq_first":
+            x = x.transpose(0, 1)
+        with torch.set_grad_enabled(with_gradients):
+            outcomes.append(layer(x, **masks(kind)).detach())
+    torch.testing.assert_close(*outcomes, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["src_key_padding_mask", "src_mask"])
+@pytest.mark.parametrize("is_float", [True, False])
+@pytest.mark.parametrize("with_gradients", [True, False])
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_attention_without_a_key_in_evaluation(kind, is_float, with_gradients, need_weights):
+    """As the layer above; with weights torch gives NaN on every path."""
+    names = {"src_key_padding_mask": "key_padding_mask", "src_mask": "attn_mask"}
+    given = {names[name]: mask for name, mask in masks(kind).items()}
+    if is_float:
+        given = {name: torch.zeros(mask.shape).masked_fill_(mask, -INF) for name, mask in given.items()}
+    outcomes = []
+    for nn in (torch.nn, pynn):
+        torch.manual_seed(0)
+        attention = nn.MultiheadAttention(4, 2, batch_first=True).eval()
+        x = torch.randn(2, 3, 4)
+        with torch.set_grad_enabled(with_gradients):
+            outcomes.append(attention(x, x, x, need_weights=need_weights, **given))
+    torch.testing.assert_close(*outcomes, equal_nan=True)
