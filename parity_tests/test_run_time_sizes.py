@@ -78,7 +78,27 @@ def pairs_by(p: float) -> Case:
     return Case(f"pdist {p}", lambda x: F.pdist(x, p), ((0,),), (((6, 5),), ((11, 5),), ((3, 5),)))
 
 
+def convolution_in_groups(channels: int, outputs: int, **options: Any) -> Case:
+    """Channels are multiples of these."""
+    groups = options["groups"]
+
+    def shapes_of(*factors: int) -> tuple[tuple[int, ...], ...]:
+        c, o = channels * factors[0], outputs * factors[1]
+        if options.get("transposed"):
+            return (2, c, 6, 7), (c, o // groups, 3, 3)
+        return (2, c, 6, 7), (o, c // groups, 3, 3)
+
+    kwargs = {k: v for k, v in options.items() if k != "transposed"}
+    function = F.conv_transpose2d if options.get("transposed") else F.conv2d
+    shapes = shapes_of(2, 3), shapes_of(3, 2), shapes_of(5, 4)
+    name = f"convolution {channels} {outputs} {options}"
+    return Case(name, lambda x, w: function(x, w, **kwargs), ((1,), (0, 1)), shapes)
+
+
 CASES = [
+    convolution_in_groups(2, 2, groups=2, padding=1),
+    convolution_in_groups(32, 16, groups=2, stride=2),
+    convolution_in_groups(4, 4, groups=4, stride=2, padding=1, transposed=True),
     *(bag_of(mode) for mode in ("sum", "mean", "max")),
     bag_of("sum", True, padding_idx=1),
     *(pairs_by(p) for p in (0.0, 1.0, 2.0, 3.0, float("inf"))),
