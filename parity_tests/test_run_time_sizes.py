@@ -111,6 +111,7 @@ def sampled(mode: str, **options: Any) -> Case:
 
 
 CASES = [
+    Case("logit", lambda x: torch.logit(x, 1e-3), ((0, 1),), (((5, 7),), ((3, 2),)), torch.rand),
     *(padded(mode, draw) for mode in ("reflect", "replicate", "circular") for draw in (torch.randn, channels_last)),
     sampled("nearest", align_corners=False),
     sampled("bilinear", align_corners=False),

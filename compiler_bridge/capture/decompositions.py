@@ -136,6 +136,8 @@ ALGEBRA: tuple[Any, ...] = (
     aten.heaviside,
     aten.nan_to_num,
     aten.logical_xor,
+    aten.logit,
+    aten.logit_backward,
     aten.isneginf,
     aten.isposinf,
     aten.aminmax,
