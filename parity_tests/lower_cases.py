@@ -462,19 +462,16 @@ def channels_last(*shape: int, dtype: torch.dtype = torch.float32) -> Callable[[
 def grouped_row(
     name: str, function: Callable[..., Any], x: tuple, w: tuple, grad: tuple, **options: Any
 ) -> None:
-    """options: symbolic, layout and dtype"""
-    layout, symbolic = options.pop("layout", channels_last), options.pop("symbolic", "")
+    """options: layout and dtype"""
+    layout = options.pop("layout", channels_last)
     inputs = (
         layout(*x, **options),
         floats(*w, **options),
         floats(grad[1], **options),
         layout(*grad, **options),
     )
-    row(f"conv-{name}", function, *inputs, symbolic=symbolic)
+    row(f"conv-{name}", function, *inputs)
 
-
-# whether a number of channels that is only a symbol has so many groups is not known
-UNKNOWN_GROUPS = {"symbolic": "convolution convolution_backward"}
 
 # borders on both sides of whole blocks of columns, and channels that fill no vector
 grouped_row("depthwise", grouped(1, 1, 1, 20), (2, 20, 4, 27), (20, 1, 3, 3), (2, 20, 4, 27))
@@ -486,28 +483,22 @@ grouped_row("depthwise-point", grouped(1, 1, 1, 8), (2, 8, 3, 4), (8, 1, 1, 1), 
 grouped_row("depthwise-stride", grouped(2, 1, 1, 16), (2, 16, 6, 18), (16, 1, 3, 3), (2, 16, 3, 9))
 grouped_row("depthwise-stride-odd", grouped(2, 1, 1, 16), (2, 16, 7, 9), (16, 1, 3, 3), (2, 16, 4, 5))
 grouped_row("depthwise-stride-three", grouped(3, 2, 1, 8), (1, 8, 6, 9), (8, 1, 5, 5), (1, 8, 2, 3))
-grouped_row(
-    "depthwise-multiplied", grouped(1, 1, 1, 6), (2, 6, 4, 5), (18, 1, 3, 3), (2, 18, 4, 5), **UNKNOWN_GROUPS
-)
-grouped_row("few-channels-double", grouped(1, 1, 1, 9), (2, 18, 3, 9), (9, 2, 3, 3), (2, 9, 3, 9), dtype=torch.float64,
-    **UNKNOWN_GROUPS)  # fmt: skip
+grouped_row("depthwise-multiplied", grouped(1, 1, 1, 6), (2, 6, 4, 5), (18, 1, 3, 3), (2, 18, 4, 5))
+grouped_row("few-channels-double", grouped(1, 1, 1, 9), (2, 18, 3, 9), (9, 2, 3, 3), (2, 9, 3, 9),
+    dtype=torch.float64)  # fmt: skip
 for half in HALF:
     name = f"depthwise-{str(half)[6:]}"
     grouped_row(
         name, grouped(1, 1, 1, 8), (2, 8, 5, 9), (8, 1, 3, 3), (2, 8, 5, 9), layout=floats, dtype=half
     )
 grouped_row("depthwise-empty", grouped(1, 1, 1, 8), (0, 8, 5, 9), (8, 1, 3, 3), (0, 8, 5, 9), layout=floats)
-grouped_row(
-    "few-channels", grouped(1, 1, 1, 5), (2, 20, 5, 9), (10, 4, 3, 3), (2, 10, 5, 9), **UNKNOWN_GROUPS
-)
-grouped_row(
-    "few-channels-stride", grouped(2, 1, 1, 4), (2, 12, 4, 6), (8, 3, 3, 3), (2, 8, 2, 3), **UNKNOWN_GROUPS
-)
-grouped_row("two-groups", grouped(2, 1, 1, 2), (2, 40, 5, 6), (32, 20, 3, 3), (2, 32, 3, 3), **UNKNOWN_GROUPS)
+grouped_row("few-channels", grouped(1, 1, 1, 5), (2, 20, 5, 9), (10, 4, 3, 3), (2, 10, 5, 9))
+grouped_row("few-channels-stride", grouped(2, 1, 1, 4), (2, 12, 4, 6), (8, 3, 3, 3), (2, 8, 2, 3))
+grouped_row("two-groups", grouped(2, 1, 1, 2), (2, 40, 5, 6), (32, 20, 3, 3), (2, 32, 3, 3))
 
 grouped_row("transposed", grouped(2, 1, 1, 1, transposed=True, output_padding=1),
     (2, 6, 4, 3), (6, 5, 3, 3), (2, 5, 8, 6))  # fmt: skip
 grouped_row("transposed-depthwise", grouped(2, 1, 1, 8, transposed=True, output_padding=1),
     (2, 8, 4, 3), (8, 1, 3, 3), (2, 8, 8, 6))  # fmt: skip
 grouped_row("transposed-groups", grouped(2, 0, 1, 2, transposed=True),
-    (2, 6, 4, 3), (6, 4, 2, 2), (2, 8, 8, 6), layout=floats, **UNKNOWN_GROUPS)  # fmt: skip
+    (2, 6, 4, 3), (6, 4, 2, 2), (2, 8, 8, 6), layout=floats)  # fmt: skip

@@ -35,10 +35,6 @@ class Case:
 IMAGES = (((2, 3, 6, 11),), ((2, 3, 13, 5),), ((2, 3, 8, 8),))
 
 
-def channels_last(*shape: int) -> Tensor:
-    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
-
-
 def byte_images(*shape: int) -> Tensor:
     return torch.randint(256, shape, dtype=torch.uint8)
 
@@ -52,6 +48,10 @@ def resized_by(mode: str, dims: int, **options: Any) -> Case:
     shapes = tuple(((2, 3, *sizes[:dims]),) for sizes in ((6, 11, 4), (13, 5, 7)))
     function = lambda x: F.interpolate(x, mode=mode, **options)  # noqa: E731
     return Case(f"{mode} {dims}d {options}", function, (tuple(range(2, 2 + dims)),), shapes)
+
+
+def channels_last(*shape: int) -> Tensor:
+    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
 
 
 def fold_of(**geometry: Any) -> Case:
@@ -78,7 +78,48 @@ def pairs_by(p: float) -> Case:
     return Case(f"pdist {p}", lambda x: F.pdist(x, p), ((0,),), (((6, 5),), ((11, 5),), ((3, 5),)))
 
 
+def convolution_in_groups(channels: int, outputs: int, **options: Any) -> Case:
+    """Channels are multiples of these."""
+    groups = options["groups"]
+
+    def shapes_of(*factors: int) -> tuple[tuple[int, ...], ...]:
+        c, o = channels * factors[0], outputs * factors[1]
+        if options.get("transposed"):
+            return (2, c, 6, 7), (c, o // groups, 3, 3)
+        return (2, c, 6, 7), (o, c // groups, 3, 3)
+
+    kwargs = {k: v for k, v in options.items() if k != "transposed"}
+    function = F.conv_transpose2d if options.get("transposed") else F.conv2d
+    shapes = shapes_of(2, 3), shapes_of(3, 2), shapes_of(5, 4)
+    name = f"convolution {channels} {outputs} {options}"
+    return Case(name, lambda x, w: function(x, w, **kwargs), ((1,), (0, 1)), shapes)
+
+
+def padded(mode: str, draw: Callable[..., Tensor] = torch.randn) -> Case:
+    name = f"pad {mode} {draw.__name__}"
+    return Case(name, lambda x: F.pad(x, (1, 3, 2, 0), mode=mode), ((2, 3),), IMAGES, draw)
+
+
+def sampled(mode: str, **options: Any) -> Case:
+    """At places that the grid makes of numbers, some of them outside."""
+
+    def sample(x: Tensor, places: Tensor) -> Tensor:
+        return F.grid_sample(x, places.tanh() * 1.1, mode=mode, **options)
+
+    shapes = tuple((shape, (2, shape[3], 4, 2)) for (shape,) in IMAGES)
+    return Case(f"grid {mode} {options}", sample, ((2, 3), (1,)), shapes)
+
+
 CASES = [
+    Case("logit", lambda x: torch.logit(x, 1e-3), ((0, 1),), (((5, 7),), ((3, 2),)), torch.rand),
+    *(padded(mode, draw) for mode in ("reflect", "replicate", "circular") for draw in (torch.randn, channels_last)),
+    sampled("nearest", align_corners=False),
+    sampled("bilinear", align_corners=False),
+    sampled("bilinear", align_corners=True, padding_mode="border"),
+    sampled("bilinear", align_corners=False, padding_mode="reflection"),
+    convolution_in_groups(2, 2, groups=2, padding=1),
+    convolution_in_groups(32, 16, groups=2, stride=2),
+    convolution_in_groups(4, 4, groups=4, stride=2, padding=1, transposed=True),
     *(bag_of(mode) for mode in ("sum", "mean", "max")),
     bag_of("sum", True, padding_idx=1),
     *(pairs_by(p) for p in (0.0, 1.0, 2.0, 3.0, float("inf"))),

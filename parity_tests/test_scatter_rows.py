@@ -13,7 +13,7 @@ from torch import Tensor
 from compiler_bridge import ir, runtime
 from compiler_bridge.cpu.host import NATIVE_LANES
 from compiler_bridge.emit.program import build_program
-from compiler_bridge.emit.scatter import CHUNK, row_length
+from compiler_bridge.emit.scatter import CHUNK, private_axes, row_length
 from compiler_bridge.grouper import group_nodes
 from compiler_bridge.interpret import interpret
 from compiler_bridge.legalize import give_scatters_a_base
@@ -121,6 +121,23 @@ NOT_CLEARED = {
 def test_others_need_a_base(why: str):
     assert row_length(scatter_of(9)) == 9
     assert row_length(scatter_of(9, **NOT_CLEARED[why])) is None
+
+
+def test_loops_are_private_also_where_sizes_are_known_later():
+    """for c: for i: for j: out[c, index[i, j], i] += value: every (c, i) writes to places of its own."""
+    height, width = sympy.symbols("height width", positive=True, integer=True)
+    rows, channels = ir.Axis("i", width), ir.Axis("c", sympy.Symbol("channels", positive=True, integer=True))
+    bound = scatter_of(9).value
+    assert isinstance(bound, ir.Apply)
+    later = ir.Constant("int64", height)
+    inside = replace(bound.args[0], args=(bound.args[0].args[0], replace(bound.args[0].args[1], args=(
+        bound.args[0].args[1].args[0], later))))  # fmt: skip
+    store = ir.Index((("c", height * width), (ir.Value(WHERE), width), ("i", 1)), 0)
+    changes = {"axes": (channels, rows, PLACES), "store": store}
+    node = scatter_of(9, value=replace(bound, args=(inside, bound.args[1])), **changes)
+    assert private_axes(node) == (channels, rows)
+    assert private_axes(scatter_of(9, **changes)) == ()  # rows may be longer than what 9 places fill
+    assert row_length(node) is None
 
 
 def test_the_number_of_rows_may_be_known_later():

@@ -16,7 +16,7 @@ import torch
 from torch._decomp import get_decompositions
 from torch._ops import OpOverload
 
-from compiler_bridge.capture import channels_last
+from compiler_bridge.capture import channels_last, run_time_sizes
 
 aten = torch.ops.aten
 
@@ -46,13 +46,6 @@ _INTERPOLATION = [
     for suffix in ("", "_backward")
 ]
 
-_PADDING = [
-    f"{mode}_pad{dims}d{suffix}"
-    for mode in ("reflection", "replication")
-    for dims in (1, 2, 3)
-    for suffix in ("", "_backward")
-]
-
 KEPT_WHOLE: frozenset[OpOverload] = frozenset(
     {
         aten.convolution.default,
@@ -61,7 +54,7 @@ KEPT_WHOLE: frozenset[OpOverload] = frozenset(
         aten.im2col.default,
         aten.col2im.default,
         *(getattr(aten, name).default for name in _INTERPOLATION if hasattr(aten, name)),
-        *(getattr(aten, name).default for name in _PADDING),
+        *run_time_sizes.PADDING,
     }
 )
 """Operations with a definition that the lowering takes whole: its kernels know more than the definition."""
@@ -143,6 +136,8 @@ ALGEBRA: tuple[Any, ...] = (
     aten.heaviside,
     aten.nan_to_num,
     aten.logical_xor,
+    aten.logit,
+    aten.logit_backward,
     aten.isneginf,
     aten.isposinf,
     aten.aminmax,
@@ -163,7 +158,7 @@ def decompositions(eager_random: bool) -> Decompositions:
     table.update(_optional_table("compiler_bridge.capture.random", random))
     for operation in KEPT_WHOLE | WAITS_FOR_LOWERING:
         table.pop(operation, None)
-    return {**table, **channels_last.DECOMPOSITIONS}
+    return {**table, **channels_last.DECOMPOSITIONS, **run_time_sizes.DECOMPOSITIONS}
 
 
 def _optional_table(module: str, name: str) -> Decompositions:

@@ -11,6 +11,8 @@ after the other.
 
 from __future__ import annotations
 
+import sympy
+
 from compiler_bridge.cpu.host import NATIVE_LANES
 from compiler_bridge.emit.expression import ExpressionWriter, Scope
 from compiler_bridge.emit.kernel import INDENT, KernelCode
@@ -27,6 +29,7 @@ from compiler_bridge.ir import (
     Scatter,
     Size,
     Value,
+    exact_quotient,
     size_product,
     walk,
 )
@@ -65,16 +68,27 @@ def private_axes(node: Scatter) -> tuple[Axis, ...]:
     different digits are different places.
     """
     extents = {axis.name: axis.extent for axis in node.axes}
-    digits: list[tuple[int, Size | None]] = []
-    for atom, step in node.store.terms:
-        if not isinstance(step, int):
+    digits = [
+        (step, extents[atom] if isinstance(atom, str) else guarded_extent(node, atom))
+        for atom, step in node.store.terms
+    ]
+    while len(digits) > 1:  # however long the highest is
+        lowest = next((d for d in digits if all(o is d or is_below(d, o) for o in digits)), None)
+        if lowest is None:
             return ()
-        digits.append((step, extents[atom] if isinstance(atom, str) else guarded_extent(node, atom)))
-    digits.sort(key=lambda digit: (digit[0], digit[1] != 1))
-    for (low, extent), (high, _) in zip(digits, digits[1:]):  # however long the highest is
-        if not isinstance(extent, int) or high < low * extent:
-            return ()
+        digits.remove(lowest)
     return tuple(axis for axis in node.axes if node.store.coefficient(axis.name) != 0)
+
+
+def is_below(low: tuple[Size, Size | None], high: tuple[Size, Size | None]) -> bool:
+    """Whether all that the low digit counts (step, extent) is less than a step of the high one."""
+    if low[1] is None:
+        return False
+    reach, step = low[0] * low[1], high[0]
+    if isinstance(reach, int) and isinstance(step, int):
+        return reach <= step
+    quotient = exact_quotient(step, reach)
+    return quotient is not None and sympy.sympify(quotient).is_positive is True
 
 
 def guarded_extent(node: Scatter, atom: Value) -> Size | None:
@@ -108,6 +122,7 @@ def row_length(node: Scatter) -> int | None:
         or not (private or inner)
         or not isinstance(length, int)
         or node.store.const != 0
+        or not all(isinstance(node.store.coefficient(axis.name), int) for axis in private)
     ):
         return None
     span: Size = length * width

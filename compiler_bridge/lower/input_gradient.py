@@ -12,14 +12,12 @@ from compiler_bridge.ir import (
     BufferView,
     Load,
     Size,
-    exact_quotient,
     size_equal,
     strided_index,
 )
 from compiler_bridge.lower.contractions import contract_into
 from compiler_bridge.lower.lowering import (
     Lowering,
-    NoLowering,
     axes_of,
     both,
     dtype_name,
@@ -32,11 +30,12 @@ from compiler_bridge.ops import compute_dtype
 
 
 def in_groups(view: BufferView, dim: int, groups: int) -> BufferView:
-    """The view with its channels, dimension `dim`, taken apart into groups and the channels of a group."""
+    """The view with its channels, dimension `dim`, taken apart into groups and the channels of a group.
+
+    ATen has checked that groups divide the channels, also where their number is known only at run time.
+    """
     extent, stride = view.shape[dim], view.strides[dim]
-    channels = exact_quotient(extent, groups)
-    if channels is None:
-        raise NoLowering(f"{groups} groups of {extent} channels")
+    channels = extent // groups
     shape = (*view.shape[:dim], groups, channels, *view.shape[dim + 1 :])
     strides = (*view.strides[:dim], stride * channels, stride, *view.strides[dim + 1 :])
     return replace(view, shape=shape, strides=strides)

@@ -38,11 +38,18 @@ class AxisTaps:
     slope: list[Tensor]
 
 
-def to_pixels(place: Tensor, size: Any, align_corners: bool) -> tuple[Tensor, float]:
+def to_pixels(place: Tensor, size: Any, align_corners: bool) -> tuple[Tensor, Any]:
     """-1 and 1 are the centres of the outer pixels, or their outer edges; and the derivative."""
     if align_corners:
-        return (place + 1) / 2 * (size - 1), (size - 1) / 2
-    return ((place + 1) * size - 1) / 2, size / 2
+        return (place + 1) / 2 * (size - 1), half(size - 1, place)
+    return ((place + 1) * size - 1) / 2, half(size, place)
+
+
+def half(size: Any, like: Tensor) -> Any:
+    """size / 2: a number; of a size known only at run time a tensor, which compilers know how to compute."""
+    return (
+        size / 2 if isinstance(size, int) else torch.full((), size, dtype=like.dtype, device=like.device) / 2
+    )
 
 
 def clipped(position: Tensor, size: Any) -> tuple[Tensor, Tensor]:
@@ -61,7 +68,7 @@ def reflected(position: Tensor, size: Any, align_corners: bool) -> tuple[Tensor,
     distance, sign = shifted.abs(), torch.where(shifted < 0, -1.0, 1.0).to(position.dtype)
     turns = torch.floor(distance / span).detach()
     rest = distance - turns * span
-    is_even = turns % 2 == 0
+    is_even = torch.floor(turns / 2) * 2 == turns
     mirrored = torch.where(is_even, rest + low, span - rest + low)
     return mirrored, torch.where(is_even, sign, -sign)
 

@@ -1,8 +1,10 @@
-"""Interpolation on its way into a graph: one operation between known sizes, else its definition.
+"""Interpolation and padding on their way into a graph: one operation at known sizes, else the definition.
+
+The lowering takes the operation by tables, which it makes while it compiles. Where sizes are known only at run time the
+definition is traced, and makes its tables in kernels.
 
 torch.nn.functional.interpolate calls the `vec` overloads, which take sizes or scales; their C++ composites read every
-size as a number and so bind the graph to it. Between sizes known only at run time the definition is traced, tables of
-taps and all, and autograd differentiates it.
+size as a number and so bind the graph to it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynn.definitions import DEFINITIONS
+from pynn.memory_format import in_format_of
 from pynn.modules._interpolation import OPERATIONS, interpolate_forward
 
 aten = torch.ops.aten
@@ -52,3 +56,27 @@ COMPOSITES = {
     for name, (mode, has_corners) in OPERATIONS.items()
     if hasattr(aten, name) and "vec" in getattr(aten, name).overloads()
 }
+"""What stands in for the overloads of interpolation that torch.nn.functional calls."""
+
+
+def padding_at_run_time(definition: Callable[..., Tensor]) -> Callable[..., Any]:
+    """The definition where sizes are symbols; NotImplemented, the operation as it is, where none is."""
+
+    def pad(input: Tensor, *rest: Any) -> Any:
+        *grown, padding = rest  # the gradient's second argument is what was padded
+        dims = len(padding) // 2
+        if is_known([*input.shape[-dims:], *(size for x in grown for size in x.shape[-dims:]), *padding]):
+            return NotImplemented
+        return in_format_of(input, definition(input, *rest))
+
+    return pad
+
+
+PADDING = [
+    getattr(aten, f"{mode}_pad{dims}d{suffix}").default
+    for mode in ("reflection", "replication")
+    for dims in (1, 2, 3)
+    for suffix in ("", "_backward")
+]
+DECOMPOSITIONS = {operation: padding_at_run_time(DEFINITIONS[operation]) for operation in PADDING}
+"""For AOTAutograd's table."""
