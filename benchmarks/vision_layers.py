@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from benchmarks.compare import measure_both_ways
 from benchmarks.layers import Case, build_work
 
+Image = Callable[[tuple[int, ...]], Tensor]
+
 # batch, channels, height, width: early, middle and late in a network
 SHAPES = [(4, 64, 56, 56), (4, 256, 28, 28), (16, 512, 7, 7)]
 GROUPS = 32
@@ -34,41 +36,52 @@ def layer_case(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Ca
     parameters = list(function.parameters()) if isinstance(function, nn.Module) else []
     with torch.no_grad():
         written = function(x).numel()
-    size = "x".join(map(str, x.shape))
+    size = "x".join(map(str, x.shape)) + ("" if x.is_contiguous() else " nhwc")
     return Case(name, size, function, [x], parameters, nbytes=traffic(x.numel(), written))
 
 
-def image(shape: tuple[int, ...]) -> Tensor:
+def contiguous(shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, requires_grad=True)
 
 
-def pooling_cases(shape: tuple[int, ...]) -> Iterator[Case]:
+def channels_last(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
+
+
+LAYOUTS = (contiguous, channels_last)
+
+
+def pooling_cases(shape: tuple[int, ...], image: Image) -> Iterator[Case]:
     for name, function in POOLING.items():
         yield layer_case(name, function, image(shape))
 
 
-def normalisation_cases(shape: tuple[int, ...]) -> Iterator[Case]:
+def normalisation_cases(shape: tuple[int, ...], image: Image) -> Iterator[Case]:
     """In training: batch norm takes the batch's statistics and moves the running ones."""
     channels = shape[1]
     yield layer_case("batch_norm", nn.BatchNorm2d(channels).train(), image(shape))
     yield layer_case("group_norm", nn.GroupNorm(GROUPS, channels), image(shape))
 
 
-def interpolation_cases(shape: tuple[int, ...]) -> Iterator[Case]:
-    """Twice the size, and for antialias 5/8 of it."""
+def interpolation_cases(shape: tuple[int, ...], image: Image) -> Iterator[Case]:
+    """Twice the size, and 5/8 of it: of the nearest elements, and antialiased."""
     twice = [2 * side for side in shape[2:]]
     smaller = [max(1, side * 5 // 8) for side in shape[2:]]
     for mode in ("nearest", "bilinear", "bicubic"):
         yield layer_case(mode, partial(F.interpolate, size=twice, mode=mode), image(shape))
+    yield layer_case("nearest smaller", partial(F.interpolate, size=smaller, mode="nearest"), image(shape))
     for mode in ("bilinear", "bicubic"):
         function = partial(F.interpolate, size=smaller, mode=mode, antialias=True)
         yield layer_case(f"{mode} antialias", function, image(shape))
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    for shape in SHAPES[1:] if quick else SHAPES:
-        for family in (pooling_cases, normalisation_cases, interpolation_cases):
-            yield from family(shape)
+    """In both memory layouts."""
+    chosen = {contiguous: SHAPES[1:], channels_last: SHAPES[2:]} if quick else dict.fromkeys(LAYOUTS, SHAPES)
+    for image, shapes in chosen.items():
+        for shape in shapes:
+            for family in (pooling_cases, normalisation_cases, interpolation_cases):
+                yield from family(shape, image)
 
 
 def measure_vision_layers(

@@ -18,6 +18,7 @@ from typing import Any
 import sympy
 
 from compiler_bridge.contract import IndirectForm, IndirectPanels, matrix_form, packed_form
+from compiler_bridge.cpu.host import NATIVE_LANES
 from compiler_bridge.ir import (
     Apply,
     Constant,
@@ -55,6 +56,8 @@ from compiler_bridge.window import window_form
 SYMBOL_HINT = 64  # a stand-in for an unknown size where only a guess of magnitude is needed
 LARGEST_EXPRESSION = 60  # operations; Numba's front end is superlinear in the length of a function
 CHEAP = 2
+SHORT = 4 * NATIVE_LANES  # elements side by side that vectors had better not be confined to
+MANY = 16  # times as many elements as a value has: writing and reading that is nothing beside them
 FEW = 4  # a consumer that needs less than one in so many of the values made computes its own
 
 
@@ -348,6 +351,8 @@ class Inliner:
                 attempt = None
             if attempt is not None and window_form(node) is not None and window_form(attempt[0]) is None:
                 attempt = None  # vectors would not lie side by side any more: the copy stays
+            if attempt is not None and self.cuts_vectors(node, attempt[0], producer):
+                attempt = None
             if attempt is None or sum(count_ops(e) for e in node_exprs(attempt[0])) > LARGEST_EXPRESSION:
                 declined.add(load)
                 continue
@@ -360,6 +365,20 @@ class Inliner:
             else:
                 declined = {x for x in node_loads(node) if x.buffer in {d.buffer for d in declined}}
         return node
+
+    def cuts_vectors(self, node: Any, attempt: Any, producer: Map) -> bool:
+        """Whether inlining splits the loop along which elements lie side by side into short ones, for the sake of a
+        value with far fewer elements: read from memory (a group's mean, once for each channel) it costs little."""
+        kept = {axis.name for axis in all_axes(attempt)}
+        split = [axis for axis in all_axes(node) if axis.name not in kept]
+        inner = {axis.name: axis.extent for axis in all_axes(attempt)}
+        if not any(hint(inner.get(f"{axis.name}i", SHORT), self.hints) < SHORT for axis in split):
+            return False
+        places = [node.store, *(load.index for load in node_loads(node))]
+        beside = any(index.coefficient(axis.name) == 1 for index in places for axis in split)
+        work = hint(size_product(a.extent for a in all_axes(node)), self.hints)
+        made = hint(size_product(a.extent for a in producer.axes), self.hints)
+        return beside and work >= MANY * made
 
     def candidate(self, node: Any, load: Load) -> bool:
         producer = self.producers.get(load.buffer)

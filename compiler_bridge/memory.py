@@ -120,14 +120,29 @@ _use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count"
 
 
 class _Storage:
-    """A storage that was given out, and its address then."""
+    """A storage that was given out, its address then, and a tensor over it that looks like the one given out."""
 
-    __slots__ = ("address", "handle", "storage")
+    __slots__ = ("address", "alias", "handle", "storage")
 
     def __init__(self, tensor: torch.Tensor):
         self.storage = tensor.untyped_storage()
         self.handle = self.storage._cdata
         self.address = tensor.data_ptr()
+        self.alias = tensor.data
+
+    def new_tensor(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Another tensor over the storage; `data` shares nothing else with the alias, and takes an eighth as long as
+        `set_`."""
+        alias = self.alias
+        if (
+            alias.dtype != dtype
+            or alias.shape != shape
+            or alias.stride() != strides
+            or alias.is_inference() != torch.is_inference_mode_enabled()
+        ):
+            alias = torch.empty(0, dtype=dtype).set_(self.storage, 0, shape, strides)  # type: ignore
+            self.alias = alias
+        return alias.data
 
     def references(self) -> tuple[int, int]:
         """References to the memory from C++ (tensors, saved activations ...), and from Python to the storage
@@ -184,7 +199,7 @@ class OutputPool:
                 continue
             tensor = None
             if storage.references() == _idle_references():
-                tensor = torch.empty(0, dtype=dtype).set_(storage.storage, 0, shape, strides)  # type: ignore
+                tensor = storage.new_tensor(shape, strides, dtype)
             if tensor is not None:
                 shelf.append(storage)  # only now: another thread must find it held
                 return tensor

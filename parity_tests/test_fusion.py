@@ -12,7 +12,7 @@ import pynn
 from compiler_bridge import pipeline
 from compiler_bridge.epilogue import join_all
 from compiler_bridge.group import single
-from compiler_bridge.ir import Map, Reduce, node_reads
+from compiler_bridge.ir import Map, Reduce, all_axes, node_reads, size_product
 from compiler_bridge.schedule import schedule_group
 
 ROWS, COLS = 96, 160
@@ -240,3 +240,30 @@ def test_what_needs_inputs_alone_waits_for_its_reader() -> None:
     for index in copies:
         reader = next(i for i in range(index + 1, len(steps)) if arena[i] & arena[index])
         assert set(range(index, reader)) <= set(copies), program
+
+
+@pytest.mark.parametrize("groups", [2, 8])
+def test_vectors_run_through_the_channels_of_all_groups(groups: int) -> None:
+    """Channels-last: a group's mean, copied to each of its channels, is read from memory. Computed in place it would
+    confine vectors to the channels of one group, and went to memory as x - mean."""
+    inputs = [torch.randn(2, 16, 9, 11).to(memory_format=torch.channels_last).requires_grad_()]
+    inputs += [torch.randn(16, requires_grad=True) for _ in "wb"]
+    kinds = ("forward", "backward")
+    records = compiled_records(lambda x, w, b: F.group_norm(x, groups, w, b), inputs, kinds)
+    for record in records.values():
+        large = [n for n in record.fused.nodes if size_product(a.extent for a in all_axes(n)) == 2 * 16 * 99]
+        assert large and all(16 in [axis.extent for axis in all_axes(node)] for node in large)
+        made = [b for b in record.program.buffers if b.numel == inputs[0].numel() and b.kind != "input"]
+        assert len(made) == 1, record.program  # the result alone
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [7, 8])
+def test_max_pooling_finds_elements_and_their_places_in_one_kernel(
+    size: int, layout: torch.memory_format
+) -> None:
+    """Windows that begin where data says, too: nothing but where they store tells that both loops are alike."""
+    for pool in (lambda x: F.max_pool2d(x, 3, 2, 1), lambda x: F.adaptive_max_pool2d(x, 5)):
+        x = torch.randn(2, 20, size, size).to(memory_format=layout).requires_grad_()
+        record = compiled_records(pool, [x], ("forward",))["forward"]
+        assert [len(kernel.nodes) for kernel in record.kernels] == [2]

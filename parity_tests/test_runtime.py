@@ -397,6 +397,33 @@ def test_an_output_nobody_holds_is_recycled():
     assert new_output(pool).data_ptr() != address
 
 
+def test_a_recycled_output_is_a_tensor_of_its_own():
+    """Whatever was done to the tensor that had the memory before."""
+    pool = memory.OutputPool(1 << 30)
+    first = new_output(pool)
+    address, first.mark = first.data_ptr(), 1
+    first.fill_(1).requires_grad_().register_hook(lambda grad: grad)
+    del first
+    for strides, dtype in (((128, 1), torch.float32), ((1, 256), torch.float32), ((128, 1), torch.int32)):
+        for _ in range(2):  # the second looks like the one before
+            again = pool.empty(LARGE, strides, dtype, 256 * 128 * 4)
+            assert again.data_ptr() == address
+            assert (again.shape, again.stride(), again.dtype) == (LARGE, strides, dtype)
+            assert again._version == 0 and not again.requires_grad and not again._is_view()
+            assert not hasattr(again, "mark")
+            del again
+
+
+def test_an_output_is_recycled_in_and_out_of_inference_mode():
+    pool = memory.OutputPool(1 << 30)
+    address = new_output(pool).data_ptr()
+    for inference in (True, True, False, False, True):
+        with torch.inference_mode(inference):
+            again = new_output(pool)
+        assert again.data_ptr() == address and again.is_inference() == inference
+        del again
+
+
 def test_nothing_is_recycled_when_torch_does_not_tell_who_holds_it(monkeypatch):
     """Bug: without the private `_storage_Use_Count` the package could not be imported, and the public
     `empty_strided`, meant for a torch without Inductor's, was called with the dtype in the wrong place."""

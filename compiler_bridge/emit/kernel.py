@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from compiler_bridge.emit.columns import sums_columns_only, write_columns
 from compiler_bridge.emit.expression import ExpressionWriter, Scope, Term
 from compiler_bridge.emit.names import Names, constant_text, decode_lines
 from compiler_bridge.emit.sinks import Sink
@@ -75,6 +76,7 @@ class KernelWriter:
         self.blocks = self.choose_blocks() if self.sinks else 0
         self.beside = self.stores_beside()
         self.waiting: dict[str, str] = {}  # stored once the value beside is known
+        self.accumulators: dict[str, str] = {}  # of sinks that are summed in registers
 
     @property
     def lanes(self) -> int:
@@ -91,14 +93,17 @@ class KernelWriter:
             self.line(depth, "for block in range(begin, end):")
             depth += 1
             total = self.names.size(rows)
+            begin = f"block * {total} // {self.blocks}"
+            end = f"(block + 1) * {total} // {self.blocks}"
+            if sums_columns_only(self):
+                write_columns(self, depth, f"range({begin}, {end})")
+                return self.finished(rows, length)
             for sink in self.sinks.values():
                 pointer = self.names.pointer(sink.buffer, sink.dtype)
                 width = self.names.size(sink.width)
                 zero = constant_text(reduce_identity(sink.node.op, sink.dtype), sink.dtype, self.names)
                 self.line(depth, f"for a in range(block * {width}, block * {width} + {width}):")
                 self.line(depth + 1, f"store({pointer}, a, {zero})")
-            begin = f"block * {total} // {self.blocks}"
-            end = f"(block + 1) * {total} // {self.blocks}"
             self.line(depth, f"for r in range({begin}, {end}):")
         else:
             self.line(depth, "for r in range(begin, end):")
@@ -107,6 +112,9 @@ class KernelWriter:
         for level in range(max(s.loops, 1 + max(s.level.values(), default=0))):
             self.write_level(level, depth)
         self.flush_row(depth)
+        return self.finished(rows, length)
+
+    def finished(self, rows: Size, length: Size) -> KernelCode:
         body = [INDENT + line for line in self.names.preamble()] + self.lines
         return KernelCode(body, self.names, length, self.grain(rows), list(self.sinks.values()), self.blocks)
 
@@ -500,5 +508,10 @@ class KernelWriter:
             )
             return
         count = f", {self.writer.count}" if self.writer.count is not None else ""
+        if node.output in self.accumulators:
+            accumulator = self.accumulators[node.output]
+            lines.append(f"{accumulator} = {row.combine.format(accumulator, text)}")
+            lines.append(f"store({pointer}, {offset}, {accumulator}{count})")  # after the last row
+            return
         old = f"load({pointer}, {offset}, {self.lanes}{count})"
         lines.append(f"store({pointer}, {offset}, {row.combine.format(old, text)}{count})")
