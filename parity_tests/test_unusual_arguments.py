@@ -79,6 +79,14 @@ CALLS: dict[str, Callable[[Any], Any]] = {
        for w in (torch.float32, torch.float64) for b in (HALF, torch.float32)},
     "bilinear with a bias of another dtype": lambda f: f.bilinear(
         ones(2, 3), ones(2, 4), ones(5, 3, 4), ones(5).double()),
+    **{f"embedding of {dtype}": lambda f, dtype=dtype: f.embedding(ones(2).to(dtype), ones(3, 2))
+       for dtype in (torch.bool, torch.uint8, torch.bfloat16, torch.float64, torch.complex64)},
+    **{f"embedding_bag of {dtype}": lambda f, dtype=dtype: f.embedding_bag(
+        ones(4).to(dtype), ones(3, 2), tensor([0, 2]))
+       for dtype in (torch.bool, torch.uint8, torch.bfloat16)},
+    **{f"embedding_bag weighted by {dtype}": lambda f, dtype=dtype: f.embedding_bag(
+        ones(1, 2).long(), ones(3, 2), per_sample_weights=ones(1, 2).to(dtype), mode="sum")
+       for dtype in (torch.bool, torch.bfloat16, torch.float64)},
     "grid_sample of too few dimensions": lambda f: f.grid_sample(ones(1, 2, 4, 4), ones(1, 3, 2)),
     "cross_entropy of a scalar": lambda f: f.cross_entropy(ones(()), ones((), dtype=torch.int64)),
 }  # fmt: skip

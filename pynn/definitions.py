@@ -317,3 +317,23 @@ def require_no_gradient(function: str, **arguments: Tensor | None) -> None:
 def type_name(x: Tensor) -> str:
     """Float for torch.FloatTensor: what ATen's messages call the dtype."""
     return x.type().rpartition(".")[2].removesuffix("Tensor")
+
+
+NAMED_BY_TENSOR = frozenset(
+    {
+        torch.float16,
+        torch.float32,
+        torch.float64,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    }
+)
+
+
+def full_type_name(x: Tensor) -> str:
+    """torch.FloatTensor, CPUBoolType: what some of ATen's messages call it, in two ways."""
+    name = type_name(x)
+    return f"torch.{name}Tensor" if x.dtype in NAMED_BY_TENSOR else f"CPU{name}Type"

@@ -5,17 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynn.definitions import type_name
+from pynn.definitions import full_type_name, type_name
 
 CPP_NAMES = {
     "torch.float32": "float", "torch.float64": "double", "torch.bfloat16": "c10::BFloat16",
     "torch.float16": "c10::Half", "torch.complex64": "c10::complex<float>",
     "torch.complex128": "c10::complex<double>",
-}  # fmt: skip
-# what torch.Tensor.type() calls these, ATen's messages call otherwise
-UNCOMMON_NAMES = {
-    torch.bfloat16: "CPUBFloat16Type", torch.complex64: "CPUComplexFloatType",
-    torch.complex128: "CPUComplexDoubleType",
 }  # fmt: skip
 
 
@@ -55,7 +50,7 @@ def check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None, dims: int, 
         raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
     if weight.dtype != input.dtype:
         if input.dtype in (torch.float32, torch.bfloat16, torch.complex64, torch.complex128):
-            names = [UNCOMMON_NAMES.get(x.dtype, f"torch.{type_name(x)}Tensor") for x in (input, weight)]
+            names = [full_type_name(x) for x in (input, weight)]
             message = f"Input type ({names[0]}) and weight type ({names[1]}) should be the same"
             if not input.is_complex():
                 message += " or input should be a MKLDNN tensor and weight is a dense tensor"

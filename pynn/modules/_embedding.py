@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pynn.argument_types import require_int
-from pynn.definitions import NARROW_DTYPES, Function, can_read_values, defines, traced_as, widen
+from pynn.definitions import (
+    NARROW_DTYPES,
+    Function,
+    can_read_values,
+    defines,
+    full_type_name,
+    traced_as,
+    widen,
+)
 
 __all__ = [
     "embedding",
@@ -160,7 +168,7 @@ def embedding(
     if input.dtype not in (torch.int64, torch.int32):
         raise RuntimeError(
             "Expected tensor for argument #1 'indices' to have one of the following scalar types: Long, Int; "
-            f"but got {input.type()} instead (while checking arguments for embedding)"
+            f"but got {full_type_name(input)} instead (while checking arguments for embedding)"
         )
     if max_norm is not None:
         limit_row_norms(weight, input, max_norm, norm_type)

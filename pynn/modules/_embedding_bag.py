@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pynn.definitions import Function, can_read_values, defines, traced_as, widen
+from pynn.definitions import Function, can_read_values, defines, full_type_name, traced_as, widen
 from pynn.modules._embedding import embedding_dense_backward, embedding_sparse_backward, limit_row_norms
 
 __all__ = ["embedding_bag"]
@@ -392,7 +392,7 @@ def _checked_places(
     if dtype not in (torch.int32, torch.int64):
         raise RuntimeError(
             "Expected tensor for argument #1 'indices' to have one of the following scalar types: Long, Int; "
-            f"but got {input.type()} instead (while checking arguments for embedding_bag)"
+            f"but got {full_type_name(input)} instead (while checking arguments for embedding_bag)"
         )
     if include_last_offset and offsets.size(0) < 1:
         raise RuntimeError("include_last_offset: number of offset should be at least 1")
@@ -424,13 +424,13 @@ def _check_weights(weight: Tensor, per_sample_weights: Tensor | None) -> None:
     if not weight.is_floating_point():
         raise RuntimeError(
             "Expected tensor for argument #1 'weight' to have one of the following scalar types: Half, BFloat16, "
-            f"Float, Double; but got {weight.type()} instead (while checking arguments for embedding_bag)"
+            f"Float, Double; but got {full_type_name(weight)} instead (while checking arguments for embedding_bag)"
         )
     if per_sample_weights is not None and per_sample_weights.dtype != weight.dtype:
         raise RuntimeError(
             "Expected tensor for argument #1 'weight' to have the same type as tensor for argument #1 "
-            f"'per_sample_weights'; but type {weight.type()} does not equal {per_sample_weights.type()} (while "
-            "checking arguments for embedding_bag)"
+            f"'per_sample_weights'; but type {full_type_name(weight)} does not equal "
+            f"{full_type_name(per_sample_weights)} (while checking arguments for embedding_bag)"
         )
 
 

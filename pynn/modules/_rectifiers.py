@@ -388,7 +388,7 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     if not 0 <= lambd <= largest:
         raise RuntimeError(
             f"lambda must be in range [0, {largest:g}] for input dtype "
-            f"{input.type().rpartition('.')[2].removesuffix('Tensor')}, but found {lambd:g}"
+            f"{type_name(input)}, but found {lambd:g}"
         )
     return _softshrink(input, lambd)
 
