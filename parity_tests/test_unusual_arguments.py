@@ -87,6 +87,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     **{f"embedding_bag weighted by {dtype}": lambda f, dtype=dtype: f.embedding_bag(
         ones(1, 2).long(), ones(3, 2), per_sample_weights=ones(1, 2).to(dtype), mode="sum")
        for dtype in (torch.bool, torch.bfloat16, torch.float64)},
+    **{f"attention of {q} and {mask}": lambda f, q=q, mask=mask: f.scaled_dot_product_attention(
+        ones(2, 3, 4).to(q), ones(2, 5, 4), ones(2, 5, 4), mask if mask is None else ones(3, 5).to(mask))
+       for q in (torch.float32, torch.uint8, HALF) for mask in (None, torch.int64, torch.uint8)},
     "grid_sample of too few dimensions": lambda f: f.grid_sample(ones(1, 2, 4, 4), ones(1, 3, 2)),
     "cross_entropy of a scalar": lambda f: f.cross_entropy(ones(()), ones((), dtype=torch.int64)),
 }  # fmt: skip

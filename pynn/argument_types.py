@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.utils import _pair
 
+from pynn.dtype_names import cpp_name
+
 
 def is_number_like(value: Any) -> bool:
     """Whether a tensor stands for a number, as far as the parser looks: one without dimensions or gradient."""
@@ -45,21 +47,13 @@ def is_ints(value: Any) -> bool:
     return True
 
 
-C_NAMES = {
-    torch.float16: "c10::Half",
-    torch.bfloat16: "c10::BFloat16",
-    torch.float32: "float",
-    torch.float64: "double",
-}
-
-
 def require_range(value: Any, dtype: torch.dtype) -> None:
     """Raise what C++ raises when it turns a number, complex or too large, into that dtype."""
     is_outside = isinstance(value, complex)
     if isinstance(value, (float, int)):
         is_outside = torch.finfo(dtype).max < abs(value) < torch.inf
     if is_outside:
-        raise RuntimeError(f"value cannot be converted to type {C_NAMES[dtype]} without overflow")
+        raise RuntimeError(f"value cannot be converted to type {cpp_name(dtype)} without overflow")
 
 
 KINDS = {

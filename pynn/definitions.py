@@ -25,6 +25,7 @@ from pynn.argument_kinds import refusal_of_kinds
 from pynn.autocast import under_autocast
 from pynn.batched_gradients import with_batched_gradients
 from pynn.blocks import in_blocks
+from pynn.dtype_names import type_name
 from pynn.first_argument import refusal_of_others
 from pynn.overrides import call_override, has_override, scripts_as
 
@@ -312,28 +313,3 @@ def require_no_gradient(function: str, **arguments: Tensor | None) -> None:
                 f"The function '{function}' is not differentiable with respect to argument '{name}'. This input cannot "
                 "have requires_grad True."
             )
-
-
-def type_name(x: Tensor) -> str:
-    """Float for torch.FloatTensor: what ATen's messages call the dtype."""
-    return x.type().rpartition(".")[2].removesuffix("Tensor")
-
-
-NAMED_BY_TENSOR = frozenset(
-    {
-        torch.float16,
-        torch.float32,
-        torch.float64,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-    }
-)
-
-
-def full_type_name(x: Tensor) -> str:
-    """torch.FloatTensor, CPUBoolType: what some of ATen's messages call it, in two ways."""
-    name = type_name(x)
-    return f"torch.{name}Tensor" if x.dtype in NAMED_BY_TENSOR else f"CPU{name}Type"

@@ -5,13 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynn.definitions import full_type_name, type_name
-
-CPP_NAMES = {
-    "torch.float32": "float", "torch.float64": "double", "torch.bfloat16": "c10::BFloat16",
-    "torch.float16": "c10::Half", "torch.complex64": "c10::complex<float>",
-    "torch.complex128": "c10::complex<double>",
-}  # fmt: skip
+from pynn.dtype_names import cpp_name, full_type_name, type_name
 
 
 def expanded(name: str, value: Any, dims: int, same: bool = False) -> list[Any]:
@@ -57,7 +51,7 @@ def check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None, dims: int, 
             raise RuntimeError(message)
         raise RuntimeError(f"expected scalar type {type_name(input)} but found {type_name(weight)}")
     if bias is not None and bias.dtype != input.dtype:
-        names = [CPP_NAMES.get(str(x.dtype), str(x.dtype)) for x in (input, bias)]
+        names = [cpp_name(x.dtype) for x in (input, bias)]
         raise RuntimeError(f"Input type ({names[0]}) and bias type ({names[1]}) should be the same")
 
 

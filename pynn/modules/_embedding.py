@@ -12,10 +12,10 @@ from pynn.definitions import (
     Function,
     can_read_values,
     defines,
-    full_type_name,
     traced_as,
     widen,
 )
+from pynn.dtype_names import full_type_name
 
 __all__ = [
     "embedding",

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pynn.definitions import Function, can_read_values, defines, full_type_name, traced_as, widen
+from pynn.definitions import Function, can_read_values, defines, traced_as, widen
+from pynn.dtype_names import full_type_name
 from pynn.modules._embedding import embedding_dense_backward, embedding_sparse_backward, limit_row_norms
 
 __all__ = ["embedding_bag"]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pynn.definitions import defines, is_traced, traced_as, widen
+from pynn.dtype_names import cpp_name
 
 from ._softmax import SoftmaxFunction
 from .dropout import dropout
@@ -16,14 +17,6 @@ __all__ = ["scaled_dot_product_attention"]
 aten = torch.ops.aten
 
 # What C++ calls a dtype in its messages, where the two names differ.
-CPP_DTYPE_NAMES = {
-    torch.float32: "float",
-    torch.float64: "double",
-    torch.float16: "c10::Half",
-    torch.bfloat16: "c10::BFloat16",
-    torch.int32: "int",
-    torch.int64: "long",
-}
 
 
 def has_plain_mask(
@@ -194,7 +187,7 @@ def check_inputs(
         )
 
     if not query.dtype == key.dtype == value.dtype:
-        names = describe("dtype", lambda x: cpp_dtype_name(x.dtype))
+        names = describe("dtype", lambda x: cpp_name(x.dtype))
         raise RuntimeError(f"Expected query, key, and value to have the same dtype, {names}")
     if not query.device == key.device == value.device:
         names = describe("device", lambda x: x.device)
@@ -205,7 +198,7 @@ def check_inputs(
     if attn_mask is not None and attn_mask.dtype not in (torch.bool, torch.float32, query.dtype):
         raise RuntimeError(
             "Expected attn_mask dtype to be bool or float or to match query dtype, but got attn_mask.dtype: "
-            f"{cpp_dtype_name(attn_mask.dtype)} and  query.dtype: {cpp_dtype_name(query.dtype)} instead."
+            f"{cpp_name(attn_mask.dtype)} and  query.dtype: {cpp_name(query.dtype)} instead."
         )
     if attn_mask is not None and is_causal and not hasattr(attn_mask, "_materialize"):
         raise RuntimeError(
@@ -219,12 +212,7 @@ def check_grouped_heads(query: Tensor, key: Tensor, value: Tensor) -> None:
     """Every key and value head must serve the same number of query heads."""
     heads, key_heads, value_heads = query.size(-3), key.size(-3), value.size(-3)
     if heads % key_heads != 0 or heads % value_heads != 0:
-        raise RuntimeError("Number of heads in key and value must divide the number of heads in query")
-
-
-def cpp_dtype_name(dtype: torch.dtype) -> str:
-    """float32 -> float, the name C++ prints."""
-    return CPP_DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
+        raise RuntimeError("Number of heads in key and value must divide the number of heads in ")
 
 
 @defines(aten._scaled_dot_product_attention_math.default)

@@ -16,6 +16,7 @@ from pynn.definitions import (
     type_name,
     widen,
 )
+from pynn.dtype_names import cpp_name
 from pynn.modules import _grouped_products
 from pynn.modules._grouped_products import *  # noqa: F403
 
@@ -163,19 +164,11 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
     return out.reshape(*input1.shape[:-1], out_features)
 
 
-CPP_NAMES = {
-    torch.float32: "float", torch.float64: "double", torch.bfloat16: "c10::BFloat16", torch.float16: "c10::Half",
-    torch.int64: "long int", torch.int32: "int", torch.int16: "short int", torch.int8: "signed char",
-    torch.uint8: "unsigned char", torch.bool: "bool", torch.complex64: "c10::complex<float>",
-    torch.complex128: "c10::complex<double>",
-}  # fmt: skip
-
-
 def _check_bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     named = {"input1": input1, "input2": input2, "weight": weight, "bias": bias}
     given = {name: x.dtype for name, x in named.items() if x is not None}
     if len(set(given.values())) > 1:
-        got = ", ".join(f"{name}: {CPP_NAMES.get(dtype, dtype)}" for name, dtype in given.items())
+        got = ", ".join(f"{name}: {cpp_name(dtype)}" for name, dtype in given.items())
         raise RuntimeError(f"All tensors must have the same dtype, got {got}")
     if input1.dim() != input2.dim():
         raise RuntimeError(
