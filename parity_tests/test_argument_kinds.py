@@ -5,6 +5,7 @@ import functools
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,14 +33,9 @@ CALLS: dict[str, tuple] = {
 
 VALUES = (
     *(None, "a", True, 3, 1.5, 2j, (1,), [1.0], (1, "a"), {}, torch.float32),
-    *(
-        torch.tensor(2),
-        torch.tensor(0.5),
-        torch.tensor(True),
-        torch.ones(2),
-        torch.ones((), requires_grad=True),
-    ),
-)
+    *(np.int64(1), np.float32(0.5), np.array([1])),
+    *(torch.tensor(2), torch.tensor(0.5), torch.tensor(True), torch.ones(2), torch.ones((), requires_grad=True)),
+)  # fmt: skip
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Numbers of the wrong type: refused in the words of torch's argument parser, before arithmetic fails on them."""
 
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -23,18 +24,16 @@ def is_size(value: Any) -> bool:
     """What it takes for an int that may be symbolic: tensors of one bool too."""
     if isinstance(value, Tensor):
         return is_number_like(value) and not (value.is_floating_point() or value.is_complex())
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+    return isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
 
 
 def is_float(value: Any) -> bool:
     """Integers and bools will do, and tensors of one number."""
-    if isinstance(value, (float, int, torch.SymInt, torch.SymFloat)) or is_number_like(value):
-        return True
-    return not isinstance(value, (Tensor, complex)) and hasattr(value, "__float__")
+    return isinstance(value, (Real, torch.SymInt, torch.SymFloat)) or is_number_like(value)
 
 
 def is_bool(value: Any) -> bool:
-    return isinstance(value, (bool, torch.SymBool)) or type(value).__name__ == "bool_"  # numpy's
+    return isinstance(value, (bool, torch.SymBool))
 
 
 def is_ints(value: Any) -> bool:
@@ -136,9 +135,10 @@ def refuse(function: str, position: int | None, name: str, kind: str, value: Any
 
 
 def name_of_type(value: Any) -> str:
-    """As C knows it: torch.dtype with its module, Tensor and what else is written in Python without."""
-    is_of_c = isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size))
-    return "torch." * is_of_c + type(value).__name__
+    """As C knows it: torch.dtype and numpy.ndarray with their modules, Tensor and what else is of Python without."""
+    if isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)):
+        return f"torch.{type(value).__name__}"
+    return "numpy." * (type(value).__module__ == "numpy") + type(value).__name__
 
 
 def _refuse_type(function: str, position: int | None, name: str, kind: str, value: Any) -> None:
