@@ -1,7 +1,8 @@
-"""Compiled max pooling in both memory layouts against C++: values, indices and gradients to the last bit.
+"""Compiled pooling in both memory layouts against C++: maxima, their indices and gradients to the last bit, averages
+in float64 but for the order in which they are added.
 
-Inputs hold few different values, so that windows have several largest ones; NaN; and stretches of -inf, where the
-index says which element of a padded window counts as its first.
+Inputs of max pooling hold few different values, so that windows have several largest ones; NaN; and stretches of
+-inf, where the index says which element of a padded window counts as its first.
 """
 
 from __future__ import annotations
@@ -110,3 +111,34 @@ def test_any_batch_and_any_size(name: str, layout: str):
             for dim in dynamic:
                 torch._dynamo.mark_dynamic(x, dim)
             assert_as_eager(pool, compiled, x)
+
+
+AVERAGES: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, int]]] = {
+    "2/2": (lambda x: F.avg_pool2d(x, 2), (8, 6)),
+    "2/2 odd": (lambda x: F.avg_pool2d(x, 2), (7, 13)),
+    "2/2 ceil": (lambda x: F.avg_pool2d(x, 2, ceil_mode=True), (7, 8)),
+    "3/1": (lambda x: F.avg_pool2d(x, 3, 1, 1), (7, 8)),
+    "3/2 of what is there": (lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), (8, 12)),
+    "3/3 divided by 7": (lambda x: F.avg_pool2d(x, 3, divisor_override=7), (9, 6)),
+    "5/5": (lambda x: F.avg_pool2d(x, 5), (10, 15)),
+    "2/4 apart": (lambda x: F.avg_pool2d(x, 2, 4), (8, 12)),
+    "adaptive even": (lambda x: F.adaptive_avg_pool2d(x, (4, 3)), (8, 9)),
+    "adaptive uneven": (lambda x: F.adaptive_avg_pool2d(x, 5), (7, 13)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", AVERAGES)
+def test_averages_and_their_gradients(name: str, layout: str):
+    pool, size = AVERAGES[name]
+    compiled = backend.compile(pool, strict=True, dynamic=False)
+    generator = torch.Generator().manual_seed(1)
+    for channels in (3, NATIVE_LANES + 3):
+        x = torch.randn(2, channels, *size, generator=generator, dtype=torch.float64)
+        x = x.to(memory_format=LAYOUTS[layout]).requires_grad_()
+        found, wanted = compiled(x), pool(x)
+        cotangent = torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
+        gradients = [torch.autograd.grad(y, x, cotangent)[0] for y in (found, wanted)]
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-14)
+        assert found.stride() == wanted.stride() and gradients[0].stride() == gradients[1].stride()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from compiler_bridge.ir import Axis, Buffer, BufferView, Expr, Index, Size, strided_index
+from compiler_bridge.ir import Axis, Buffer, BufferView, Expr, Index, Size, exact_quotient, strided_index
 from compiler_bridge.lower.lowering import (
     Lowering,
     apply,
@@ -166,7 +166,8 @@ def lower_average_pool_backward(lowering: Lowering, node: fx.Node) -> Any:
     covering_counts(windows)
     share = share_of(lowering, node, windows, bool(include_pad), override)
     counts = share.shape[len(share.shape) - dims :]
-    split = not channels_side_by_side(val, dims)
+    even = all(exact_quotient(size, step) is not None for size, step in zip(windows.extents, windows.stride))
+    split = even or not channels_side_by_side(val, dims)
     loops = gradient_loops(lowering, val, dtype, windows.stride, split)
     return sum_of_shares(lowering, val, share, loops, covering_sliding(windows, loops[-1], counts))
 
