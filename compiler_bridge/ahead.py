@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import fx
 
 from compiler_bridge.compile_pool import LibraryKernel
-from compiler_bridge.cpu.gemm_plan import DTYPES, compute_dtype, gemm_kernel
+from compiler_bridge.cpu.gemm_kernels import gemm_kernel
+from compiler_bridge.cpu.gemm_plan import DTYPES, compute_dtype
 from compiler_bridge.cpu.kernels import LazyKernel
 from compiler_bridge.ops import DTYPE_NAMES
 

@@ -11,7 +11,8 @@ import torch
 
 from compiler_bridge import settings
 from compiler_bridge.cpu import threads as thread_module
-from compiler_bridge.cpu.gemm_plan import GemmPlan, compute_dtype, gemm_kernel, plan_gemm
+from compiler_bridge.cpu.gemm_kernels import gemm_kernel
+from compiler_bridge.cpu.gemm_plan import GemmPlan, compute_dtype, plan_gemm
 
 _DTYPE_NAMES = {
     torch.float32: "float32",

@@ -10,7 +10,8 @@ import sympy
 
 from compiler_bridge import program as p
 from compiler_bridge.contract import IndirectForm, IndirectPanels, MatrixForm, offset_of
-from compiler_bridge.cpu.gemm_plan import GemmPlan, gemm_kernel, packing_plan, plan_gemm, plan_indirect
+from compiler_bridge.cpu.gemm_kernels import gemm_kernel
+from compiler_bridge.cpu.gemm_plan import GemmPlan, packing_plan, plan_gemm, plan_indirect
 from compiler_bridge.cpu.gemm_table import SLOTS
 from compiler_bridge.ir import Size, size_product
 
