@@ -104,7 +104,7 @@ def pad_by_index_backward(
 def _define_pad(forward: Any, backward: Any, source: Callable[[Tensor, int], Tensor]) -> None:
     @defines(forward)
     def pad_forward(x: Tensor, padding: list[int]) -> Tensor:
-        return pad_by_index(x, padding, source)
+        return pad_by_edges(x, padding, source)
 
     @defines(backward)
     def pad_backward(grad: Tensor, x: Tensor, padding: list[int]) -> Tensor:
