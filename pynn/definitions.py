@@ -293,10 +293,26 @@ def can_read_values(x: Tensor) -> bool:
 
     Under vmap and grad transforms one tensor stands for many, so nothing can be read there either.
     """
+    return not torch._C._are_functorch_transforms_active() and _has_values(x)
+
+
+def can_read_through_gradients(x: Tensor) -> bool:
+    """can_read_values; but also under transforms that only differentiate, where a tensor stands for itself."""
+    functorch = torch._C._functorch
+    levels = functorch.get_interpreter_stack() or ()
+    if any(
+        level.key() not in (functorch.TransformType.Grad, functorch.TransformType.Jvp) for level in levels
+    ):
+        return False
+    while functorch.is_functorch_wrapped_tensor(x):
+        x = functorch.get_unwrapped(x)
+    return _has_values(x)
+
+
+def _has_values(x: Tensor) -> bool:
     if x.is_meta or type(x) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
         return False
-    has_proxies = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-    return not has_proxies and not torch._C._are_functorch_transforms_active()
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
 
 
 def require_floating_point(name: str, input: Tensor) -> None:
