@@ -56,6 +56,27 @@ def test_tangents_of_scalars_keep_their_dtype(name):
     torch.testing.assert_close(own, cpp)
 
 
+@pytest.mark.parametrize("name", ["elu", "selu", "gelu", "mish", "softplus", "hardswish", "leaky_relu"])
+def test_second_tangents_of_scalars_keep_their_dtype(name):
+    """test_jvpvjp_nn_functional_elu of functorch/test_ops.py."""
+    x, one = torch.tensor(-0.7), torch.ones(())
+    cpp, own = (
+        torch.func.jvp(torch.func.grad(getattr(functions, name)), (x,), (one,))
+        for functions in (torch.nn.functional, pynn.functional)
+    )
+    torch.testing.assert_close(own, cpp)
+
+
+def test_tangents_of_smoothed_labels_keep_their_dtype():
+    """As above, with a number that multiplies the mean."""
+    x, target = torch.randn(3, 4), torch.tensor([1, 0, 3])
+    cpp, own = (
+        torch.func.jvp(lambda x, f=f: f.cross_entropy(x, target, label_smoothing=0.1), (x,), (x,))
+        for f in (torch.nn.functional, pynn.functional)
+    )
+    torch.testing.assert_close(own, cpp)
+
+
 @pytest.mark.parametrize("slope", [INF, -INF, NAN])
 def test_leaky_relu_multiplies_the_negative_alone(slope):
     """inf * 0 made NaN of positive numbers."""

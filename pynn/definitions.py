@@ -148,8 +148,13 @@ class Function(torch.autograd.Function):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
-            return super().apply(*args)
+            return cls.apply_transformed(*args)
         return super(torch.autograd.Function, cls).apply(*args)
+
+    @classmethod
+    def apply_transformed(cls, *args: Any) -> Any:
+        """apply under a transform of torch.func."""
+        return super().apply(*args)
 
 
 def _with_results_of_its_own(forward: Callable) -> Callable:
@@ -229,6 +234,14 @@ def differentiable(definition: Callable, *backwards: Callable, is_short: bool = 
     evaluate, *formulas = (definition, *backwards) if is_short else map(in_blocks, (definition, *backwards))
 
     class Pointwise(Function):
+        @classmethod
+        def apply_transformed(cls, *inputs: Any) -> Tensor:
+            """Scalars as vectors of one: torch.func.jvp makes tangents float64 where a number meets a scalar."""
+            if any(x.dim() > 0 for x in inputs[:count]):
+                return super().apply_transformed(*inputs)
+            vectors = [x.unsqueeze(0) for x in inputs[:count]]
+            return super().apply_transformed(*vectors, *inputs[count:]).squeeze(0)
+
         @staticmethod
         def forward(*inputs: Any) -> Tensor:
             return evaluate(*inputs)

@@ -307,7 +307,7 @@ def _triplet(
     to_negative = distance(anchor, negative)
     if swap:
         to_negative = torch.minimum(to_negative, distance(positive, negative))
-    return torch.clamp(margin + to_positive - to_negative, min=0)
+    return torch.clamp(margin - (to_negative - to_positive), min=0)
 
 
 @traced_as(F.multi_margin_loss)
