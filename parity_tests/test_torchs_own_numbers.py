@@ -32,6 +32,51 @@ def test_rrelu_takes_finite_bounds(bounds, training):
         assert_same("rrelu_", torch.tensor([2.0]), *bounds, training)
 
 
+def test_rrelu_draws_the_same_under_a_gradient():
+    """test_grad_nn_functional_rrelu of functorch/test_ops.py: one number for each that is not positive."""
+    x = torch.randn(20)
+    torch.manual_seed(0)
+    expected = torch.nn.functional.rrelu(x, 0.0, 1.0, training=True)
+    for transform in (lambda f, x: torch.func.vjp(f, x)[0], lambda f, x: torch.func.jvp(f, (x,), (x,))[0]):
+        torch.manual_seed(0)
+        assert torch.equal(
+            transform(lambda x: pynn.functional.rrelu(x, 0.0, 1.0, training=True), x), expected
+        )
+
+
+@pytest.mark.parametrize("name", ["margin_ranking_loss", "cosine_embedding_loss"])
+def test_tangents_of_scalars_keep_their_dtype(name):
+    """test_jvp_nn_functional_margin_ranking_loss of functorch/test_ops.py: a number added made them float64."""
+    x = torch.randn(5) if name == "cosine_embedding_loss" else torch.tensor(0.5)
+    rest = torch.randn_like(x), torch.tensor(-1.0), 0.25
+    cpp, own = (
+        torch.func.jvp(lambda x, f=functions: getattr(f, name)(x, *rest), (x,), (torch.ones_like(x),))
+        for functions in (torch.nn.functional, pynn.functional)
+    )
+    torch.testing.assert_close(own, cpp)
+
+
+@pytest.mark.parametrize("name", ["elu", "selu", "gelu", "mish", "softplus", "hardswish", "leaky_relu"])
+def test_second_tangents_of_scalars_keep_their_dtype(name):
+    """test_jvpvjp_nn_functional_elu of functorch/test_ops.py."""
+    x, one = torch.tensor(-0.7), torch.ones(())
+    cpp, own = (
+        torch.func.jvp(torch.func.grad(getattr(functions, name)), (x,), (one,))
+        for functions in (torch.nn.functional, pynn.functional)
+    )
+    torch.testing.assert_close(own, cpp)
+
+
+def test_tangents_of_smoothed_labels_keep_their_dtype():
+    """As above, with a number that multiplies the mean."""
+    x, target = torch.randn(3, 4), torch.tensor([1, 0, 3])
+    cpp, own = (
+        torch.func.jvp(lambda x, f=f: f.cross_entropy(x, target, label_smoothing=0.1), (x,), (x,))
+        for f in (torch.nn.functional, pynn.functional)
+    )
+    torch.testing.assert_close(own, cpp)
+
+
 @pytest.mark.parametrize("slope", [INF, -INF, NAN])
 def test_leaky_relu_multiplies_the_negative_alone(slope):
     """inf * 0 made NaN of positive numbers."""
@@ -174,3 +219,55 @@ def test_attention_without_a_key_in_evaluation(kind, is_float, with_gradients, n
         with torch.set_grad_enabled(with_gradients):
             outcomes.append(attention(x, x, x, need_weights=need_weights, **given))
     torch.testing.assert_close(*outcomes, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "mask", [None, torch.ones(4, 4, dtype=torch.bool).tril(), torch.randn(4, 4)], ids=["", "bool", "float"]
+)
+@pytest.mark.parametrize("size", [(2, 3, 4, 0), (2, 3, 0, 5), (0, 3, 4, 5)])
+def test_attention_of_nothing(size, mask):
+    """test_sdpa_zero_sized_tensors of test_transformers.py: 0 times an infinite scale was NaN."""
+    if mask is not None and size[2] == 0:
+        mask = mask[:0, :0]
+    outcomes = []
+    for functions in (torch.nn.functional, pynn.functional):
+        query, key = (torch.zeros(size, requires_grad=True) for _ in range(2))
+        value = torch.ones(*size[:3], 2, requires_grad=True)
+        out = functions.scaled_dot_product_attention(query, key, value, mask)
+        out.sum().backward()
+        outcomes.append((out, query.grad, key.grad, value.grad))
+    torch.testing.assert_close(*outcomes)
+
+
+@pytest.fixture
+def without_fallback():
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    yield
+    torch._C._functorch._set_vmap_fallback_enabled(True)
+
+
+VMAPPED = {
+    "conv1d": lambda F, x: F.conv1d(x[:, :, 0], x[0, :, None, 0, :2], groups=3),
+    "conv2d": lambda F, x: F.conv2d(x, x[0, :, None, :2, :2], groups=3),
+    "conv_transpose2d": lambda F, x: F.conv_transpose2d(x, x[0, :, None, :2, :2], groups=3),
+    "batch_norm": lambda F, x: F.batch_norm(x, None, None, training=True),
+}
+
+
+@pytest.mark.parametrize("name", VMAPPED)
+@pytest.mark.parametrize("in_dim", [0, 2, 4])
+def test_batches_without_a_loop(name, in_dim, without_fallback):
+    """test_op_has_batch_rule_nn_functional_conv2d of functorch/test_vmap.py and its sisters."""
+
+    def function(functions, x):
+        return VMAPPED[name](functions, x).sin()
+
+    x = torch.randn(2, 3, 4, 5, 3, dtype=torch.double).movedim(-1, in_dim)
+    cpp, own = (
+        torch.func.vmap(
+            lambda x, f=functions: (function(f, x), torch.func.grad(lambda y: function(f, y).sum())(x)),
+            in_dim,
+        )(x)
+        for functions in (torch.nn.functional, pynn.functional)
+    )
+    torch.testing.assert_close(own, cpp)

@@ -148,8 +148,13 @@ class Function(torch.autograd.Function):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
-            return super().apply(*args)
+            return cls.apply_transformed(*args)
         return super(torch.autograd.Function, cls).apply(*args)
+
+    @classmethod
+    def apply_transformed(cls, *args: Any) -> Any:
+        """apply under a transform of torch.func."""
+        return super().apply(*args)
 
 
 def _with_results_of_its_own(forward: Callable) -> Callable:
@@ -229,6 +234,14 @@ def differentiable(definition: Callable, *backwards: Callable, is_short: bool = 
     evaluate, *formulas = (definition, *backwards) if is_short else map(in_blocks, (definition, *backwards))
 
     class Pointwise(Function):
+        @classmethod
+        def apply_transformed(cls, *inputs: Any) -> Tensor:
+            """Scalars as vectors of one: torch.func.jvp makes tangents float64 where a number meets a scalar."""
+            if any(x.dim() > 0 for x in inputs[:count]):
+                return super().apply_transformed(*inputs)
+            vectors = [x.unsqueeze(0) for x in inputs[:count]]
+            return super().apply_transformed(*vectors, *inputs[count:]).squeeze(0)
+
         @staticmethod
         def forward(*inputs: Any) -> Tensor:
             return evaluate(*inputs)
@@ -293,10 +306,26 @@ def can_read_values(x: Tensor) -> bool:
 
     Under vmap and grad transforms one tensor stands for many, so nothing can be read there either.
     """
+    return not torch._C._are_functorch_transforms_active() and _has_values(x)
+
+
+def can_read_through_gradients(x: Tensor) -> bool:
+    """can_read_values; but also under transforms that only differentiate, where a tensor stands for itself."""
+    functorch = torch._C._functorch
+    levels = functorch.get_interpreter_stack() or ()
+    if any(
+        level.key() not in (functorch.TransformType.Grad, functorch.TransformType.Jvp) for level in levels
+    ):
+        return False
+    while functorch.is_functorch_wrapped_tensor(x):
+        x = functorch.get_unwrapped(x)
+    return _has_values(x)
+
+
+def _has_values(x: Tensor) -> bool:
     if x.is_meta or type(x) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
         return False
-    has_proxies = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-    return not has_proxies and not torch._C._are_functorch_transforms_active()
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
 
 
 def require_floating_point(name: str, input: Tensor) -> None:

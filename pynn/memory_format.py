@@ -56,8 +56,11 @@ class GradientInFormat(Function):
 def in_contiguous_format_of(x: Tensor, out: Tensor) -> Tensor:
     """Lay `out` out channels-last where x is contiguous so and not plainly; else plainly.
 
-    Unlike in_format_of it looks past the strides of dimensions of size 1, which do not matter.
+    Unlike in_format_of it looks past the strides of dimensions of size 1, which do not matter. Under vmap nothing is
+    moved, and no channels-last can be asked for.
     """
+    if torch._C._are_functorch_transforms_active():
+        return out
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
     is_so = (
         channels_last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=channels_last)

@@ -246,7 +246,9 @@ def cross_entropy(
         return loss
     target = target.reshape(()) if input.dim() == 1 else target
     smooth = _uniform_target_loss(log_probabilities, target, weight, number, ignore_index)
-    return loss * (1 - label_smoothing) + smooth * (label_smoothing / classes)
+    # of one more dimension: torch.func.jvp makes tangents float64 where a number meets a scalar
+    parts = loss.unsqueeze(0) * (1 - label_smoothing), smooth.unsqueeze(0) * (label_smoothing / classes)
+    return (parts[0] + parts[1]).squeeze(0)
 
 
 @computes_in_float32

@@ -168,7 +168,8 @@ def margin_ranking_loss(
         )
     require_float("margin_ranking_loss", 4, "margin", margin)
     difference = input1 - input2
-    return reduced(torch.clamp(-target * difference + float(margin), min=0), number)
+    # not the sum of the two, whose tangent torch.func.jvp makes float64 where there are no dimensions
+    return reduced(torch.clamp(float(margin) - target * difference, min=0), number)
 
 
 @traced_as(F.hinge_embedding_loss)
@@ -220,11 +221,11 @@ def cosine_embedding_loss(
             f"{list(input1.shape)} and {list(input2.shape)}."
         )
     product = (input1 * input2).sum(-1)
-    squares1 = (input1 * input1).sum(-1) + COSINE_EPSILON
-    squares2 = (input2 * input2).sum(-1) + COSINE_EPSILON
+    squares1 = (input1 * input1).sum(-1).add_(COSINE_EPSILON)
+    squares2 = (input2 * input2).sum(-1).add_(COSINE_EPSILON)
     cosine = product / torch.sqrt(squares1 * squares2)
     near = torch.where(target == 1, 1 - cosine, 0)
-    far = torch.where(target == -1, torch.clamp(cosine - margin, min=0), 0)
+    far = torch.where(target == -1, torch.clamp(-(margin - cosine), min=0), 0)
     return reduced(near + far, number)
 
 
@@ -306,7 +307,7 @@ def _triplet(
     to_negative = distance(anchor, negative)
     if swap:
         to_negative = torch.minimum(to_negative, distance(positive, negative))
-    return torch.clamp(margin + to_positive - to_negative, min=0)
+    return torch.clamp(margin - (to_negative - to_positive), min=0)
 
 
 @traced_as(F.multi_margin_loss)

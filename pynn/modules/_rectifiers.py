@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pynn.definitions import (
     apply_in_place,
-    can_read_values,
+    can_read_through_gradients,
     computes_in_float32,
     defines,
     differentiable,
@@ -458,7 +458,7 @@ def rrelu(
 def _random_slopes(x: Tensor, lower: float, upper: float) -> Tensor:
     """1 where x > 0, else uniform [lower, upper)."""
     is_negative = x <= 0
-    if not can_read_values(x):  # how many to draw can't be known: draw one for every element
+    if not can_read_through_gradients(x):  # how many to draw can't be known: draw one for every element
         return torch.where(is_negative, torch.rand_like(x) * (upper - lower) + lower, 1)
     draws = torch.empty(int(is_negative.sum()), dtype=torch.float64, device=x.device).uniform_(lower, upper)
     slopes = torch.ones_like(x, memory_format=torch.contiguous_format)

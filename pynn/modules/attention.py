@@ -89,7 +89,9 @@ def attention_scores(
     if scale is None:
         head_dim = query.shape[-1]
         scale = 1 / math.sqrt(head_dim) if head_dim > 0 else math.inf
-    scores = torch.matmul(query, key.transpose(-2, -1)) * scale
+    scores = torch.matmul(query, key.transpose(-2, -1))
+    if query.shape[-1] > 0:  # else 0, whatever the scale
+        scores = scores * scale
     if is_causal:
         attn_mask = causal_mask(query.shape[-2], key.shape[-2], query.device)
     if attn_mask is None:
