@@ -14,6 +14,7 @@ from compiler_bridge.fuse import hint
 from compiler_bridge.group import Group, Mismatch, check_dependences, join, single
 from compiler_bridge.ir import (
     Contract,
+    Extern,
     Graph,
     Load,
     Map,
@@ -177,10 +178,12 @@ class Grouper:
 
     def topological_order(self) -> list[int]:
         """Sources before readers. What needs the graph's inputs alone (a weight in another layout, a scatter's
-        zeros) waits for its first reader, so that it takes memory no longer than it must."""
+        zeros) waits for its first reader, so that it takes memory no longer than it must; not ATen's calls, whose
+        random draws have an order."""
         order = sorted(range(len(self.groups)), key=lambda i: (len(self.ancestors[i]), i))
         read = set().union(*self.ancestors)
-        waiting = {i for i in order if not self.ancestors[i] and i in read}
+        calls = {i for i, group in enumerate(self.groups) if group.nodes and isinstance(group.nodes[0], Extern)}
+        waiting = {i for i in order if not self.ancestors[i] and i in read - calls}
         result: list[int] = []
         for position in order:
             if position not in waiting:

@@ -167,9 +167,11 @@ def margin_ranking_loss(
             f"input1: {input1.size()}, input2: {input2.size()}, target: {target.size()} "
         )
     require_float("margin_ranking_loss", 4, "margin", margin)
-    difference = input1 - input2
-    # not the sum of the two, whose tangent torch.func.jvp makes float64 where there are no dimensions
-    return reduced(torch.clamp(float(margin) - target * difference, min=0), number)
+    loss = -target * (input1 - input2)
+    # a difference, because the tangent of a sum with a number is float64 under torch.func.jvp where there are no
+    # dimensions
+    loss = float(margin) - -loss if loss.is_floating_point() else loss + margin
+    return reduced(torch.clamp(loss, min=0), number)
 
 
 @traced_as(F.hinge_embedding_loss)
