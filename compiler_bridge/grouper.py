@@ -182,7 +182,9 @@ class Grouper:
         random draws have an order."""
         order = sorted(range(len(self.groups)), key=lambda i: (len(self.ancestors[i]), i))
         read = set().union(*self.ancestors)
-        calls = {i for i, group in enumerate(self.groups) if group.nodes and isinstance(group.nodes[0], Extern)}
+        calls = {
+            i for i, group in enumerate(self.groups) if group.nodes and isinstance(group.nodes[0], Extern)
+        }
         waiting = {i for i in order if not self.ancestors[i] and i in read - calls}
         result: list[int] = []
         for position in order:

@@ -170,7 +170,7 @@ def margin_ranking_loss(
     loss = -target * (input1 - input2)
     # a difference, because the tangent of a sum with a number is float64 under torch.func.jvp where there are no
     # dimensions
-    loss = float(margin) - -loss if loss.is_floating_point() else loss + margin
+    loss = float(margin) - -loss if loss.is_floating_point() else loss + float(margin)
     return reduced(torch.clamp(loss, min=0), number)
 
 
@@ -223,8 +223,9 @@ def cosine_embedding_loss(
             f"{list(input1.shape)} and {list(input2.shape)}."
         )
     product = (input1 * input2).sum(-1)
-    squares1 = (input1 * input1).sum(-1).add_(COSINE_EPSILON)
-    squares2 = (input2 * input2).sum(-1).add_(COSINE_EPSILON)
+    # differences, as in margin_ranking_loss
+    squares1 = COSINE_EPSILON - -(input1 * input1).sum(-1)
+    squares2 = COSINE_EPSILON - -(input2 * input2).sum(-1)
     cosine = product / torch.sqrt(squares1 * squares2)
     near = torch.where(target == 1, 1 - cosine, 0)
     far = torch.where(target == -1, torch.clamp(-(margin - cosine), min=0), 0)
