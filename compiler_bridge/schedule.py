@@ -194,11 +194,16 @@ def stride_cost(axis: Axis, indices: list[Index]) -> int:
 
 
 def only_gathers(nodes: list[Any], vector: Axis) -> bool:
-    """Whether vectors would be part empty, and every load a gather: one element after the other is faster then."""
+    """Whether vectors would be part empty, and every load a gather: one element after the other is faster then.
+
+    Every second element is no gather: vectors of pairs are taken apart, which pays unless they are mostly empty.
+    """
     if not isinstance(vector.extent, int) or vector.extent >= NATIVE_LANES:
         return False
+    cheap = (2,) if 2 * vector.extent > NATIVE_LANES else ()
     loads = [load.index for node in nodes for load in node_loads(node)]
-    return bool(loads) and all(stride_cost(vector, [index]) > 0 for index in loads)
+    gathers = [stride_cost(vector, [i]) > 0 and i.coefficient(vector.name) not in cheap for i in loads]
+    return bool(gathers) and all(gathers)
 
 
 def choose_vector(nodes: list[Any], candidates: tuple[Axis, ...], hints: dict[Any, int]) -> Axis | None:
