@@ -12,6 +12,8 @@ from torch import Tensor
 from compiler_bridge import backend, pipeline
 from compiler_bridge.cpu.host import NATIVE_LANES
 
+pytestmark = pytest.mark.slow  # each compiles kernels
+
 
 def compiled(function: Any, *inputs: Tensor) -> tuple[Any, str]:
     """The results, and the source of the kernels."""

@@ -18,6 +18,8 @@ from torch import Tensor
 from compiler_bridge import backend
 from compiler_bridge.cpu.host import NATIVE_LANES
 
+pytestmark = pytest.mark.slow  # each compiles kernels
+
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 UNUSUAL = {"ties": None, "nan": torch.nan, "low": -torch.inf}
 
