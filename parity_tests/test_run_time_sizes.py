@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pynn
+from compiler_bridge import pipeline, settings
+from compiler_bridge.ir import Extern, Graph
 from parity_tests.externs import computing_externs, record_graphs
 from parity_tests.tolerances import compare
 
@@ -139,6 +142,22 @@ CASES = [
     image("bicubic", byte_images, scale_factor=0.5, antialias=True),
 ]  # fmt: skip
 
+MORE_CASES = [
+    *(padded(mode, channels_last) for mode in ("replicate", "circular")),
+    sampled("bilinear", align_corners=False),
+    bag_of("sum"),
+    *(pairs_by(p) for p in (1.0, 3.0)),
+    fold_of(kernel_size=3, padding=1, stride=2),
+    image("bicubic", scale_factor=2.0),
+    *(image(mode, channels_last, scale_factor=2.0) for mode in ("nearest", "area")),
+    *(image(mode, size=(7, 9)) for mode in ("nearest", "bicubic")),
+    image("bilinear", scale_factor=(1.7, 0.6), align_corners=True),
+    image("bicubic", channels_last, scale_factor=0.5, antialias=True),
+    resized_by("nearest", 3, scale_factor=2.0),
+    image("bilinear", byte_images, scale_factor=1.5),
+]
+"""Taken as far as the loop IR: most of the time goes into compiling kernels, which these share with those above."""
+
 
 def run(
     function: Callable[..., Tensor], inputs: list[Tensor], dynamic: tuple[tuple[int, ...], ...] = ()
@@ -159,21 +178,44 @@ def in_float64(x: Tensor) -> Tensor:
     return x.double() if x.is_floating_point() else x
 
 
+def assert_right_at_all_sizes(case: Case) -> None:
+    torch._dynamo.reset()
+    compiled = pynn.compile(case.function, strict=True)
+    for number, shapes in enumerate(case.shapes):
+        torch.manual_seed(number)
+        inputs = [case.draw(*shape) for shape in shapes]
+        found = run(compiled, inputs, case.dynamic)
+        expected = run(case.function, inputs)
+        exact = run(case.function, [in_float64(x) for x in inputs])
+        assert found[0].stride() == expected[0].stride()
+        for value, cpp, true in zip(found, expected, exact, strict=True):
+            comparison = compare(value, cpp, true, False)
+            assert comparison.passed, f"{shapes}: {comparison}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_one_graph_for_all_sizes_without_aten(case: Case) -> None:
-    torch._dynamo.reset()
-    compiled = pynn.compile(case.function, strict=True)
     with record_graphs() as graphs:
-        for number, shapes in enumerate(case.shapes):
-            torch.manual_seed(number)
-            inputs = [case.draw(*shape) for shape in shapes]
-            found = run(compiled, inputs, case.dynamic)
-            expected = run(case.function, inputs)
-            exact = run(case.function, [in_float64(x) for x in inputs])
-            assert found[0].stride() == expected[0].stride()
-            for value, cpp, true in zip(found, expected, exact, strict=True):
-                comparison = compare(value, cpp, true, False)
-                assert comparison.passed, f"{shapes}: {comparison}"
+        assert_right_at_all_sizes(case)
     assert len(graphs) == len({graph.kind for graph in graphs}), "a size was compiled anew"
+    assert not computing_externs(graphs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MORE_CASES, ids=lambda case: case.name)
+def test_one_loop_ir_for_all_sizes_without_aten(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[Any] = []
+    legalize = pipeline.legalize
+
+    def noted(graph: Graph) -> Graph:
+        fused = legalize(graph)
+        graphs.append(SimpleNamespace(externs=[node for node in fused.nodes if isinstance(node, Extern)]))
+        return fused
+
+    monkeypatch.setattr(settings, "INTERPRET_IR", True)
+    monkeypatch.setattr(pipeline, "legalize", noted)
+    assert_right_at_all_sizes(case)
+    has_gradient = case.draw is not byte_images
+    assert len(graphs) == 1 + has_gradient, "a size was compiled anew"
     assert not computing_externs(graphs)

@@ -10,7 +10,6 @@ from compiler_bridge.ir import (
     Axis,
     Buffer,
     BufferView,
-    Load,
     Size,
     size_equal,
     strided_index,
@@ -19,13 +18,12 @@ from compiler_bridge.lower.contractions import contract_into
 from compiler_bridge.lower.lowering import (
     Lowering,
     axes_of,
-    both,
     dtype_name,
     sizes,
 )
 from compiler_bridge.lower.narrow_gradients import fills_few_lanes, narrow_input_gradient
-from compiler_bridge.lower.phases import Phase, source_place
-from compiler_bridge.lower.window import Window, affine, window_load
+from compiler_bridge.lower.phases import Phase, load_by_phases
+from compiler_bridge.lower.window import Window
 from compiler_bridge.ops import compute_dtype
 
 
@@ -56,17 +54,7 @@ def convolution_input_gradient(
     group, out, channel = (Axis(name, extent) for name, extent in zip("goc", w.shape[:3]))
     taps = [Axis(f"w{k}", extent) for k, extent in enumerate(w.shape[3:])]
     phases = [Phase.of(place, stride) for place, stride in zip(places, window.stride)]
-    found = [
-        source_place(phase, affine(tap, dilation, -padding), stride)
-        for phase, tap, dilation, padding, stride in zip(
-            phases, taps, window.dilation, window.padding, window.stride
-        )
-    ]
-    index = [place for place, _ in found]
-    left = window_load(lowering, grad, [batch, group, out], index, [True] * len(places))
-    assert isinstance(left, Load)
-    for _, fits in found:
-        left = replace(left, mask=both(left.mask, fits)) if fits is not None else left
+    left = load_by_phases(lowering, grad, [batch, group, out], phases, taps, window)
     right = lowering.load_view(w, [group, out, channel, *taps])
     order = (group, batch, *(p.phase for p in phases), *(p.step for p in phases), channel)
     whole = [p.step.extent * p.phase.extent for p in phases]

@@ -50,7 +50,7 @@ def narrow_input(
     lowering: Lowering, x: BufferView, window: Window, batch: Axis, places: list[Axis], rows: Rows
 ) -> Expr:
     """padded[n, y * stride + d * dilation, (y' * stride') * channels + j]"""
-    buffer = padded_channels_last(lowering, x, window)
+    buffer = padded_channels_last(lowering, x, window.padding)
     *lead_steps, row_step, _ = buffer.strides[1:]
     index = strided_index([batch], buffer.strides[:1])
     for place, tap, step, stride, dilation in zip(
@@ -61,12 +61,12 @@ def narrow_input(
     return Load(compute_dtype(buffer.dtype), buffer.name, index)
 
 
-def padded_channels_last(lowering: Lowering, x: BufferView, window: Window) -> Buffer:
+def padded_channels_last(lowering: Lowering, x: BufferView, padding: list[Size]) -> Buffer:
     """[batch, channels, *size] -> [batch, *(size + 2 padding), channels]"""
-    padded = [extent + 2 * padding for extent, padding in zip(x.shape[2:], window.padding)]
+    padded = [extent + 2 * width for extent, width in zip(x.shape[2:], padding)]
     buffer = lowering.new_buffer([x.shape[0], *padded, x.shape[1]], lowering.graph.buffers[x.buffer].dtype)
     axes = axes_of(buffer.shape)
-    shifts = {2 + k: padding for k, padding in enumerate(window.padding)}
+    shifts = {2 + k: width for k, width in enumerate(padding)}
     value = shifted_load(lowering, x, [axes[0], axes[-1], *axes[1:-1]], shifts)
     append_map(lowering, buffer, axes, value)
     return buffer

@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from compiler_bridge.cpu.gemm_plan import panel_columns
-from compiler_bridge.ir import Axis, BufferView, Expr, Index, IndexValue, Load, Size, strided_index
+from compiler_bridge.ir import Axis, BufferView, Expr, IndexValue, Load, Size, strided_index
 from compiler_bridge.lower.contractions import contract_into
 from compiler_bridge.lower.lowering import Lowering, apply, axes_of, both, constant, dtype_name, sizes
-from compiler_bridge.lower.narrow_convolutions import MOST_CHANNELS, append_map
-from compiler_bridge.lower.phases import Phase, source_place
-from compiler_bridge.lower.window import Window, affine, window_load
+from compiler_bridge.lower.narrow_convolutions import MOST_CHANNELS, append_map, padded_channels_last
+from compiler_bridge.lower.phases import Phase, load_by_phases
+from compiler_bridge.lower.pool_windows import within
+from compiler_bridge.lower.window import Window, affine
 from compiler_bridge.ops import compute_dtype
 
 
@@ -73,11 +74,8 @@ def narrow_input_gradient(
 
 def in_channels_last(lowering: Lowering, x: BufferView) -> BufferView:
     """A copy, [batch, *places, channels] in memory."""
-    buffer = lowering.new_buffer(
-        [x.shape[0], *x.shape[2:], x.shape[1]], lowering.graph.buffers[x.buffer].dtype
-    )
-    axes = axes_of(buffer.shape)
-    append_map(lowering, buffer, axes, lowering.load_view(x, [axes[0], axes[-1], *axes[1:-1]]))
+    none: list[Size] = [0] * (len(x.shape) - 2)
+    buffer = padded_channels_last(lowering, x, none)
     batch, *places, channel = buffer.strides
     return BufferView(buffer.name, x.shape, (batch, channel, *places), 0)
 
@@ -90,17 +88,7 @@ def rows_of_taps(
     out, channel, *taps, tap = (Axis(f"w{k}", extent) for k, extent in enumerate(w.shape))
     place = Axis("p", grad.shape[-1])
     phases = [Phase.of(axis, stride) for axis, stride in zip(leading, window.stride)]
-    found = [
-        source_place(phase, affine(tap, dilation, -padding), stride)
-        for phase, tap, dilation, padding, stride in zip(
-            phases, taps, window.dilation, window.padding, window.stride
-        )
-    ]
-    index = [*(where for where, _ in found), affine(place, 1)]
-    left = window_load(lowering, grad, [batch, out], index, [True] * len(leading) + [False])
-    assert isinstance(left, Load)
-    for _, fits in found:
-        left = replace(left, mask=both(left.mask, fits)) if fits is not None else left
+    left = load_by_phases(lowering, grad, [batch, out], phases, taps, window, [affine(place, 1)])
     right = weight_by_rows(lowering, w, [*taps, out, tap, channel])
     whole = [phase.step.extent * phase.phase.extent for phase in phases]
     shape = [batch.extent, *whole, tap.extent, channel.extent, place.extent]
@@ -125,7 +113,8 @@ def sum_of_turns(
 ) -> BufferView:
     """[batch, channels, *places], whose last dimension is stride * step + place, without its padding."""
     batch, *leading, _, channels, places = rows.shape
-    buffer = lowering.new_buffer([batch, *leading, channels, steps, last.stride], rows_dtype(lowering, rows))
+    dtype = lowering.graph.buffers[rows.buffer].dtype
+    buffer = lowering.new_buffer([batch, *leading, channels, steps, last.stride], dtype)
     axes = axes_of(buffer.shape)
     *lead, channel, step, place = axes
     total: Expr | None = None
@@ -134,7 +123,7 @@ def sum_of_turns(
         source = affine(step, 1, -turn)
         load = lowering.load_view(rows, [*lead, tap, channel, source])
         assert isinstance(load, Load)
-        mask = within(source, places)
+        mask = within([source], [places])
         if (turn + 1) * last.stride > last.taps:
             mask = both(mask, apply("lt", IndexValue("int64", tap), constant(last.taps, "int64")))
         load = replace(load, mask=mask)
@@ -143,13 +132,3 @@ def sum_of_turns(
     append_map(lowering, buffer, axes, total)
     strides = (buffer.strides[0], buffer.strides[-3], *buffer.strides[1:-3], 1)
     return BufferView(buffer.name, sizes(val.shape), strides, last.padding)
-
-
-def rows_dtype(lowering: Lowering, view: BufferView) -> str:
-    return lowering.graph.buffers[view.buffer].dtype
-
-
-def within(place: Index, extent: Size) -> Expr:
-    position = IndexValue("int64", place)
-    above = apply("ge", position, constant(0, "int64"))
-    return both(above, apply("lt", position, constant(extent, "int64")))

@@ -177,9 +177,8 @@ def embedding_bag_backward(
     padding_idx: int = -1,
 ) -> Tensor:
     """embedding_bag_dense_backward, or the same as a sparse tensor, which lists one row per index."""
-    if mode != MAX and offset2bag.size(0) != indices.size(
-        0
-    ):  # ATen's forward leaves it out where it needs none
+    # ATen's forward leaves it out where it needs none
+    if mode != MAX and offset2bag.size(0) != indices.size(0):
         offset2bag = bags_of(indices, offsets.to(indices.dtype), grad.size(0), padding_idx)
     if not sparse:
         return embedding_bag_dense_backward(

@@ -16,8 +16,6 @@ __all__ = ["scaled_dot_product_attention"]
 
 aten = torch.ops.aten
 
-# What C++ calls a dtype in its messages, where the two names differ.
-
 
 def has_plain_mask(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
