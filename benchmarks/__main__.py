@@ -3,6 +3,7 @@
 Suites: gemm, layers, definitions, models, compile, growth, convolution, vision_layers, vision_models. Without
 names, every suite runs. Results go to benchmarks/results/<suite>-<threads>.json with the machine and the
 versions. Each thread count is a process of its own: compiled code may keep the count it began with.
+`python -m benchmarks definitions --device cuda` runs the definitions on a CUDA device.
 """
 
 import argparse
@@ -26,7 +27,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer cases, shorter timing")
     parser.add_argument("--only", default="", help="only the cases whose name contains this")
     parser.add_argument("--contenders", default="eager,inductor,pynn")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: definitions only")
     arguments = parser.parse_args()
+    if arguments.device == "cuda":
+        if arguments.suites != ["definitions"]:
+            parser.error(f"--device cuda with suites {arguments.suites}; required: definitions")
+        arguments.threads = arguments.threads[:1]
     unknown = set(arguments.suites) - {*SUITES, "report"}
     if unknown:
         parser.error(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(SUITES)} and report")
@@ -87,13 +93,16 @@ def run_suite(suite: str, threads: int, arguments: argparse.Namespace) -> None:
         "vision_layers": measure_vision_layers,
         "vision_models": measure_vision_models,
     }[suite]
-    console.print(f"[bold]{suite}, {threads} thread{'s' * (threads > 1)}[/bold]")
-    peaks = measure_peaks()
-    records = measure(set(arguments.contenders.split(",")), arguments.quick, arguments.only, say)
-    result = {"suite": suite, "threads": threads, "quick": arguments.quick, "machine": describe_machine()}
+    on_device = {"device": arguments.device} if arguments.device != "cpu" else {}
+    place = arguments.device if on_device else f"{threads} thread{'s' * (threads > 1)}"
+    console.print(f"[bold]{suite}, {place}[/bold]")
+    peaks = measure_peaks(arguments.device)
+    records = measure(set(arguments.contenders.split(",")), arguments.quick, arguments.only, say, **on_device)
+    machine = describe_machine(arguments.device)
+    result = {"suite": suite, "threads": threads, "quick": arguments.quick, "machine": machine}
     RESULTS.mkdir(exist_ok=True)
     if not arguments.only:  # a part of a suite would replace the whole
-        path = RESULTS / f"{suite}-{threads}.json"
+        path = RESULTS / f"{suite}-{arguments.device if on_device else threads}.json"
         path.write_text(json.dumps(result | {"peaks": peaks, "records": records}, indent=1) + "\n")
         console.print(f"written to {path}")
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.machine import cxx_compiler
+from benchmarks.machine import cxx_compiler, wait_for_device
 from compiler_bridge import pipeline
 
 Work = Callable[[], object]
@@ -113,9 +113,11 @@ def measure_both_ways(
 
 
 def time_block(work: Work, calls: int) -> float:
+    """Seconds a call; on a CUDA device until the last kernel is done."""
     begin = time.perf_counter()
     for _ in range(calls):
         work()
+    wait_for_device()
     return (time.perf_counter() - begin) / calls
 
 

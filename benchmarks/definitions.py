@@ -158,24 +158,29 @@ def cases() -> Iterator[Case]:
         yield from family()
 
 
-def build_work(case: Case, namespace: Any, backward: bool) -> Work:
+def build_work(case: Case, namespace: Any, backward: bool, device: str) -> Work:
     torch.manual_seed(0)
-    function = case.make(namespace)
+    with torch.device(device):
+        function = case.make(namespace)
     parameters = list(function.parameters()) if isinstance(function, torch.nn.Module) else []
     if backward:
         return training_work(function, case.inputs, parameters)
     return forward_work(function, case.inputs)
 
 
-def measure_definitions(chosen: set[str], quick: bool, only: str, say: Callable[[dict], None]) -> list[dict]:
+def measure_definitions(
+    chosen: set[str], quick: bool, only: str, say: Callable[[dict], None], device: str = "cpu"
+) -> list[dict]:
     """Time every case both ways; `say` is told each record as it comes."""
     records = []
-    for case in cases():
+    with torch.device(device):  # as long as tensors are made: the mode costs every call time
+        drawn = list(cases())
+    for case in drawn:
         if only not in case.name and only not in case.family:
             continue
         for backward in (False, True):
             build = {
-                name: partial(build_work, case, nn, backward)
+                name: partial(build_work, case, nn, backward, device)
                 for name, nn in NAMESPACES.items()
                 if name in chosen
             }

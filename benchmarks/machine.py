@@ -34,11 +34,19 @@ def git_commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def describe_machine() -> dict:
+def wait_for_device() -> None:
+    """Kernels on a CUDA device, where one is used, run behind the program's back."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def describe_machine(device: str = "cpu") -> dict:
     """Return machine and versions, as every result file carries them."""
     import numba
 
+    gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if device == "cuda" else {}
     return {
+        **gpu,
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -57,21 +65,23 @@ def seconds_of(function: Callable[[], object], repeats: int = 7) -> float:
     function(), function()
     times = []
     for _ in range(repeats):
+        wait_for_device()
         begin = time.perf_counter()
         function()
+        wait_for_device()
         times.append(time.perf_counter() - begin)
     return median(times)
 
 
-def measure_peaks() -> dict:
-    """Measure what the machine can do with torch's present thread count.
+def measure_peaks(device: str = "cpu") -> dict:
+    """Measure what the machine can do with torch's present thread count, or on a CUDA device.
 
     flops:  a 2048 x 2048 x 2048 float32 matmul, floating-point operations a second
     bytes:  Tensor.copy_ of 256 MiB (past any last-level cache), bytes read plus bytes written a second
     """
     size = 2048
-    a, b, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
-    source = torch.ones(64 * 2**20)
+    a, b, out = (torch.randn(size, size, device=device) for _ in range(3))
+    source = torch.ones(64 * 2**20, device=device)
     target = torch.empty_like(source)
     return {
         "flops": 2 * size**3 / seconds_of(lambda: torch.mm(a, b, out=out)),

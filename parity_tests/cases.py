@@ -53,6 +53,17 @@ class Sample:
             tree_map(construct, self.constructor), self.training,
         )  # fmt: skip
 
+    def on(self, device: str) -> "Sample":
+        """Return the sample with its tensors on a device, requiring gradients as before."""
+
+        def move(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.detach().to(device).requires_grad_(value.requires_grad)
+
+        args, kwargs = tree_map(move, (self.args, self.kwargs))
+        return Sample(args, kwargs, self.constructor, self.training)
+
     def differentiable(self) -> list[Tensor]:
         leaves = torch.utils._pytree.tree_leaves((self.args, self.kwargs))
         return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
@@ -108,8 +119,8 @@ class Row:
         """Why accuracy is not measured in a dtype, if it is not."""
         return self.skip.get(str(dtype).removeprefix("torch."))
 
-    def build(self, nn: Any, sample: Sample) -> Callable:
-        """Return the callable under test: a module with seeded parameters, or a function."""
+    def build(self, nn: Any, sample: Sample, device: str = "cpu") -> Callable:
+        """Return the callable under test: a module with seeded parameters (drawn on the CPU), or a function."""
         if not self.is_module:
             function = self.look_up(nn)
             if self.call is None:
@@ -124,9 +135,9 @@ class Row:
         module = self.look_up(nn)(*args, **kwargs).train(sample.training)
         if isinstance(module, LazyModuleMixin):  # parameters exist after the first call only
             with torch.no_grad():
-                first = sample.cast(torch.float32)
+                first = sample.cast(torch.float32).on("cpu")
                 module(*first.args, **first.kwargs)
-        return module
+        return module.to(device)
 
     def draw(self, most: int) -> list[Sample]:
         """Return at most `most` samples, spread evenly over what the table has."""

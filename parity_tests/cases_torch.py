@@ -108,11 +108,11 @@ def function_samples(entry) -> list[Sample]:
     return [Sample((s.input, *s.args), s.kwargs) for s in drawn]
 
 
-def function_errors(entry) -> list[tuple[Sample, type, str, str]]:
+def function_errors(entry, device: str = "cpu") -> list[tuple[Sample, type, str, str]]:
     if entry.error_inputs_func is None:
         return []
     found = []
-    for error in each_seeded(entry.error_inputs_func(entry, "cpu")):
+    for error in each_seeded(entry.error_inputs_func(entry, device)):
         s = error.sample_input
         found.append((Sample((s.input, *s.args), s.kwargs), error.error_type, error.error_regex, "call"))
     return found

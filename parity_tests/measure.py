@@ -50,7 +50,7 @@ def gradients(outputs: list[Tensor], inputs: list[Tensor], dtype: torch.dtype) -
     if not outputs or not inputs:
         return []
     generator = torch.Generator().manual_seed(2)
-    cotangents = [torch.randn(t.shape, generator=generator).to(dtype).to(t.dtype) for t in outputs]
+    cotangents = [torch.randn(t.shape, generator=generator).to(dtype).to(t) for t in outputs]
     found = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
     return [torch.zeros_like(t) if g is None else g.detach() for g, t in zip(found, inputs, strict=True)]
 
@@ -76,10 +76,11 @@ def evaluate(
     executor: str = "eager",
     exact: bool = False,
     neighbour: int = 0,
+    device: str = "cpu",
 ) -> Outcome:
-    """Run one sample in `dtype`; where `exact`, the same (already rounded) numbers in a wider type.
+    """Run one sample in `dtype`; where `exact`, the same (already rounded) numbers in a wider type, on the CPU.
 
-    That is float64, and for float64 long double: see tolerances.py.
+    That is float64, and for float64 long double: see tolerances.py. The outcome is on the CPU.
     """
     sample = sample.cast(dtype)
     subject = row.build(nn, sample)
@@ -92,6 +93,11 @@ def evaluate(
         sample = sample.cast(torch.float64)
         if isinstance(subject, torch.nn.Module):
             subject.to(torch.float64)
+    elif device != "cpu":
+        torch.cuda.manual_seed(1)
+        sample = sample.on(device)
+        if isinstance(subject, torch.nn.Module):
+            subject.to(device)
     inputs = sample.differentiable()
     if isinstance(subject, torch.nn.Module):
         inputs += [p for p in subject.parameters() if p.requires_grad]
@@ -102,7 +108,7 @@ def evaluate(
         grads = gradients(values, inputs, dtype)
     if run is not None:
         return Outcome([run.value(t) for t in values], [run.value(t) for t in grads])
-    return Outcome([t.detach() for t in values], grads)
+    return Outcome([t.detach().cpu() for t in values], [t.cpu() for t in grads])
 
 
 def attempt(function: Callable[[], Any]) -> Any:
@@ -115,8 +121,8 @@ def attempt(function: Callable[[], Any]) -> Any:
 class Reference:
     """The C++ op at one sample and at neighbouring inputs, with the exact results there."""
 
-    def __init__(self, row: Row, sample: Sample, dtype: torch.dtype) -> None:
-        self.run = partial(evaluate, row, torch.nn, sample, dtype)
+    def __init__(self, row: Row, sample: Sample, dtype: torch.dtype, device: str) -> None:
+        self.run = partial(evaluate, row, torch.nn, sample, dtype, device=device)
         self.cpp = self.run()
         # Another dtype draws other random numbers; long double follows those of float64.
         random = row.random or sample.kwargs.get("dropout_p", 0.0) > 0.0
@@ -136,13 +142,13 @@ class Reference:
 
 
 def compare_sample(
-    row: Row, sample: Sample, dtype: torch.dtype, executor: str, nn: Any = pynn
+    row: Row, sample: Sample, dtype: torch.dtype, executor: str, nn: Any = pynn, device: str = "cpu"
 ) -> list[Finding] | None:
     """Compare one sample of `nn`'s definition; None where the C++ op does not take this dtype."""
-    reference = attempt(lambda: Reference(row, sample, dtype))
+    reference = attempt(lambda: Reference(row, sample, dtype, device))
     if isinstance(reference, Exception):
         return None
-    own = attempt(lambda: evaluate(row, nn, sample, dtype, executor))
+    own = attempt(lambda: evaluate(row, nn, sample, dtype, executor, device=device))
     if isinstance(own, Exception):
         lines = [line.strip() for line in f"{type(own).__name__}: {own}".splitlines() if line.strip()]
         text = " | ".join(lines[:4])

@@ -9,15 +9,16 @@ from torch.utils._pytree import tree_leaves
 
 import pynn
 from parity_tests.cases import Row, Sample, defined_rows, seed
+from parity_tests.devices import DEVICES
 
 pytestmark = pytest.mark.slow  # `make check` leaves the whole file to `make test`
 
 ROWS = [row for row in defined_rows() if not row.is_module and row.reference is None]
 
 
-def outcome(row: Row, namespace, sample: Sample) -> list[torch.dtype] | Exception:
+def outcome(row: Row, namespace, sample: Sample, device: str) -> list[torch.dtype] | Exception:
     seed(0)
-    with warnings.catch_warnings(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with warnings.catch_warnings(), torch.autocast(device, dtype=torch.bfloat16):
         warnings.simplefilter("ignore")
         try:
             out = row.build(namespace, sample)(*sample.args, **sample.kwargs)
@@ -26,16 +27,17 @@ def outcome(row: Row, namespace, sample: Sample) -> list[torch.dtype] | Exceptio
     return [t.dtype for t in tree_leaves(out) if isinstance(t, Tensor)]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
-def test_dtypes_under_autocast(row: Row):
+def test_dtypes_under_autocast(row: Row, device: str):
     for sample in row.draw(4):
         for dtype in (torch.float32, torch.bfloat16):
             if dtype not in row.dtypes and row.dtypes != (torch.float32,):
                 continue
-            cast = sample.cast(dtype)
-            theirs = outcome(row, torch.nn, cast)
+            cast = sample.cast(dtype).on(device)
+            theirs = outcome(row, torch.nn, cast, device)
             if not isinstance(theirs, Exception):
-                assert outcome(row, pynn, cast) == theirs, dtype
+                assert outcome(row, pynn, cast, device) == theirs, dtype
 
 
 def test_inner_products_are_not_narrowed():

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import pynn
 from parity_tests.cases import Row, Sample, defined_rows, seed
+from parity_tests.devices import DEVICES
 
 pytestmark = pytest.mark.slow  # `make check` leaves the whole file to `make test`
 
@@ -40,9 +41,9 @@ def layout(tensor: torch.Tensor):
     return [(n, stride) if n > 1 else n for n, stride in zip(tensor.shape, tensor.stride(), strict=True)]
 
 
-def layouts(row: Row, nn, sample: Sample, with_gradients: bool):
-    sample = channels_last(sample.cast(torch.float32))
-    subject = row.build(nn, sample)
+def layouts(row: Row, nn, sample: Sample, with_gradients: bool, device: str):
+    sample = channels_last(sample.cast(torch.float32)).on(device)
+    subject = row.build(nn, sample, device)
     seed(0)
     with warnings.catch_warnings(), torch.set_grad_enabled(with_gradients):
         warnings.simplefilter("ignore")
@@ -64,27 +65,29 @@ def has_format_of_its_own(row: Row, sample: Sample) -> bool:
     )
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
-def test_results_have_torchs_strides(row):
+def test_results_have_torchs_strides(row, device):
     for sample in filter(is_of_images, row.draw(6)):
         if has_format_of_its_own(row, sample):
             continue
         for with_gradients in (False, True):
             try:
-                expected = layouts(row, torch.nn, sample, with_gradients)
+                expected = layouts(row, torch.nn, sample, with_gradients, device)
             except RuntimeError:
                 continue  # nll_loss and an unbatched max_pool3d refuse the format in torch
-            assert layouts(row, pynn, sample, with_gradients) == expected
+            assert layouts(row, pynn, sample, with_gradients, device) == expected
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
-def test_deterministic_algorithms_are_refused_only_where_torch_refuses(row):
+def test_deterministic_algorithms_are_refused_only_where_torch_refuses(row, device):
     """pynn may have a deterministic algorithm where torch has none (max_unpool: the last of equal indices)."""
     for sample in row.draw(3):
         refused = []
         for nn in (torch.nn, pynn):
-            fresh = sample.cast(torch.float32)
-            subject = row.build(nn, fresh)
+            fresh = sample.cast(torch.float32).on(device)
+            subject = row.build(nn, fresh, device)
             torch.use_deterministic_algorithms(True)
             try:
                 run_with_gradients(subject, fresh)
