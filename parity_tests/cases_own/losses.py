@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-from torch.nn import LinearCrossEntropyOptions
 
 from parity_tests.cases import Sample
 from parity_tests.cases_own.builders import built, function, module, tensor
@@ -41,7 +40,7 @@ def chunked(
 ) -> Callable[[], Sample]:
     def draw() -> Sample:
         shape = () if rows is None else (rows,)
-        drawn = {"options": LinearCrossEntropyOptions(**kwargs.get("options", {}))}
+        drawn = {"options": torch.nn.LinearCrossEntropyOptions(**kwargs.get("options", {}))}
         if bias:
             drawn["linear_bias"] = tensor(classes)
         if weighted:
@@ -76,7 +75,7 @@ def linear_errors() -> list[tuple[Sample, type, str, str]]:
     def refused(message, *args, error=RuntimeError, **kwargs):
         return Sample(args, kwargs), error, message, "call"
 
-    wide = LinearCrossEntropyOptions(acc_dtype=torch.float64)
+    wide = torch.nn.LinearCrossEntropyOptions(acc_dtype=torch.float64)
     return [
         refused("input with dimensionality 1 or 2, got 3", x[None], w, y),
         refused("linear_weight with dimensionality at least 2, got 1", x, w[0], y),

@@ -13,23 +13,28 @@ from typing_extensions import deprecated
 from pynn.modules import (
     _classification_losses,
     _ctc,
-    _linear_cross_entropy,
     _ranking_losses,
     _regression_losses,
     _soft_margin_losses,
 )
 from pynn.modules._classification_losses import *  # noqa: F403
 from pynn.modules._ctc import *  # noqa: F403
-from pynn.modules._linear_cross_entropy import *  # noqa: F403
 from pynn.modules._ranking_losses import *  # noqa: F403
 from pynn.modules._regression_losses import *  # noqa: F403
 from pynn.modules._soft_margin_losses import *  # noqa: F403
 from pynn.modules.distance import PairwiseDistance
 
+_SINCE_2_13: list[str] = []  # a name that the installed torch lacks, pynn lacks too
+if hasattr(torch.nn, "LinearCrossEntropyLoss"):
+    from pynn.modules import _linear_cross_entropy
+    from pynn.modules._linear_cross_entropy import *  # noqa: F403
+
+    _SINCE_2_13 += _linear_cross_entropy.__all__
+
 __all__ = [
     *_classification_losses.__all__,
     *_ctc.__all__,
-    *_linear_cross_entropy.__all__,
+    *_SINCE_2_13,
     *_ranking_losses.__all__,
     *_regression_losses.__all__,
     *_soft_margin_losses.__all__,
