@@ -64,7 +64,8 @@ LOSSES: dict[str, Any] = {
     "multilabel_margin_loss": lambda: ((numbers(3, 4), torch.tensor([[1, -1, 0, 0]] * 3)), {}),
     "ctc_loss": lambda: ((numbers(5, 2, 4).log_softmax(2), torch.tensor([[1, 2], [3, 1]]), (5, 4), (2, 1)), {}),
 }  # fmt: skip
-LOSSES = {name: draw for name, draw in LOSSES.items() if hasattr(F, name.split(".")[0])}  # torch 2.11 lacks one
+# torch 2.11 lacks linear_cross_entropy.
+LOSSES = {name: draw for name, draw in LOSSES.items() if hasattr(F, name.split(".")[0])}
 
 
 def gradients(namespace: Any, name: str, asking: tuple, args: tuple, kwargs: dict, reduction: str) -> Any:

@@ -30,15 +30,27 @@ FLOAT32 = {
         """.split()
     ),
     "cuda": FLOAT32_LOSSES
-    | frozenset("softplus layer_norm group_norm cosine_similarity pdist softmax log_softmax softmin".split()),
-}
-# float32 on the CPU for some arguments only
-FLOAT32_IF: dict[str, Callable[..., bool]] = {
-    "pad": lambda input, pad, mode="constant", value=None: (
-        mode == "replicate" or (mode == "reflect" and len(pad) < 6)
+    | frozenset(
+        """
+        cosine_similarity cross_entropy group_norm layer_norm local_response_norm log_softmax normalize
+        pairwise_distance pdist softmax softmin softplus
+        """.split()
     ),
-    "max_pool3d": lambda *args, return_indices=False, **_: not (args[6] if len(args) > 6 else return_indices),
-    "local_response_norm": lambda input, *_, **__: input.dim() > 3,  # made of avg_pool3d there
+}
+# float32 for some arguments only
+FLOAT32_IF: dict[str, dict[str, Callable[..., bool]]] = {
+    "cpu": {
+        "pad": lambda input, pad, mode="constant", value=None: (
+            mode == "replicate" or (mode == "reflect" and len(pad) < 6)
+        ),
+        "max_pool3d": lambda *args, return_indices=False, **_: (
+            not (args[6] if len(args) > 6 else return_indices)
+        ),
+        "local_response_norm": lambda input, *_, **__: input.dim() > 3,  # made of avg_pool3d there
+    },
+    "cuda": {
+        "interpolate": lambda input, size=None, scale_factor=None, mode="nearest", *_, **__: mode != "area",
+    },
 }
 NARROW = frozenset(
     """
@@ -59,12 +71,13 @@ def under_autocast(definition: Callable, args: tuple, kwargs: dict[str, Any]) ->
     """Call a definition as torch calls its function inside torch.autocast."""
     name = definition.__name__
     device = next((x.device.type for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)), "cpu")
-    if name in COMPOSED or not torch.is_autocast_enabled(device):
+    if not torch.is_autocast_enabled(device):
         return definition(*args, **kwargs)
-    dtype = None
-    is_listed = name in FLOAT32.get(device, ())
-    if is_listed or (device == "cpu" and name in FLOAT32_IF and FLOAT32_IF[name](*args, **kwargs)):
+    dtype, condition = None, FLOAT32_IF.get(device, {}).get(name)
+    if name in FLOAT32.get(device, ()) or (condition and condition(*args, **kwargs)):
         dtype = torch.float32
+    elif name in COMPOSED:
+        return definition(*args, **kwargs)
     elif name in NARROW:
         dtype = torch.get_autocast_dtype(device)
 

@@ -387,7 +387,8 @@ def _check_dtypes(kernel: str, input: Tensor, target: Tensor) -> None:
     """C++ looks at them where there is something to compute. Raises: NotImplementedError, RuntimeError"""
     if input.numel() == 0:
         return
-    if input.dtype not in (torch.float32, torch.float64):
+    takes_16_bits = not input.is_cpu and input.is_floating_point()
+    if input.dtype not in (torch.float32, torch.float64) and not takes_16_bits:
         raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
     if target.dtype != torch.int64:
         raise RuntimeError(f"expected scalar type Long but found {type_name(target)}")

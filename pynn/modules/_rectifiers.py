@@ -447,7 +447,7 @@ def rrelu(
     if not lower <= upper:  # NaN too
         raise RuntimeError("Lower bound should be less than or equal to the upper bound")
     require_floating_point("leaky_relu_cpu" if not training else "rrelu_with_noise_out_cpu", input)
-    if training and input.dtype == torch.float16:
+    if training and input.dtype == torch.float16 and input.is_cpu:
         raise NotImplementedError("\"rrelu_with_noise_out_cpu\" not implemented for 'Half'")
     if not training:
         return leaky_relu.__wrapped__(input if inplace else input.contiguous(), (lower + upper) / 2, inplace)

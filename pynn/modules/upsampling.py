@@ -169,7 +169,7 @@ def _check_input(input: Tensor, mode: str, counts: Sequence[Any], antialias: boo
             f"Non-empty {dims + 2}D data tensor expected but got a tensor with sizes {list(input.shape)}"
         )
     takes_bytes = input.dtype == torch.uint8 and (dims == 2 or mode.startswith("nearest"))
-    if antialias and input.dtype in (torch.float16, torch.bfloat16) and not input.is_meta:
+    if antialias and input.dtype in (torch.float16, torch.bfloat16) and input.is_cpu:
         raise NotImplementedError(
             f"\"compute_index_ranges_weights\" not implemented for '{type_name(input)}'"
         )
