@@ -52,7 +52,8 @@ class Dimension:
 
 @dataclass(frozen=True)
 class MatrixForm:
-    """outer and inner batch, m, n, k; an absent one has extent 1. made: the operands that a function packs."""
+    """outer and inner batch, m, n, k; an absent one has extent 1. made: the operands that a function packs.
+    k_segments: where no one stride steps through the sum, it runs through k once for each of these."""
 
     batch: tuple[Dimension, Dimension]
     m: Dimension
@@ -61,9 +62,14 @@ class MatrixForm:
     lhs: Expr
     rhs: Expr
     made: tuple[bool, bool] = (False, False)
+    k_segments: Dimension = Dimension(1, 0, 0, 0)
 
 
 ONE = Dimension(1, 0, 0, 0)
+
+SHORTEST_K_RUN = 32
+"""The sum may run in two loops, over segments and within them, from this length of a segment on: C is read and
+written once more for each."""
 
 
 def is_plain(expr: Expr) -> bool:
@@ -177,7 +183,10 @@ def indirect_form(node: Contract) -> IndirectForm | None:
     made, along = (True, not plain), dimension(run).b if plain else 1
     inner = Dimension(size_product(a.extent for a in node.reduce_axes), 1, along, 0, (*segments, run))
     step = taps.b if plain and taps is not None else 0
-    return IndirectForm((ONE, first(batch)), m, first(columns), inner, lhs, rhs, made, segments, run, step)
+    return IndirectForm(
+        (ONE, first(batch)), m, first(columns), inner, lhs, rhs, made,
+        segments=segments, run=run, b_segment=step,
+    )  # fmt: skip
 
 
 def indirect_panels(node: Contract) -> IndirectPanels | None:
@@ -189,8 +198,17 @@ def indirect_panels(node: Contract) -> IndirectPanels | None:
     form = strided_form(replace(node, rhs=replace(node.rhs, mask=node.rhs.mask or TRUE)))  # pyright: ignore
     if form is None or form.n.c != 1 or form.n.axes[-1:] != (run,) or not size_equal(form.batch[0].extent, 1):
         return None
-    return IndirectPanels(form.batch, form.m, form.n, form.k, node.lhs, node.rhs, (False, True),
-                          form.n.axes[:-1], run)  # fmt: skip
+    return IndirectPanels(
+        form.batch,
+        form.m,
+        form.n,
+        form.k,
+        node.lhs,
+        node.rhs,
+        (False, True),
+        segments=form.n.axes[:-1],
+        run=run,
+    )
 
 
 TRUE = Constant("bool", True)
@@ -239,10 +257,18 @@ def strided_form(node: Contract) -> MatrixForm | None:
     for group in (rows, columns):  # one dimension is the matrix's own, others join the batch
         group.sort(key=lambda d: 0 if isinstance(d.c, int) and d.c == 1 else 1)
         batch += group[1:]
-    if len(batch) > 2 or len(inner) > 1:
+    inner.sort(key=lambda d: 0 if 1 in (d.a, d.b) else 1)
+    if len(batch) > 2 or len(inner) > (1 if any(made) or not is_long(first(inner)) else 2):
         return None
     outer_inner = (*[ONE] * (2 - len(batch)), *batch)
-    return MatrixForm(outer_inner, first(rows), first(columns), first(inner), node.lhs, node.rhs, made)  # pyright: ignore
+    return MatrixForm(  # pyright: ignore
+        outer_inner, first(rows), first(columns), first(inner), node.lhs, node.rhs, made, first(inner[1:])
+    )
+
+
+def is_long(run: Dimension) -> bool:
+    """Whether the sum may run in segments of this one; of sizes known only at run time, yes."""
+    return not isinstance(run.extent, int) or run.extent >= SHORTEST_K_RUN
 
 
 def stride_along(operand: Expr, axis: str) -> Size:

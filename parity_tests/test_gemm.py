@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compiler_bridge.cpu import gemm_table as slot
-from compiler_bridge.cpu.gemm_launch import as_callback, bind_matmul, matmul_into
+from compiler_bridge.cpu.gemm_launch import BoundGemm, as_callback, bind_matmul, matmul_into
 from compiler_bridge.cpu.gemm_plan import REGION_BYTES, ROWS, compute_dtype, panel_columns, plan_gemm
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -108,6 +108,25 @@ def test_any_problem(m, n, k, batch, layouts, dtype, threads, accumulate, shared
     start = out.clone() if accumulate else 0.0
     matmul_into(out, a, b, threads=threads, accumulate=accumulate)
     assert_no_worse(out, a, b, start)
+
+
+@pytest.mark.parametrize("threads", (1, 2, 3))
+@pytest.mark.parametrize("layout", ("NN", "NT", "TN", "SS"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_sum_of_segments(dtype: torch.dtype, layout: str, threads: int):
+    """C (+)= sum over s of A[s] @ B[s]: the weight gradient of a convolution, s counting images. Columns of C lie
+    side by side, or rows do, so that the product is made transposed."""
+    name = str(dtype).removeprefix("torch.")
+    for segments, m, n, k in itertools.product((1, 2, 5), (3, 40, 150), (5, 70), (0, 1, 33, 700)):
+        a, b = make((segments, m, k), layout[0], dtype), make((segments, k, n), layout[1], dtype)
+        out = make((m, n), "NT"[segments % 2], torch.float32, fill=2.0)
+        plan = plan_gemm(
+            m, n, k, 1, name, (0, *a.stride()[1:]), (0, *b.stride()[1:]), (0, *out.stride()), threads,
+            accumulate=True, k_segments=(segments, a.stride(0), b.stride(0)),
+        )  # fmt: skip
+        BoundGemm(plan, (a, b, out)).run()
+        left, right = a.transpose(0, 1).reshape(m, -1), b.reshape(-1, n)
+        assert_no_worse(out, left, right, torch.full((m, n), 2.0))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[:4])

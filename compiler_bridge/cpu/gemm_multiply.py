@@ -95,6 +95,19 @@ def pack_panel_of_runs(dtype: str) -> Any:
     return pack
 
 
+@outlined_helper
+def place_of_k(tab, k, step, segment_step):  # type: ignore[no-untyped-def]
+    """Where k is in an operand: so many steps within its segment."""
+    segment = k // tab[slot.K_RUN]
+    return segment * segment_step + (k - segment * tab[slot.K_RUN]) * step
+
+
+@outlined_helper
+def next_count(tab, k, end, most):  # type: ignore[no-untyped-def]
+    """How many k to take from here: at most so many, and none of the next segment."""
+    return max(0, min(most, min(end - k, tab[slot.K_RUN] - k % tab[slot.K_RUN])))
+
+
 @cache
 def pack_panel_of_b(dtype: str) -> Any:
     """pack(tab, batch, column, panel, k_begin, k_count, thread): from memory or by the caller's function."""
@@ -112,8 +125,8 @@ def pack_panel_of_b(dtype: str) -> Any:
                 batch * tab[slot.N] + column, count, k_begin, k_count, thread,
             )  # fmt: skip
         else:
-            start = column * tab[slot.B_COLUMN] + k_begin * tab[slot.B_K]
-            source = offset_pointer(matrix(tab, batch), start)
+            at_k = place_of_k(tab, k_begin, tab[slot.B_K], tab[slot.B_SEGMENT])
+            source = offset_pointer(matrix(tab, batch), column * tab[slot.B_COLUMN] + at_k)
             pack_strided(panel, i64(width), source, tab[slot.B_COLUMN], tab[slot.B_K], count, k_count)
 
     return pack
@@ -131,13 +144,15 @@ def pack_b_kernel(dtype: str) -> Any:
         k_total = tab[slot.K]
         panels = (tab[slot.N] + width - 1) // width
         workspace = pointer(tab, slot.WORKSPACE, compute)
-        for k_begin in range(i64(0), k_total, PACK_K_STEP):
-            k_count = min(PACK_K_STEP, k_total - k_begin)
+        k_begin = i64(0)
+        while k_begin < k_total:
+            k_count = next_count(tab, k_begin, k_total, PACK_K_STEP)
             for unit in range(begin, end):
                 batch = unit // panels
                 column = (unit - batch * panels) * width
                 panel = offset_pointer(workspace, (unit * k_total + k_begin) * width)
                 pack(tab, batch, column, panel, k_begin, k_count, thread)
+            k_begin += k_count
 
     return gemm_pack_b
 
@@ -161,7 +176,9 @@ def pack_block_of_a(dtype: str) -> Any:
     def pack(tab, batch, row, row_end, block, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
         panels = (row_end - row + ROWS - 1) // ROWS
         large = panels - small_panels(row_end - row)
-        first = offset_pointer(matrix(tab, batch), k_begin * tab[slot.A_K])
+        first = offset_pointer(
+            matrix(tab, batch), place_of_k(tab, k_begin, tab[slot.A_K], tab[slot.A_SEGMENT])
+        )
         if tab[slot.A_ROW] == 1 and tab[slot.PACK_A] == 0:
             first = offset_pointer(first, row)
             pack_contiguous_rows(block, first, tab[slot.A_K], row_end - row, large, k_count)
@@ -200,7 +217,8 @@ def block_of_a(dtype: str) -> Any:
     def block(tab, batch, row, row_end, columns, scratch, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
         if columns <= MAX_DIRECT_COLUMNS and tab[slot.A_K] == 1 and tab[slot.PACK_A] == 0:
             step = tab[slot.A_ROW]
-            first = offset_pointer(find_a(tab, batch), row * step + k_begin)
+            at_k = place_of_k(tab, k_begin, i64(1), tab[slot.A_SEGMENT])
+            first = offset_pointer(find_a(tab, batch), row * step + at_k)
             return (first, step, i64(1)), ROWS * step, FEWER_ROWS * step
         return packed(tab, batch, row, row_end, columns, scratch, k_begin, k_count, thread)
 
@@ -340,9 +358,9 @@ def multiply_tile(dtype: str) -> Any:
         b_matrix, c_rows = find_b(tab, batch), offset_pointer(c, row_begin * steps[0])
         line_step, lane_step, part_step = find_steps(tab)
         rows, all_columns = row_end - row_begin, column_end - column_begin
-        # once even when K is 0: C becomes 0
-        for k_begin in range(k_first, max(k_total, k_first + 1), tab[slot.K_BLOCK]):
-            k_count = max(0, min(tab[slot.K_BLOCK], k_total - k_begin))
+        k_begin = k_first
+        while k_begin < max(k_total, k_first + 1):  # once even when K is 0: C becomes 0
+            k_count = next_count(tab, k_begin, k_total, tab[slot.K_BLOCK])
             accumulate = i64(1) if k_begin > k_first else tab[slot.ACCUMULATE] if part == 0 else i64(0)
             block = find_block(
                 tab, batch, row_begin, row_end, all_columns, a_scratch, k_begin, k_count, thread
@@ -351,7 +369,8 @@ def multiply_tile(dtype: str) -> Any:
             for column in range(column_begin, column_end, width):
                 columns = min(width, column_end - column)
                 panel, b_k = find_panel(tab, batch, column, columns, k_begin, k_count, thread)
-                b = offset_pointer(b_matrix, k_begin * tab[slot.B_K] + column * tab[slot.B_COLUMN])
+                at_k = place_of_k(tab, k_begin, tab[slot.B_K], tab[slot.B_SEGMENT])
+                b = offset_pointer(b_matrix, at_k + column * tab[slot.B_COLUMN])
                 c = offset_pointer(c_rows, column * steps[1])
                 ahead = (offset_pointer(b, width * tab[slot.B_COLUMN]), line_step, lane_step, part_step)
                 multiply_columns(
@@ -362,6 +381,7 @@ def multiply_tile(dtype: str) -> Any:
                 if is_whole and k_begin + k_count >= k_total and tab[slot.K_PARTS] == 1:
                     finish_region(tab, batch, row_begin, row_end, finished, done)
                     finished = done
+            k_begin += max(1, k_count)
 
     return multiply
 

@@ -141,6 +141,7 @@ def plan_gemm(
     accumulate: bool = False,
     b_prepacked: bool = False,
     run: int = 0,
+    k_segments: Sequence[int] = (1, 0, 0),
 ) -> GemmPlan:
     """Plan C (+)= A B for a batch of matrices.
 
@@ -150,6 +151,7 @@ def plan_gemm(
              has_pack_a, has_pack_b: that operand comes from a function in slots PACK_A / PACK_B
              accumulate: C += A B instead of C = A B
              run: not 0 where columns of B are segments of so many elements found by a function (PLACES_B)
+             k_segments: how many segments of k the sum has, and how far apart they are in A and in B
              b_prepacked: WORKSPACE already holds B as an earlier `pack_b` with the same sizes left it
     Raises:  ValueError for an unknown dtype or a wrong number of strides
     """
@@ -157,8 +159,9 @@ def plan_gemm(
         raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     outer, inner = (1, batch) if isinstance(batch, int) else batch
     a, b, c = (_four_strides(strides) for strides in (a_strides, b_strides, c_strides))
-    problem = _Problem(m, n, k, outer, inner, dtype, a, b, c, max(1, threads), has_pack_a, has_pack_b,
-                       accumulate, b_prepacked, run)  # fmt: skip
+    segments, a_segment, b_segment = k_segments
+    problem = _Problem(m, n, k * segments, outer, inner, dtype, a, b, c, max(1, threads), has_pack_a, has_pack_b,
+                       accumulate, b_prepacked, run, k, a_segment, b_segment)  # fmt: skip
     if m * n * outer * inner == 0:
         return GemmPlan(dtype, (), problem.table(False), 0, 0, problem.threads)
     if problem.is_better_swapped():
@@ -191,6 +194,9 @@ class _Problem:
     accumulate: bool
     b_prepacked: bool
     run: int = 0
+    k_run: int = 0  # of a segment of the sum
+    a_segment: int = 0
+    b_segment: int = 0
 
     @property
     def batch(self) -> int:
@@ -210,7 +216,7 @@ class _Problem:
         (ao, ai, ar, ak), (bo, bi, bk, bc), (co, ci, cr, cc) = self.a, self.b, self.c
         return _Problem(self.n, self.m, self.k, self.outer, self.inner, self.dtype, (bo, bi, bc, bk),
                         (ao, ai, ak, ar), (co, ci, cc, cr), self.threads, False, False,
-                        self.accumulate, False)  # fmt: skip
+                        self.accumulate, False, 0, self.k_run, self.b_segment, self.a_segment)  # fmt: skip
 
     def folded(self) -> _Problem:
         """The batch as more rows, where all matrices share B and rows follow each other evenly.
@@ -228,15 +234,16 @@ class _Problem:
         """The slots that describe the product itself."""
         names = (
             "M N K BATCH_OUTER BATCH_INNER A_OUTER A_INNER A_ROW A_K B_OUTER B_INNER B_K B_COLUMN "
-            "C_OUTER C_INNER C_ROW C_COLUMN ACCUMULATE SWAPPED RUN"
+            "C_OUTER C_INNER C_ROW C_COLUMN ACCUMULATE SWAPPED RUN K_RUN A_SEGMENT B_SEGMENT"
         ).split()
         values = (self.m, self.n, self.k, self.outer, self.inner, *self.a, *self.b, *self.c,
-                  int(self.accumulate), int(swapped), self.run)  # fmt: skip
+                  int(self.accumulate), int(swapped), self.run, max(1, self.k_run or self.k),
+                  self.a_segment, self.b_segment)  # fmt: skip
         return dict(zip(names, values))
 
 
 def _plan(problem: _Problem, swapped: bool) -> GemmPlan:
-    packs = problem.has_pack_a or problem.has_pack_b or problem.b_prepacked
+    packs = problem.has_pack_a or problem.has_pack_b or problem.b_prepacked or problem.k_run < problem.k
     if not packs and problem.b[2] == 1 and problem.m <= MAX_DOT_ROWS and problem.k > 0:
         return _plan_dot(problem, swapped)
     if not packs and problem.b[3] == 1 and problem.m <= MAX_AXPY_ROWS:
@@ -293,8 +300,9 @@ def _plan_packed(problem: _Problem, swapped: bool) -> GemmPlan:
         row_blocks, column_blocks = _blocks(of_a_part, panels, problem.m)
     local = found or (row_blocks == 1 and packs_own_b)
     b_batches = 1 if shared_b else problem.batch
-    k_blocks = max(1, _divide_up(k_part, _max_k_block(width, itemsize, local and not found)))
-    k_block = max(1, min(k_part, _round_up(_divide_up(k_part, k_blocks), 8)))
+    k_unit = min(k_part, problem.k_run)
+    k_blocks = max(1, _divide_up(k_unit, _max_k_block(width, itemsize, local and not found)))
+    k_block = max(1, min(k_unit, _round_up(_divide_up(k_unit, k_blocks), 8)))
     block_rows = _divide_up(problem.m, row_blocks)
     # room for two rows more: rows are cut unevenly by at most two
     block_bytes = (_divide_up(block_rows + 2, ROWS) * ROWS * k_block + 8) * itemsize

@@ -29,13 +29,14 @@ SLOTS = (
     "PACK_B", "PACK_B_TABLE",
     "EPILOGUE", "EPILOGUE_TABLE",       # function called on each finished region of C (0: none)
     "SEGMENTS", "RUN",                  # `indirect`: K is so many segments of so many contiguous elements of A
-    "B_SEGMENT",                        # `indirect`: stride of B between segments; B_K is that along the run
+    "B_SEGMENT",                        # stride of B between segments of the sum; B_K is that along the run
     "SCRATCH_PANEL",                    # `indirect`: bytes from the start of a thread's scratch to its panel of B
     "SEGMENT_BLOCK",                    # segments summed in registers at a time
     "THREADS", "TURNS",                 # `indirect`: so many threads take units in turn, so many each
     "PLACES_A", "PLACES_A_TABLE",       # functions that say where segments of A and rows of C begin, their tables
     "PLACES_C", "PLACES_C_TABLE",
     "PLACES_B", "PLACES_B_TABLE",       # function that says where segments of columns of B begin (0: PACK_B or strides)
+    "K_RUN", "A_SEGMENT",               # K is segments of so many, A_SEGMENT and B_SEGMENT apart; A_K, B_K within them
 )  # fmt: skip
 """Names of the slots, in order. Functions are passed as addresses of machine code with this signature:
 
@@ -70,4 +71,5 @@ SLOT = {name: index for index, name in enumerate(SLOTS)}
     SEGMENTS, RUN, B_SEGMENT, SCRATCH_PANEL, SEGMENT_BLOCK, THREADS, TURNS,
     PLACES_A, PLACES_A_TABLE, PLACES_C, PLACES_C_TABLE,
     PLACES_B, PLACES_B_TABLE,
+    K_RUN, A_SEGMENT,
 ) = range(len(SLOTS))  # fmt: skip

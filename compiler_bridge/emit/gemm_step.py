@@ -67,10 +67,12 @@ def plan_form(
         )
     )
     run = form.run.extent if isinstance(form, IndirectPanels) and form.run is not None else 0
+    segments = tuple(size(x) for x in (form.k_segments.extent, form.k_segments.a, form.k_segments.b))
     return plan_gemm(
         m, n, k, (o, i), dtype, a_strides, b_strides,
         (size(outer.c), size(inner.c), size(form.m.c), size(form.n.c)),
         threads, has_pack_a=form.made[0], has_pack_b=form.made[1], run=size(run), b_prepacked=b_prepacked,
+        k_segments=segments,
     )  # fmt: skip
 
 
@@ -121,10 +123,12 @@ def gemm_step(
             for slot, (n, at) in zip("ABC", (operands[name] for name in order))
         }
         m, n, k = (size(d.extent) for d in (form.m, form.n, form.k))
+        k *= size(form.k_segments.extent)
         return bind_plan(gemm, pointers, called, size, f"gemm {m}x{n}x{k}", source)
 
     outer, inner = form.batch
-    text = f"gemm {form.m.extent}x{form.n.extent}x{form.k.extent} batch {outer.extent}x{inner.extent} {dtype}"
+    k = form.k.extent * form.k_segments.extent
+    text = f"gemm {form.m.extent}x{form.n.extent}x{k} batch {outer.extent}x{inner.extent} {dtype}"
     text += ", A where it lies" if found else ""
     return dynamic_step(plan, (*names, packed) if packed else names, called, text)
 

@@ -44,7 +44,7 @@ class Once:
     def can_pack(self, form: MatrixForm) -> bool:
         """Whether B is made of frozen values and has one size."""
         loads = [part for part in walk(form.rhs) if isinstance(part, Load)]
-        extents = [dimension.extent for dimension in (*form.batch, form.n, form.k)]
+        extents = [dimension.extent for dimension in (*form.batch, form.n, form.k, form.k_segments)]
         return (
             bool(loads)
             and all(load.buffer in self.frozen for load in loads)
