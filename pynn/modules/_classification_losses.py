@@ -13,6 +13,7 @@ from pynn.definitions import (
     computes_in_float32,
     defines,
     differentiable,
+    linear_in,
     require_floating_point,
     require_no_gradient,
     traced_as,
@@ -181,7 +182,7 @@ def nll_loss(
     number = reduction_number(reduction, size_average, reduce)
     require_tensor("nll_loss_nd", 2, "target", target)
     require_int("nll_loss_nd", 5, "ignore_index", ignore_index)
-    return _checked_nll_loss(input, target, weight, number, ignore_index)
+    return _checked_nll_loss(linear_in(input), target, weight, number, ignore_index)
 
 
 def _checked_nll_loss(
