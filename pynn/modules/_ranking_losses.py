@@ -30,7 +30,7 @@ __all__ = [
 
 aten = torch.ops.aten
 
-COSINE_EPSILON = 1e-12
+COSINE_EPSILON = 9.999999960041972e-13  # 1e-12 in float32, which ATen adds to float64 too
 
 
 # ---- definitions -----------------------------------------------------------------------------------------

@@ -42,7 +42,9 @@ def norm_of(x: Tensor, p: float, dim: list[int]) -> Tensor:
         return (magnitudes != 0).to(magnitudes.dtype).sum(dim, keepdim=True)
     if p == 1:
         return magnitudes.sum(dim, keepdim=True)
-    return magnitudes.pow(p).sum(dim, keepdim=True).pow(1 / p)
+    # pow(-2) would square first, which overflows where the square of the reciprocal does not
+    powers = magnitudes.reciprocal().square() if p == -2 else magnitudes.pow(p)
+    return powers.sum(dim, keepdim=True).pow(1 / p)
 
 
 def norm_gradient(x: Tensor, norm: Tensor, p: float, dim: list[int]) -> Tensor:
