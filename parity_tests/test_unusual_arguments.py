@@ -91,6 +91,22 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         ones(2, 3, 4).to(q), ones(2, 5, 4), ones(2, 5, 4), mask if mask is None else ones(3, 5).to(mask))
        for q in (torch.float32, torch.uint8, HALF) for mask in (None, torch.int64, torch.uint8)},
     "grid_sample of too few dimensions": lambda f: f.grid_sample(ones(1, 2, 4, 4), ones(1, 3, 2)),
+    # C++ has no kernel for these on the CPU
+    **{f"{name} of {dtype}": lambda f, name=name, args=args, dtype=dtype: getattr(f, name)(
+        ones(1, 2, 4, 4, 4).to(dtype), *args)
+       for dtype in (HALF, torch.bfloat16, torch.int64, torch.bool)
+       for name, args in (("avg_pool3d", (2,)), ("lp_pool3d", (2, 2)))},
+    **{f"fractional_max_pool{dims}d of {shape}, {dtype}": lambda f, dims=dims, shape=shape, dtype=dtype: getattr(
+        f, f"fractional_max_pool{dims}d")(
+            ones([*shape, *[6] * dims], dtype=dtype), 2, 2, _random_samples=ones(shape[0], shape[1], dims).to(dtype))
+       for dims in (2, 3) for shape in ((2, 3), (0, 3)) for dtype in (torch.int64, torch.uint8)},
+    # the weight is multiplied in place: it changes no dtype, and cannot be complex
+    **{f"{name} of {x} weighted by {w}": lambda f, name=name, x=x, w=w: getattr(f, name)(
+        HALVES.to(x), HALVES.to(x), tensor([1.0, 2.0]).to(w))
+       for name in ("binary_cross_entropy", "binary_cross_entropy_with_logits")
+       for x in (torch.float32, HALF) for w in (torch.float64, torch.float32, torch.bfloat16, torch.complex64)},
+    **{f"positive classes weighted by {w}": lambda f, w=w: f.binary_cross_entropy_with_logits(
+        HALVES, HALVES, pos_weight=tensor([1.0, 2.0]).to(w)) for w in (torch.float64, HALF, torch.complex64)},
     "cross_entropy of a scalar": lambda f: f.cross_entropy(ones(()), ones((), dtype=torch.int64)),
 }  # fmt: skip
 
