@@ -100,6 +100,10 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         f, f"fractional_max_pool{dims}d")(
             ones([*shape, *[6] * dims], dtype=dtype), 2, 2, _random_samples=ones(shape[0], shape[1], dims).to(dtype))
        for dims in (2, 3) for shape in ((2, 3), (0, 3)) for dtype in (torch.int64, torch.uint8)},
+    # no batch of images: a volume whose channels C++ does not find
+    **{f"max_pool3d of a volume like channels-last images by {width}, {stride}": lambda f, width=width, stride=stride:
+       f.max_pool3d(torch.arange(96.0).view(2, 3, 4, 4).contiguous(memory_format=torch.channels_last), width, stride)
+       for width in (0, 1, 2, 9, (1, 2)) for stride in (None, 0, 1)},
     # the weight is multiplied in place: it changes no dtype, and cannot be complex
     **{f"{name} of {x} weighted by {w}": lambda f, name=name, x=x, w=w: getattr(f, name)(
         HALVES.to(x), HALVES.to(x), tensor([1.0, 2.0]).to(w))
