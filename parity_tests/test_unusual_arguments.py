@@ -95,6 +95,18 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     **{f"attention of {q} and {mask}": lambda f, q=q, mask=mask: f.scaled_dot_product_attention(
         ones(2, 3, 4).to(q), ones(2, 5, 4), ones(2, 5, 4), mask if mask is None else ones(3, 5).to(mask))
        for q in (torch.float32, torch.uint8, HALF) for mask in (None, torch.int64, torch.uint8)},
+    # sizes that do not fit, where there is nothing to attend, or nobody to
+    **{f"attention of {q}, {k}, {v}": lambda f, q=q, k=k, v=v: f.scaled_dot_product_attention(
+        ones(q), ones(k), ones(v))
+       for q, k, v in (((2, 0, 2), (3, 4, 7), (5, 4, 5)), ((2, 3, 2), (2, 4, 7), (2, 0, 5)),
+                       ((3, 0), (0, 3), (0, 2)), ((1, 2, 0), (0, 1, 3, 0), (0, 1, 1, 3)),
+                       ((2, 3, 0), (2, 4, 0), (2, 4, 5)), ((0, 3, 2), (2, 4, 2), (2, 4, 5)))},
+    **{f"attention in groups of {heads} heads": lambda f, heads=heads: f.scaled_dot_product_attention(
+        ones(2, heads, 3, 4), ones(2, 0, 3, 4), ones(2, 0, 3, 4), enable_gqa=True) for heads in (0, 1, 2)},
+    # masks larger than the scores were taken
+    **{f"attention of {q} with a mask of {m}": lambda f, q=q, m=m: f.scaled_dot_product_attention(
+        ones(q), ones(3, 4), ones(3, 2), ones(m))
+       for q in ((1, 4), (2, 4)) for m in ((2, 1), (2, 3), (1, 3), (5, 2, 3), (1, 2, 3), (2, 2))},
     "grid_sample of too few dimensions": lambda f: f.grid_sample(ones(1, 2, 4, 4), ones(1, 3, 2)),
     # C++ has no kernel for these on the CPU
     **{f"{name} of {dtype}": lambda f, name=name, args=args, dtype=dtype: getattr(f, name)(

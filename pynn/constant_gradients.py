@@ -30,10 +30,15 @@ def with_graph_to_inputs(backward: Callable) -> Callable:
 
 
 def _connected(gradient: Tensor | None, inputs: list[Tensor]) -> Tensor | None:
-    """The gradient plus nothing: the sum of none of each input's elements."""
+    """The gradient plus nothing of each input."""
     if gradient is None or gradient.requires_grad or gradient.layout is not torch.strided:
         return gradient
     for x in inputs:
         if x.is_complex() == gradient.is_complex():
-            gradient = gradient + x.unsqueeze(0).narrow(0, 0, 0).sum()
+            gradient = gradient + nothing_of(x)
     return gradient
+
+
+def nothing_of(x: Tensor) -> Tensor:
+    """The sum of none of x's elements: 0, whose gradient is 0."""
+    return x.unsqueeze(0).narrow(0, 0, 0).sum()
