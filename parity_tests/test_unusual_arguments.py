@@ -32,7 +32,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
                        (HALF, HALF, torch.float32), (torch.int64,) * 3, (torch.bool,) * 3)},
     # a bias of another dtype was refused
     **{f"conv_transpose{dims}d of {x} with a bias of {b}": lambda f, dims=dims, x=x, b=b: getattr(
-        f, f"conv_transpose{dims}d")(ones([2, 3, *[3] * dims]).to(x), ones([3, 4, *[1] * dims]).to(x), NUMBERS[1:].to(b))
+        f, f"conv_transpose{dims}d")(
+            ones([2, 3, *[3] * dims]).to(x), ones([3, 4, *[1] * dims]).to(x), NUMBERS[1:].to(b))
        for dims in (1, 2, 3) for x in (torch.float32, torch.float64, HALF, torch.bfloat16, torch.int64, torch.complex64)
        for b in (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.complex128)},
     # integers became floating-point numbers, bools were compared

@@ -55,7 +55,7 @@ def check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None, dims: int, 
 
 
 def check_other_bias(input: Tensor, bias: Tensor, dims: int, transposed: bool) -> None:
-    """Only a transposed convolution of one or two dimensions adds a bias of another dtype, where oneDNN has no kernel."""
+    """Transposed convolutions of one and two dimensions alone add a bias of another dtype."""
     if not transposed or input.dtype == torch.bfloat16 or input.is_complex():
         names = [full_type_name(x) if transposed else cpp_name(x.dtype) for x in (input, bias)]
         is_onednn = transposed and input.dtype == torch.bfloat16
