@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -96,6 +97,25 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     **{f"attention of {q} and {mask}": lambda f, q=q, mask=mask: f.scaled_dot_product_attention(
         ones(2, 3, 4).to(q), ones(2, 5, 4), ones(2, 5, 4), mask if mask is None else ones(3, 5).to(mask))
        for q in (torch.float32, torch.uint8, HALF) for mask in (None, torch.int64, torch.uint8)},
+    # numbers of numpy's, and tensors of one, raised the result to their dtype
+    **{f"{name} by {number!r}": lambda f, name=name, args=args, number=number: getattr(f, name)(
+        HALVES.half(), *args, number)
+       for number in (tensor(0.5), numpy.float32(0.5), numpy.float64(0.5), tensor(1), numpy.int64(1), True)
+       for name, args in (("softplus", ()), ("elu", ()), ("leaky_relu", ()), ("rrelu", (number,)), ("hardshrink", ()),
+                          ("threshold", (0.3,)), ("pairwise_distance", (HALVES.half(), 2.0)))},
+    **{f"dropout by {number!r}": lambda f, number=number: torch.cat([
+        torch.manual_seed(0) and f.alpha_dropout(ones(2, 4), number, True), f.dropout2d(ones(1, 2, 4), number)[0]])
+       for number in (tensor(0.5), numpy.float32(0.5), 0.5)},
+    **{f"{name} along {dim!r}": lambda f, name=name, args=args, dim=dim: getattr(f, name)(ones(2, 3), *args, dim)
+       for dim in (numpy.int64(1), numpy.int32(-1), tensor(0))
+       for name, args in (("normalize", (2.0,)), ("cosine_similarity", (ones(2, 3),)), ("softmax", ()))},
+    **{f"{name}, p {p}, of {shape}": lambda f, name=name, args=args, p=p, shape=shape: getattr(f, name)(
+        ones(shape), *args, p) for p in (INF, -INF) for shape in ((0,), (2, 0), (0, 2))
+       for name, args in (("pairwise_distance", (ones(1),)), )},
+    "batch_norm of an empty batch of 16 bits": lambda f: f.batch_norm(
+        ones(0, 3, dtype=HALF), *running(torch.float32, torch.float32), ones(3), ones(3), True),
+    "multi_margin_loss with weights of another dtype": lambda f: f.multi_margin_loss(
+        ones(2, 3).double(), tensor([0, 1]), weight=ones(3)),
     # sizes that do not fit, where there is nothing to attend, or nobody to
     **{f"attention of {q}, {k}, {v}": lambda f, q=q, k=k, v=v: f.scaled_dot_product_attention(
         ones(q), ones(k), ones(v))

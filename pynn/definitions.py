@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
-from pynn.argument_kinds import refusal_of_kinds
+from pynn.argument_kinds import check_of_kinds
 from pynn.autocast import under_autocast
 from pynn.batched_gradients import with_batched_gradients
 from pynn.blocks import in_blocks
@@ -73,7 +73,7 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
 
     def decorate(definition: Callable) -> Callable:
         refuse_others = refusal_of_others(definition, torch_function)
-        refuse_kinds = refusal_of_kinds(definition, torch_function)
+        checked_kinds = check_of_kinds(definition, torch_function)
 
         @functools.wraps(definition)
         def function(*args: Any, **kwargs: Any) -> Any:
@@ -84,8 +84,8 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
                 return call_override(function, torch_function, args, kwargs)
             if refuse_others is not None and not (args and isinstance(args[0], Tensor)):
                 refuse_others(args, kwargs)
-            if refuse_kinds is not None and (len(args) > 1 or kwargs):
-                refuse_kinds(args, kwargs)
+            if checked_kinds is not None and (len(args) > 1 or kwargs):
+                args, kwargs = checked_kinds(args, kwargs)
             if torch._C._is_any_autocast_enabled():
                 return under_autocast(definition, args, kwargs)
             return definition(*args, **kwargs)

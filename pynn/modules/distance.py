@@ -72,7 +72,7 @@ def norm_gradient(x: Tensor, norm: Tensor, p: float, dim: list[int]) -> Tensor:
 def _dims(x: Tensor, dim: Any) -> list[int]:
     if dim is None or (isinstance(dim, (tuple, list)) and len(dim) == 0):
         return list(range(x.dim()))
-    return [dim] if isinstance(dim, int) else list(dim)
+    return list(dim) if isinstance(dim, (tuple, list)) else [int(dim)]
 
 
 def _without(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:
@@ -278,6 +278,13 @@ class _Norm(Function):
 def vector_norm(x: Tensor, p: float, dim: Any, keepdim: bool = False) -> Tensor:
     """The p-norm of x over dim, differentiable also where it is 0."""
     dims = _dims(x, dim)
+    if abs(p) == torch.inf and x.dim() > 0:
+        empty = [d for d in dims if x.size(d) == 0]
+        if empty:
+            raise RuntimeError(
+                f"linalg.vector_norm cannot compute the {p} norm on the dimension {empty[0] % x.dim()}because this "
+                "dimension is empty and the operation does not have an identity"
+            )
     return _without(_Norm.apply(x, p, dims), dims, keepdim)
 
 
