@@ -110,8 +110,10 @@ CALLS: dict[str, Callable[[Any], Any]] = {
        for dim in (numpy.int64(1), numpy.int32(-1), tensor(0))
        for name, args in (("normalize", (2.0,)), ("cosine_similarity", (ones(2, 3),)), ("softmax", ()))},
     **{f"{name}, p {p}, of {shape}": lambda f, name=name, args=args, p=p, shape=shape: getattr(f, name)(
-        ones(shape), *args, p) for p in (INF, -INF) for shape in ((0,), (2, 0), (0, 2))
-       for name, args in (("pairwise_distance", (ones(1),)), )},
+        ones(shape), *args, p) for p in (INF, -INF, -1.0, -0.5, 0.5) for shape in ((0,), (2, 0), (0, 2))
+       for name, args in (("normalize", ()), ("pairwise_distance", (ones(1),)))},
+    "gradient of a table without columns, scaled by frequency": lambda f: torch.autograd.grad(f.embedding(
+        tensor([1, 1]), weight := ones(3, 0, requires_grad=True), scale_grad_by_freq=True).sum(), weight)[0],
     "batch_norm of an empty batch of 16 bits": lambda f: f.batch_norm(
         ones(0, 3, dtype=HALF), *running(torch.float32, torch.float32), ones(3), ones(3), True),
     "multi_margin_loss with weights of another dtype": lambda f: f.multi_margin_loss(

@@ -278,11 +278,11 @@ class _Norm(Function):
 def vector_norm(x: Tensor, p: float, dim: Any, keepdim: bool = False) -> Tensor:
     """The p-norm of x over dim, differentiable also where it is 0."""
     dims = _dims(x, dim)
-    if abs(p) == torch.inf and x.dim() > 0:
+    if (p < 0 or p == torch.inf) and x.dim() > 0:
         empty = [d for d in dims if x.size(d) == 0]
         if empty:
             raise RuntimeError(
-                f"linalg.vector_norm cannot compute the {p} norm on the dimension {empty[0] % x.dim()}because this "
+                f"linalg.vector_norm cannot compute the {p:g} norm on the dimension {empty[0] % x.dim()}because this "
                 "dimension is empty and the operation does not have an identity"
             )
     return _without(_Norm.apply(x, p, dims), dims, keepdim)
