@@ -16,7 +16,7 @@ import torch
 from torch._decomp import get_decompositions
 from torch._ops import OpOverload
 
-from compiler_bridge.capture import channels_last, run_time_sizes
+from compiler_bridge.capture import channels_last, run_time_sizes, sparse
 
 aten = torch.ops.aten
 
@@ -158,7 +158,7 @@ def decompositions(eager_random: bool) -> Decompositions:
     table.update(_optional_table("compiler_bridge.capture.random", random))
     for operation in KEPT_WHOLE | WAITS_FOR_LOWERING:
         table.pop(operation, None)
-    return {**table, **channels_last.DECOMPOSITIONS, **run_time_sizes.DECOMPOSITIONS}
+    return {**table, **channels_last.DECOMPOSITIONS, **run_time_sizes.DECOMPOSITIONS, **sparse.DECOMPOSITIONS}
 
 
 def _optional_table(module: str, name: str) -> Decompositions:
