@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pynn.definitions import DEFINITIONS
 from pynn.memory_format import in_format_of
-from pynn.modules._interpolation import OPERATIONS, interpolate_forward
+from pynn.modules._interpolation import OPERATIONS
 
 aten = torch.ops.aten
 
@@ -36,24 +36,21 @@ def sizes_of(sizes: Sequence[Any], output_size: Sequence[Any] | None, scales: An
     ]
 
 
-def resizing(name: str, mode: str, has_corners: bool) -> Callable[..., Tensor]:
+def resizing(name: str) -> Callable[..., Tensor]:
     """What stands in for the `vec` overload of an operation."""
 
     def resize(input: Tensor, output_size: Any, *options: Any) -> Tensor:
         *corners, scales = options
-        sizes = input.shape[2:]
-        counts = sizes_of(sizes, output_size, scales)
+        counts = sizes_of(input.shape[2:], output_size, scales)
         each = list(scales) if scales else [None] * len(counts)
-        if is_known([*sizes, *counts]):
-            return getattr(aten, name).default(input, counts, *corners, *each)
-        return interpolate_forward(input, mode, counts, corners[0] if has_corners else False, each)
+        return getattr(aten, name).default(input, counts, *corners, *each)
 
     return resize
 
 
 COMPOSITES = {
-    getattr(aten, name).vec: resizing(name, mode, has_corners)
-    for name, (mode, has_corners) in OPERATIONS.items()
+    getattr(aten, name).vec: resizing(name)
+    for name in OPERATIONS
     if hasattr(aten, name) and "vec" in getattr(aten, name).overloads()
 }
 """What stands in for the overloads of interpolation that torch.nn.functional calls."""
@@ -72,11 +69,32 @@ def padding_at_run_time(definition: Callable[..., Tensor]) -> Callable[..., Any]
     return pad
 
 
+def resized_at_run_time(definition: Callable[..., Tensor]) -> Callable[..., Any]:
+    """As `padding_at_run_time`; the gradient's second list of sizes is what was resized."""
+
+    def resize(input: Tensor, output_size: Sequence[Any], *rest: Any, **named: Any) -> Any:
+        others = [size for sizes in rest if isinstance(sizes, (list, tuple)) for size in sizes[2:]]
+        if is_known([*input.shape[2:], *output_size, *others]):
+            return NotImplemented
+        return definition(input, output_size, *rest, **named)
+
+    return resize
+
+
 PADDING = [
     getattr(aten, f"{mode}_pad{dims}d{suffix}").default
     for mode in ("reflection", "replication")
     for dims in (1, 2, 3)
     for suffix in ("", "_backward")
 ]
-DECOMPOSITIONS = {operation: padding_at_run_time(DEFINITIONS[operation]) for operation in PADDING}
+RESIZING = [
+    getattr(aten, f"{name}{suffix}").default
+    for name in OPERATIONS
+    if hasattr(aten, name)
+    for suffix in ("", "_backward")
+]
+DECOMPOSITIONS = {
+    **{operation: padding_at_run_time(DEFINITIONS[operation]) for operation in PADDING},
+    **{operation: resized_at_run_time(DEFINITIONS[operation]) for operation in RESIZING},
+}
 """For AOTAutograd's table."""

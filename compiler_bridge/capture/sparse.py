@@ -1,4 +1,4 @@
-"""Sparse gradients (embedding and embedding_bag with sparse=True): kernels compute the rows, the tensor is made of them.
+"""Sparse gradients of embedding and embedding_bag: kernels compute the rows, the tensor is made of them afterwards.
 
     graph(...)  = grad, sparse_rows(rows, indices)
     kernels:      grad, rows, indices
