@@ -1,4 +1,5 @@
-"""Interpolation and padding on their way into a graph: one operation at known sizes, else the definition.
+"""Interpolation and the gradient of padding on their way into a graph: one operation at known sizes, else the
+definition.
 
 The lowering takes the operation by tables, which it makes while it compiles. Where sizes are known only at run time the
 definition is traced, and makes its tables in kernels.
@@ -59,14 +60,13 @@ COMPOSITES = {
 def padding_at_run_time(definition: Callable[..., Tensor]) -> Callable[..., Any]:
     """The definition where sizes are symbols; NotImplemented, the operation as it is, where none is."""
 
-    def pad(input: Tensor, *rest: Any) -> Any:
-        *grown, padding = rest  # the gradient's second argument is what was padded
+    def pad_backward(grad: Tensor, input: Tensor, padding: Sequence[Any]) -> Any:
         dims = len(padding) // 2
-        if is_known([*input.shape[-dims:], *(size for x in grown for size in x.shape[-dims:]), *padding]):
+        if is_known([*grad.shape[-dims:], *input.shape[-dims:], *padding]):
             return NotImplemented
-        return in_format_of(input, definition(input, *rest))
+        return in_format_of(grad, definition(grad, input, padding))
 
-    return pad
+    return pad_backward
 
 
 def resized_at_run_time(definition: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -94,7 +94,7 @@ RESIZING = [
     for suffix in ("", "_backward")
 ]
 DECOMPOSITIONS = {
-    **{operation: padding_at_run_time(DEFINITIONS[operation]) for operation in PADDING},
+    **{operation: padding_at_run_time(DEFINITIONS[operation]) for operation in PADDING[1::2]},
     **{operation: resized_at_run_time(DEFINITIONS[operation]) for operation in RESIZING},
 }
 """For AOTAutograd's table."""
