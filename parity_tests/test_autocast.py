@@ -52,3 +52,28 @@ def test_inner_products_are_not_narrowed():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = function(*arguments)
         assert torch.equal(found, function(*arguments)), name
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("uses_onednn", [False, True])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"proj_size": 2}], ids=str)
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
+def test_recurrent_layers_give_torchs_dtypes(name, options, uses_onednn, is_packed):
+    """test_lstm of test_mkldnn.py: pynn's stayed float32."""
+    is_cell = name.endswith("Cell")
+    if (options and is_cell) or (is_cell and is_packed) or ("proj_size" in options and name != "LSTM"):
+        return
+    theirs = getattr(torch.nn, name)(3, 4, **options)
+    own = getattr(pynn, name)(3, 4, **options)
+    own.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3) if is_cell else torch.randn(5, 2, 3)
+    x = torch.nn.utils.rnn.pack_padded_sequence(x, [5, 3]) if is_packed else x
+    with torch.backends.mkldnn.flags(enabled=uses_onednn), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, found = (
+            [t for t in tree_leaves(layer(x)) if t is not None and t.is_floating_point()]
+            for layer in (theirs, own)
+        )
+    assert [t.dtype for t in found] == [t.dtype for t in expected]
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+    sum(t.sum() for t in found).backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in own.parameters())

@@ -134,6 +134,59 @@ def test_torchscript_compiles_what_it_compiles_of_torch(info):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_torchscript_compiles_functions_of_several_signatures():
+    """test_trace_script of jit/test_tracer.py: interpolate could not be compiled."""
+
+    def resized(x):
+        return pynn.functional.interpolate(x, [4, 6], mode="bilinear")
+
+    x = torch.randn(1, 2, 3, 3)
+    torch.testing.assert_close(torch.jit.script(resized)(x), F.interpolate(x, [4, 6], mode="bilinear"))
+
+
+def test_torchscript_says_that_init_was_not_called():
+    """test_init_error of jit/test_recursive_script.py: it was an AttributeError."""
+
+    class Bare(torch.nn.Module):
+        def __init__(self):
+            self.x = 2
+
+    with pytest.raises(RuntimeError, match="has not been initialized"):
+        torch.jit.script(Bare())
+
+
+@pytest.mark.parametrize("name", ["adaptive_max_pool2d", "relu", "triplet_margin_with_distance_loss"])
+def test_fx_traces_a_function_as_torchs(name):
+    """TestFunctionalTracing of test_fx.py: the text that torch.fx takes apart is that of torch's function."""
+    results = []
+    for functions in (F, pynn.functional):
+        try:
+            results.append(torch.fx.symbolic_trace(getattr(functions, name)).code)
+        except (torch.fx.proxy.TraceError, TypeError, ValueError) as error:
+            results.append((type(error), str(error)))
+    assert results[0] == results[1]
+
+
+def test_fx_refuses_a_function_of_cpp_while_it_has_torchs_name():
+    with pynn.install(), pytest.raises(AssertionError):
+        torch.fx.symbolic_trace(F.conv2d)
+    assert "conv2d" in torch.fx.symbolic_trace(pynn.functional.conv2d).code
+
+
+def test_modes_are_told_poolings_arguments_as_they_are():
+    """test_variatic_arg_matching of fx/test_matcher_utils.py: pooling under a mode met a tuple in the input's place."""
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    x = torch.randn(1, 2, 6, 6)
+    for indices in (False, True):
+        with Mode():
+            found = pynn.functional.max_pool2d(x, 2, return_indices=indices)
+        torch.testing.assert_close(found, F.max_pool2d(x, 2, return_indices=indices))
+
+
 def test_torchscript_compiles_functions():
     def plain(x: torch.Tensor):
         return pynn.functional.softmax(pynn.functional.gelu(x), dim=-1)

@@ -28,6 +28,7 @@ from pynn.blocks import in_blocks
 from pynn.constant_gradients import with_graph_to_inputs
 from pynn.dtype_names import type_name
 from pynn.first_argument import refusal_of_others
+from pynn.mkldnn import of_dense_copies
 from pynn.overrides import call_override, has_override, scripts_as
 
 DEFINITIONS: dict[OpOverload, Callable[..., Any]] = {}
@@ -82,6 +83,8 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
                     return torch_function(*args, **kwargs)
             elif has_override(args, kwargs):
                 return call_override(function, torch_function, args, kwargs)
+            if args and isinstance(args[0], Tensor) and args[0].is_mkldnn:
+                return of_dense_copies(function, args, kwargs)
             if refuse_others is not None and not (args and isinstance(args[0], Tensor)):
                 refuse_others(args, kwargs)
             if checked_kinds is not None and (len(args) > 1 or kwargs):

@@ -57,7 +57,10 @@ def as_torch_passes_on(
     """Arguments as torch's Python functions hand them to __torch_function__.
 
     What has a default is a keyword argument and always there, the rest is positional, however it was called.
+    Of pooling, one of two functions as return_indices says, the signature says nothing.
     """
+    if torch_function in boolean_dispatched:
+        return args, kwargs
     bound = _signature(torch_function).bind(*args, **kwargs)
     bound.apply_defaults()
     optional = {

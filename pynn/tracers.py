@@ -1,25 +1,30 @@
 """torch.jit.script and torch.fx treat pynn's layers as the torch.nn layers that they stand for.
 
 Both decide by where a class comes from: TorchScript compiles the text of its methods, and torch.fx keeps a layer
-whole if its module's name begins with torch.nn. Neither asks anyone, so `import pynn` wraps one function of each.
+whole if its module's name begins with torch.nn. Neither asks anyone, so `import pynn` wraps two functions of each.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch.fx
 import torch.jit._recursive
+import torch.jit._script
 from torch.nn import Module, Sequential
 
 from pynn.convert import convert, with_new_bases
-from pynn.counterparts import class_pairs
+from pynn.counterparts import class_pairs, function_pairs
+from pynn.overrides import is_installed
 
 
 def teach_tracers() -> None:
-    """Wrap the two functions; a second call changes nothing."""
+    """Wrap their functions; a second call changes nothing."""
     _wrap(torch.jit._recursive, "create_script_module", _scripted_as_torchs)
+    _wrap(torch.jit._script, "_get_overloads", _with_torchs_overloads)
     _wrap(torch.fx.Tracer, "is_leaf_module", _keeping_layers)
+    _wrap(torch.fx.Tracer, "trace", _tracing_torchs_functions)
 
 
 def _wrap(owner: Any, name: str, wrapper: Callable) -> None:
@@ -35,6 +40,8 @@ def _scripted_as_torchs(create_script_module: Callable) -> Callable:
 
     @functools.wraps(create_script_module)
     def create(nn_module: Module, *args: Any, **kwargs: Any) -> Any:
+        if "_modules" not in vars(nn_module):  # its __init__ was never called: torch says so
+            return create_script_module(nn_module, *args, **kwargs)
         converted = [
             (module, type(module), dict(vars(module)))
             for module in nn_module.modules()
@@ -51,6 +58,16 @@ def _scripted_as_torchs(create_script_module: Callable) -> Callable:
                 vars(module).update(attributes)
 
     return create
+
+
+def _with_torchs_overloads(get_overloads: Callable) -> Callable:
+    """The signatures of a function that has several are kept by the name of torch's function."""
+
+    @functools.wraps(get_overloads)
+    def get(obj: Any) -> Any:
+        return get_overloads(obj.__prepare_scriptable__() if hasattr(obj, "__prepare_scriptable__") else obj)
+
+    return get
 
 
 @functools.cache
@@ -72,3 +89,20 @@ def _keeping_layers(is_leaf_module: Callable) -> Callable:
         return is_layer or is_leaf_module(self, m, module_qualified_name)
 
     return is_leaf
+
+
+def _tracing_torchs_functions(trace: Callable) -> Callable:
+    """symbolic_trace(pynn.functional.f) takes the text of torch's f apart.
+
+    A function of C++ has no text, and torch.fx refuses it; pynn's is refused only while it has torch's name.
+    """
+
+    @functools.wraps(trace)
+    def trace_root(self: torch.fx.Tracer, root: Any, *args: Any, **kwargs: Any) -> torch.fx.Graph:
+        originals = {own: original for original, own in function_pairs().items()}
+        original = None if isinstance(root, Module) else originals.get(root)
+        if original is not None and (inspect.isfunction(original) or is_installed(root)):
+            root = original
+        return trace(self, root, *args, **kwargs)
+
+    return trace_root

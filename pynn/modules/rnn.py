@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.modules import rnn as torch_rnn
 from torch.nn.utils.rnn import PackedSequence
 
-from pynn.definitions import is_traced, type_name, widen
+from pynn.definitions import NARROW_DTYPES, is_traced, type_name, widen
 from pynn.modules._recurrence import STEPS, State, Weights, affine, run_layers
 from pynn.overrides import is_taken_over
 
@@ -65,6 +65,8 @@ class _Recurrent:
         data = x if packed is not None else x.reshape(-1, x.size(-1))
         drop = self.dropout if self.training else 0.0
         out, final = run_layers(self.mode, data, sizes, state, self._weights(), 1 + self.bidirectional, drop)
+        if torch._C._is_any_autocast_enabled():
+            out, final = self._under_autocast(out, final, packed is not None)
         if packed is not None:
             unsorted = packed.unsorted_indices
             final = tuple(part if unsorted is None else part.index_select(1, unsorted) for part in final)
@@ -72,6 +74,22 @@ class _Recurrent:
         out = out.view(len(sizes), x.size(1), out.size(-1))
         out = out.transpose(0, 1) if self.batch_first and is_batched else out
         return (out, final) if is_batched else (out.squeeze(1), tuple(part.squeeze(1) for part in final))
+
+    def _under_autocast(self, out: Tensor, final: State, is_packed: bool) -> tuple[Tensor, State]:
+        """The results in the dtypes that torch.autocast leaves them in.
+
+        C++ narrows the products. Where a state is added to one (GRU, LSTM) it stays as wide as it was, but a kernel
+        for the whole layer (oneDNN's LSTM, cuDNN) is narrow throughout.
+        """
+        if not torch.is_autocast_enabled(out.device.type) or out.dtype not in (torch.float32, *NARROW_DTYPES):
+            return out, final
+        narrow = torch.get_autocast_dtype(out.device.type)
+        kept = torch.promote_types(out.dtype, narrow)
+        onednn = self.mode == "LSTM" and not (is_packed or self.proj_size) and torch.backends.mkldnn.enabled
+        if self.mode.startswith("RNN") or onednn or out.device.type == "cuda":
+            kept = narrow
+        of_out = narrow if self.proj_size else kept
+        return out.to(of_out), (final[0].to(of_out), *(part.to(kept) for part in final[1:]))
 
     def _unpacked(self, input: Any) -> tuple[Tensor, list[int], Tensor | None, bool]:
         """(input with time first and a batch, running sequences at each time, batch_sizes, had a batch)."""
@@ -238,7 +256,10 @@ class _Cell:
             raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {names[0]} and {names[1]}")
         weights = weights.widened()
         new = STEPS[mode](affine(widen(x), weights.ih, weights.bias_ih), tuple(map(widen, state)), weights)
-        return tuple((part if is_batched else part.squeeze(0)).to(input.dtype) for part in new)
+        dtype = input.dtype
+        if mode.startswith("RNN") and torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(x.device.type)  # of its two products alone, which are narrowed
+        return tuple((part if is_batched else part.squeeze(0)).to(dtype) for part in new)
 
     def _check_sizes(self, x: Tensor, state: State) -> None:
         if x.size(1) != self.weight_ih.size(1):
