@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.common_modules import module_db
 
@@ -171,6 +172,16 @@ def test_fx_refuses_a_function_of_cpp_while_it_has_torchs_name():
     with pynn.install(), pytest.raises(AssertionError):
         torch.fx.symbolic_trace(F.conv2d)
     assert "conv2d" in torch.fx.symbolic_trace(pynn.functional.conv2d).code
+
+
+@pytest.mark.parametrize("has_gradient", [False, True])
+def test_make_fx_records_the_operations_of_torchs_layers(has_gradient):
+    """test_make_fx_model_double_param and test_decomposition_interpreter of test_proxy_tensor.py."""
+    graphs = []
+    for nn in (torch.nn, pynn):
+        model = network(nn).requires_grad_(has_gradient)
+        graphs.append(make_fx(model)(torch.randn(2, 2, 6)))
+    assert [node.target for node in graphs[0].graph.nodes] == [node.target for node in graphs[1].graph.nodes]
 
 
 def test_modes_are_told_poolings_arguments_as_they_are():

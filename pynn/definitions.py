@@ -38,6 +38,9 @@ PUBLIC: dict[str, Callable[..., Any]] = {}
 
 NARROW_DTYPES = (torch.float16, torch.bfloat16)
 
+_dispatch_mode = torch._C._get_dispatch_mode
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
+
 WIDER = {**dict.fromkeys(NARROW_DTYPES, torch.float32), torch.complex32: torch.complex64}
 """What 16-bit numbers are computed in."""
 
@@ -56,8 +59,8 @@ def defines(*overloads: OpOverload) -> Callable:
 
 
 def is_traced() -> bool:
-    """Whether torch.compile, torch.export or torch.jit.trace records what is called."""
-    return torch.compiler.is_compiling() or torch._C._is_tracing()
+    """Whether torch.compile, torch.export, torch.jit.trace or make_fx records what is called."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or _dispatch_mode(_PROXY) is not None
 
 
 def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | None = None) -> Callable:
@@ -356,7 +359,7 @@ def can_read_through_gradients(x: Tensor) -> bool:
 def _has_values(x: Tensor) -> bool:
     if x.is_meta or type(x) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
         return False
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
+    return _dispatch_mode(_PROXY) is None
 
 
 def require_floating_point(name: str, input: Tensor) -> None:

@@ -57,11 +57,6 @@ def spread(rows: Tensor, first: Tensor, second: Tensor, size: tuple[int, int], v
 # ---- checks ----------------------------------------------------------------------------------------------
 
 
-def _is_traced() -> bool:
-    """While a graph is recorded torch's own function is: one operation, whatever the lengths will be."""
-    return is_traced() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-
-
 def _require_kind(operation: str, name: str, position: int, value: Any, kind: Any, kind_name: str) -> None:
     if not isinstance(value, kind):
         raise TypeError(
@@ -113,7 +108,7 @@ def pack_padded_sequence(
     Raises:  RuntimeError for an empty input, lengths that are not positive, not sorted, not one a sequence
     Source:  aten/native/PackedSequence.cpp; torch too cuts an input that ends before its lengths do
     """
-    if _is_traced():
+    if is_traced():
         return torch_rnn.pack_padded_sequence(input, lengths, batch_first, enforce_sorted)
     if isinstance(lengths, Tensor):
         lengths = lengths.to(torch.int64)
@@ -155,7 +150,7 @@ def pad_packed_sequence(
              RuntimeError when data does not hold sum(batch_sizes) rows, or batch_sizes is empty or grows
     Source:  aten/native/PackedSequence.cpp
     """
-    if _is_traced():
+    if is_traced():
         return torch_rnn.pad_packed_sequence(sequence, batch_first, padding_value, total_length)
     data, batch_sizes, unsorted_indices = sequence.data, sequence.batch_sizes, sequence.unsorted_indices
     time = batch_sizes.size(0)
@@ -216,7 +211,7 @@ def pad_sequence(
     Raises:  RuntimeError for no sequences, another padding_side, or sizes that do not fit the first
     Source:  aten/native/PackedSequence.cpp
     """
-    if _is_traced():
+    if is_traced():
         return torch_rnn.pad_sequence(sequences, batch_first, padding_value, padding_side)
     if not isinstance(sequences, Iterable):
         raise RuntimeError(
@@ -267,7 +262,7 @@ def pack_sequence(sequences: list[Tensor], enforce_sorted: bool = True) -> Packe
     Shape:   sequences: [length, *] each, the longest first or enforce_sorted=False
     Raises:  RuntimeError for no sequences, empty ones, or ones that are not sorted
     """
-    if _is_traced():
+    if is_traced():
         return torch_rnn.pack_sequence(sequences, enforce_sorted)
     lengths = torch.as_tensor([sequence.size(0) for sequence in sequences])
     return pack_padded_sequence(pad_sequence(sequences), lengths, enforce_sorted=enforce_sorted)
@@ -278,7 +273,7 @@ def unpack_sequence(packed_sequences: PackedSequence) -> list[Tensor]:
 
     Shape:   returns: [length, *] each
     """
-    if _is_traced():
+    if is_traced():
         return torch_rnn.unpack_sequence(packed_sequences)
     padded, lengths = pad_packed_sequence(packed_sequences, batch_first=True)
     return unpad_sequence(padded, lengths, batch_first=True)
