@@ -150,6 +150,26 @@ def coverage_lines(results: list[dict]) -> list[str]:
     return lines
 
 
+def cuda_lines(directory: Path) -> list[str]:
+    """The definitions on a CUDA device, in a sentence; none where they were never measured there."""
+    path = directory / "definitions-cuda.json"
+    if not path.exists():
+        return []
+    result = json.loads(path.read_text())
+    machine, found = result["machine"], []
+    for mode in ("forward", "forward+backward"):
+        records = [r for r in result["records"] if r["mode"] == mode]
+        slower = [1 / ratio for ratio in ratios(records, "eager")]
+        found.append(f"{mode} {geomean(slower):.2f}x (worst {max(slower):.0f}x)")
+    count = len(result["records"]) // 2
+    return [
+        "",
+        f"On one {machine['gpu']} (torch {machine['torch']}, commit {machine['commit']}; "
+        f"`python -m benchmarks definitions --device cuda`) the {count} cases take, as multiples of the CUDA kernels' "
+        f"time: {', '.join(found)}. At these sizes that is launches: a formula of ten operations is ten kernels.",
+    ]
+
+
 def replace_section(text: str, begin: str, end: str, lines: list[str]) -> str:
     before, after = text.split(begin)[0], text.split(end)[1]
     return before + "\n".join([begin, *lines, end]) + after
@@ -183,7 +203,8 @@ def write_report(directory: Path) -> None:
         section += ["", f"Taken with `--quick` (fewer cases or shorter timing): {', '.join(quick)}."]
     section += ["", "Every case: [benchmarks/results/README.md](benchmarks/results/README.md)."]
     text = replace_section(README.read_text(), BEGIN, END, section)
-    README.write_text(replace_section(text, COVERAGE_BEGIN, COVERAGE_END, coverage_lines(results)))
+    coverage = [*coverage_lines(results), *cuda_lines(directory)]
+    README.write_text(replace_section(text, COVERAGE_BEGIN, COVERAGE_END, coverage))
     plot_ratios(results, directory)
 
 

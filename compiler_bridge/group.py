@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from compiler_bridge.cpu.host import NATIVE_LANES
 from compiler_bridge.fuse import has_more_operations, hint
 from compiler_bridge.ir import (
     Axis,
@@ -124,6 +125,9 @@ def decide_frame(group: Group, node: Reduce, hints: Any) -> None:
         return abs(hint(strides.get(axis.name, 0), hints))
 
     contiguous = [a for a in group.axes if stride(a) == 1]
+    if access is not None and access.values() and kept and are_short(reduced, hints):
+        group.outer, group.inner, group.lanes_outer = kept, reduced, True
+        return
     if not contiguous or contiguous[0] in reduced or not kept:
         group.outer, group.inner = kept, reduced
         sums = node.value.dtype != "bool"
@@ -143,6 +147,13 @@ def decide_frame(group: Group, node: Reduce, hints: Any) -> None:
         group.outer, group.inner = reduced, kept
         return
     group.outer, group.inner, group.lanes_outer = kept, reduced, True
+
+
+def are_short(reduced: tuple[Axis, ...], hints: Any) -> bool:
+    """Whether sums along these axes had better be taken in several lanes at once: windows that begin at computed
+    places, of a size known only at run time, where one does not fill a vector."""
+    known = all(isinstance(axis.extent, int) for axis in reduced)
+    return not known and hint(size_product(axis.extent for axis in reduced), hints) < NATIVE_LANES
 
 
 ROW = 4096  # a one-dimensional reduction is cut into rows of this many elements

@@ -125,7 +125,7 @@ _ROWS = [
     binary("atan2", "atan2({0}, {1})", "float", 24, kinds="f"),
     binary("maximum", "maximum({0}, {1})"),
     binary("minimum", "minimum({0}, {1})"),
-    binary("floor_divide", "{0} // {1}", cost=6, aten=(), domain=(1, 9), kinds="i"),
+    binary("floor_divide", "{0} // {1}", cost=12, aten=(), domain=(1, 9), kinds="i"),
     binary("remainder", "{0} % {1}", cost=6, aten=(), domain=(1, 9), kinds="i"),
     binary("copysign", "copysign({0}, {1})", "float", kinds="f"),
     binary("left_shift", "{0} << {1}", aten=(), domain=(0, 9), kinds="i", reference=torch.bitwise_left_shift),

@@ -112,7 +112,9 @@ def section_schedule(whole: Schedule, axis: Axis, nodes: list[Any]) -> Schedule:
     """Of one section; the elements of a short one come one after the other."""
     if is_short(axis):
         return replace(whole, nodes=nodes, inner=(axis,), vector=None, lanes=1)
-    return replace(whole, nodes=nodes, inner=(axis,), vector=axis, lanes=lanes_along(axis, nodes))
+    return replace(
+        whole, nodes=nodes, inner=(axis,), vector=axis, lanes=lanes_along(axis, nodes, whole.hints)
+    )
 
 
 def schedule_epilogue(group: Group, hints: dict[Any, int]) -> Schedule:
@@ -238,11 +240,15 @@ def cut_long_rows(
 
 
 def choose_lanes(schedule: Schedule) -> int:
-    return 1 if schedule.vector is None else lanes_along(schedule.vector, schedule.nodes)
+    return 1 if schedule.vector is None else lanes_along(schedule.vector, schedule.nodes, schedule.hints)
 
 
-def lanes_along(vector: Axis, nodes: list[Any]) -> int:
-    """Several registers a value where few values are live: independent chains hide latency."""
+def lanes_along(vector: Axis, nodes: list[Any], hints: dict[Any, int]) -> int:
+    """Several registers a value where few values are live: independent chains hide latency.
+
+    Where the extent is known only at run time, no more than it was while tracing: a part of a vector costs as much as
+    all of it.
+    """
     exprs = [e for n in nodes for e in node_exprs(n)]
     cost = sum(expr_cost(e) for e in exprs)
     wide = any(
@@ -253,10 +259,10 @@ def lanes_along(vector: Axis, nodes: list[Any]) -> int:
         for part in walk(e)
     )
     lanes = NATIVE_LANES * (1 if wide or cost > 60 else 4 if cost <= 8 else 2)
-    extent = vector.extent
-    if isinstance(extent, int):
-        while lanes > NATIVE_LANES and (lanes > extent or extent % lanes):
-            lanes //= 2
+    extent = hint(vector.extent, hints)
+    divides = isinstance(vector.extent, int)
+    while lanes > NATIVE_LANES and (lanes > extent or (divides and extent % lanes)):
+        lanes //= 2
     return lanes
 
 
@@ -277,7 +283,7 @@ def run_of(schedule: Schedule, level: int, outputs: set[str]) -> Run | None:
         if any(not size_equal(i.coefficient(a.name), i.coefficient(b.name) * b.extent) for i in indices):
             return None
     vector = Axis(s.vector.name, numel(s.inner))
-    return Run(s.inner[:-1], vector, lanes_along(vector, nodes))
+    return Run(s.inner[:-1], vector, lanes_along(vector, nodes, s.hints))
 
 
 def computed_with(written: list[Any], level: int, schedule: Schedule) -> list[Any]:

@@ -1,10 +1,16 @@
 """Bags of embeddings and CTC where the table of rows can't look: sparse gradients, max_norm, what torch lacks."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import pynn
+from compiler_bridge.errors import FallbackWarning
+from parity_tests.executors import in_executor_process, prepare
+from parity_tests.externs import computing_externs, record_graphs
+from parity_tests.tolerances import compare
 
 INDICES, OFFSETS = torch.tensor([1, 2, 4, 2, 1, 1, 3]), torch.tensor([0, 3, 3, 5])
 
@@ -26,6 +32,92 @@ def test_sparse_gradients_are_torchs(mode, padding_idx):
     ours, theirs = found
     assert ours.is_sparse and torch.equal(ours._indices(), theirs._indices())
     torch.testing.assert_close(ours._values(), theirs._values())
+
+
+BAG_NUMBERS = torch.linspace(-1, 2, len(INDICES))
+SPARSE = {
+    "embedding": lambda w: F.embedding(INDICES, w, sparse=True),
+    "embedding of int32": lambda w: F.embedding(INDICES.int(), w, sparse=True),
+    "embedding of a matrix": lambda w: F.embedding(INDICES[:6].view(2, 3), w, sparse=True),
+    "embedding padding": lambda w: F.embedding(INDICES, w, sparse=True, padding_idx=2),
+    "embedding all padding": lambda w: F.embedding(INDICES[1:2], w, sparse=True, padding_idx=2),
+    "sum": lambda w: F.embedding_bag(INDICES, w, OFFSETS, mode="sum", sparse=True),
+    "mean padding": lambda w: F.embedding_bag(INDICES, w, OFFSETS, mode="mean", sparse=True, padding_idx=2),
+    "samples": lambda w: F.embedding_bag(
+        INDICES, w, OFFSETS, mode="sum", sparse=True, per_sample_weights=BAG_NUMBERS.to(w.dtype)
+    ),
+    "beside a dense gradient": lambda w: F.embedding(INDICES, w.sin(), sparse=True) @ w.square().T,
+}
+"""Functions of a table whose gradients are sparse, or made of sparse ones."""
+
+
+def run_sparse_row(name: str, executor: str, dtype: torch.dtype) -> None:
+    """The value and the gradient: the rows that C++ lists, in its order, no less accurate."""
+    function = SPARSE[name]
+    found = []
+    for run, kind in ((prepare(executor, function), dtype), (function, dtype), (function, torch.float64)):
+        weight = table().detach().to(dtype).to(kind).requires_grad_()
+        value = run(weight)
+        value.backward(torch.linspace(-1, 1, value.numel()).view(value.shape).to(dtype).to(kind))
+        found.append((value.detach(), weight.grad))
+    for value, cpp, exact in zip(*found, strict=True):
+        assert value.layout == cpp.layout and value.dtype == cpp.dtype
+        if value.is_sparse:
+            assert dtype == torch.bfloat16 or torch.equal(value._indices(), cpp._indices())
+            value, cpp, exact = (x.to_dense() for x in (value, cpp, exact))
+        comparison = compare(value, cpp, exact, False)
+        assert comparison.passed, str(comparison)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("executor", ["ir", "python", "numba"])
+@pytest.mark.parametrize("name", [n for n in SPARSE if not n.startswith("beside")])
+def test_compiled_sparse_gradients_are_cpps(name, executor, dtype):
+    with record_graphs() as graphs:
+        in_executor_process(executor, run_sparse_row, name, executor, dtype)
+    assert not computing_externs(graphs)
+
+
+@pytest.mark.parametrize("executor", ["ir", "python", "numba"])
+def test_operations_on_sparse_gradients_are_atens_and_say_so(executor):
+    with (
+        pytest.warns(FallbackWarning, match="on sparse tensors run through ATen.*aten.add")
+        if (executor != "python")
+        else nullcontext()
+    ):
+        in_executor_process(executor, run_sparse_row, "beside a dense gradient", executor, torch.float32)
+
+
+def test_compiled_sparse_gradients_at_sizes_known_at_run_time():
+    def bags(w, indices):
+        return F.embedding_bag(indices, w, OFFSETS, sparse=True, padding_idx=2)
+
+    compiled = pynn.compile(bags, strict=True, dynamic=True)
+    for count, rows in ((7, 6), (5, 9), (12, 8)):
+        indices = torch.arange(count) % rows
+        found = []
+        for function in (compiled, bags):
+            weight = torch.ones(rows, 3, requires_grad=True)
+            function(weight, indices).sum().backward()
+            found.append(weight.grad)
+        assert torch.equal(found[0]._indices(), found[1]._indices())
+        torch.testing.assert_close(found[0].to_dense(), found[1].to_dense())
+
+
+def test_a_compiled_table_learns_by_sparse_gradients():
+    torch.manual_seed(0)
+    ours = torch.nn.EmbeddingBag(20, 4, sparse=True, padding_idx=3)
+    theirs = torch.nn.EmbeddingBag(20, 4, sparse=True, padding_idx=3)
+    theirs.load_state_dict(ours.state_dict())
+    compiled = pynn.compile(ours, strict=True)
+    optimizers = [torch.optim.SparseAdam(m.parameters()) for m in (ours, theirs)]
+    for _ in range(3):
+        indices = torch.randint(20, (5, 4))
+        for model, optimizer in zip((compiled, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(indices).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
 
 
 def test_sparse_gradients_can_not_be_scaled():

@@ -208,7 +208,7 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     def change(leaf: Any) -> Any:
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             return leaf.to(dtype)
-        return dtype if leaf is torch.float32 else leaf
+        return dtype if isinstance(leaf, torch.dtype) and leaf.is_floating_point else leaf
 
     return tree_map(change, value)
 

@@ -92,6 +92,26 @@ def test_a_count_has_no_gradient() -> None:
         assert str(x.grad) == str(y.grad), name
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("p", [-3, -2, -1.5, -1])
+def test_norms_of_negative_powers(p: float, executor: str) -> None:
+    """For p = -2 the squares overflowed, from 1e19 on."""
+    for scale, dtype in ((1e19, torch.float32), (1e22, torch.float32), (1e160, torch.float64)):
+        x = (ROWS.double() + 0.25).to(dtype) * scale
+        assert_as_in_cpp(lambda f, x: f.normalize(x, p), x, executor=executor)
+        assert_as_in_cpp(lambda f, x: f.pairwise_distance(x, x.flip(1).detach() / 3, p), x, executor=executor)
+
+
+def test_cosine_embedding_loss_of_short_vectors() -> None:
+    """ATen keeps the cosine finite with an epsilon of float32, for every dtype: 4e-9 of it were missing."""
+    target = torch.tensor([1.0, -1, 1, -1, 1])
+    for scale, dtype in itertools.product((1, 1e-6, 1e-9), (torch.float32, torch.float64)):
+        assert_as_in_cpp(
+            lambda f, x: f.cosine_embedding_loss(x, x.flip(0).detach() + x.detach().mean(), target.to(x)),
+            ROWS.to(dtype) * scale,
+        )
+
+
 # ---------------------------------------------------------------- normalisation
 
 NORMALISED: dict[str, Run] = {

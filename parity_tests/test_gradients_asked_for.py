@@ -8,8 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+import pynn
 import pynn.functional as P
+from parity_tests.cases import Row, Sample, defined_rows, seed
 from parity_tests.test_refusals import outcome
 
 
@@ -108,3 +111,44 @@ def test_nothing_is_refused_without_gradients() -> None:
     with torch.no_grad():
         P.cross_entropy(numbers(3, 4), classes(3), weight)
         P.soft_margin_loss(numbers(4), weight)
+
+
+# ---------------------------------------------------------------- gradients of gradients
+
+
+def derivatives_of_gradients(namespace: Any, row: Row, sample: Sample) -> list[Tensor | None] | None:
+    """Of the sum of all gradients; None where torch has none of its own: no gradient, or it is not differentiable."""
+    sample = sample.cast(torch.float64 if torch.float64 in row.dtypes else row.dtypes[0])
+    leaves = sample.differentiable()
+    seed(0)
+    results = row.build(namespace, sample)(*sample.args, **sample.kwargs)
+    asking = [x for x in tree_leaves(results) if isinstance(x, Tensor) and x.requires_grad]
+    if not (leaves and asking):
+        return None
+    first = torch.autograd.grad(sum(x.sum() for x in asking), leaves, create_graph=True, allow_unused=True)
+    total = sum(x.sum() for x in first if x is not None)
+    if namespace is torch.nn and not (isinstance(total, Tensor) and total.requires_grad):
+        return None
+    try:
+        return [*torch.autograd.grad(total, leaves, allow_unused=True)]
+    except RuntimeError:  # NotImplementedError too
+        if namespace is torch.nn:
+            return None
+        raise
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in defined_rows() if not row.is_module], ids=lambda row: row.name
+)
+@pytest.mark.filterwarnings("ignore")
+def test_gradients_that_torch_can_differentiate(row: Row) -> None:
+    """Those that do not depend on the input, as of ReLU, poolings, nll_loss and padding by edges, had no graph, so that
+    differentiating them raised where C++ gives 0."""
+    for sample in row.draw(3):
+        expected = derivatives_of_gradients(torch.nn, row, sample)
+        if expected is not None:
+            found = derivatives_of_gradients(pynn, row, sample)
+            assert found is not None
+            for own, theirs in zip(found, expected, strict=True):
+                if theirs is not None:
+                    torch.testing.assert_close(own, theirs)

@@ -47,6 +47,16 @@ def image(mode: str, draw: Callable[..., Tensor] = torch.randn, **options: Any) 
     return Case(name, lambda x: F.interpolate(x, mode=mode, **options), ((2, 3),), IMAGES, draw)
 
 
+def upsampled(name: str, *options: Any) -> Case:
+    """The operation itself, called with sizes that are symbols."""
+    operation = getattr(torch.ops.aten, name).default
+
+    def upsample(x: Tensor) -> Tensor:
+        return operation(x, [x.shape[2] * 2, x.shape[3] + 3], *options)
+
+    return Case(f"{name} {options}", upsample, ((2, 3),), IMAGES)
+
+
 def resized_by(mode: str, dims: int, **options: Any) -> Case:
     shapes = tuple(((2, 3, *sizes[:dims]),) for sizes in ((6, 11, 4), (13, 5, 7)))
     function = lambda x: F.interpolate(x, mode=mode, **options)  # noqa: E731
@@ -135,8 +145,13 @@ CASES = [
     image("nearest-exact", scale_factor=1.3),
     image("bilinear", scale_factor=1.3, recompute_scale_factor=True),
     image("bilinear", scale_factor=0.5, antialias=True),
+    upsampled("upsample_bilinear2d", False, 2.0, None),
+    upsampled("_upsample_bicubic2d_aa", True),
+    upsampled("_upsample_nearest_exact2d"),
     resized_by("linear", 1, scale_factor=1.5),
     resized_by("nearest", 1, size=5),
+    resized_by("area", 1, size=5),
+    resized_by("area", 3, scale_factor=0.6),
     resized_by("trilinear", 3, scale_factor=2.0),
     image("nearest", byte_images, scale_factor=1.5),
     image("bicubic", byte_images, scale_factor=0.5, antialias=True),
@@ -153,6 +168,9 @@ MORE_CASES = [
     *(image(mode, size=(7, 9)) for mode in ("nearest", "bicubic")),
     image("bilinear", scale_factor=(1.7, 0.6), align_corners=True),
     image("bicubic", channels_last, scale_factor=0.5, antialias=True),
+    upsampled("upsample_nearest2d", None, 1.5),
+    image("area", channels_last, size=(3, 17)),
+    upsampled("upsample_bicubic2d", False),
     resized_by("nearest", 3, scale_factor=2.0),
     image("bilinear", byte_images, scale_factor=1.5),
 ]

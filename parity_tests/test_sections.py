@@ -1,11 +1,13 @@
 """Loops cut where conditions along their vectors change (`compiler_bridge/sections.py`)."""
 
 import pytest
+import sympy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compiler_bridge.ir import Axis, Constant, Index, IndexValue
+import pynn
+from compiler_bridge.ir import Axis, Constant, Index, IndexValue, Map, Origin
 from compiler_bridge.lower.lowering import apply
 from compiler_bridge.sections import cut_of, cut_sections, merge_narrow
 
@@ -38,6 +40,40 @@ PADS = {
     "one side": lambda x: F.pad(x, (0, 5, 0, 0), mode="reflect"),
     "cat": lambda x: torch.cat([x, -x, x[..., :1]], -1),
 }
+
+
+SIZE = sympy.Symbol("n", integer=True, positive=True)
+
+
+def within(first: sympy.Expr | int, end: sympy.Expr | int) -> Map:
+    """out[j] = 1 where first <= j < end, else 0"""
+    here = IndexValue("int64", Index((("j", 1),)))
+    above, below = apply("ge", here, Constant("int64", first)), apply("lt", here, Constant("int64", end))
+    value = apply(
+        "where",
+        apply("bitwise_and", above, below),
+        Constant("float32", 1.0),
+        apply("where", above, Constant("float32", 0.0), Constant("float32", 2.0)),
+    )
+    return Map("out", Origin(), (Axis("j", SIZE + 5),), Index((("j", 1),)), value)
+
+
+def test_places_that_are_symbols_cut_where_their_order_is_known():
+    cut = cut_sections([within(2, SIZE + 2)], Axis("j", SIZE + 5))
+    assert [(axis.extent, nodes[0].value.value) for axis, nodes in cut] == [(2, 2.0), (SIZE, 1.0), (3, 0.0)]
+    assert not cut_sections([within(2, SIZE)], Axis("j", SIZE + 5)), "n may be 1"
+    assert not cut_sections([within(SIZE, 7)], Axis("j", SIZE + 5))
+
+
+@pytest.mark.parametrize("name", PADS)
+def test_values_of_loops_cut_at_sizes_known_at_run_time(name: str):
+    torch._dynamo.reset()
+    function = PADS[name]
+    compiled = pynn.compile(function, strict=True, dynamic=True, fullgraph=True)
+    for shape in ((2, 3, 5, 71), (3, 2, 9, 6), (2, 3, 4, 33), (2, 4, 6, 64)):
+        for x in (torch.randn(shape), torch.randn(shape).contiguous(memory_format=torch.channels_last)):
+            ours, theirs = compiled(x), function(x)
+            assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
 
 
 @pytest.mark.parametrize("width", [6, 33, 64, 71])

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,12 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         ones(5, 2, 3).to(x), ones(3, 3, 4).to(w), ones(4).to(b))
        for x, w, b in ((torch.float32, torch.float32, torch.float64), (torch.float32, torch.float64, torch.float32),
                        (HALF, HALF, torch.float32), (torch.int64,) * 3, (torch.bool,) * 3)},
+    # a bias of another dtype was refused
+    **{f"conv_transpose{dims}d of {x} with a bias of {b}": lambda f, dims=dims, x=x, b=b: getattr(
+        f, f"conv_transpose{dims}d")(
+            ones([2, 3, *[3] * dims]).to(x), ones([3, 4, *[1] * dims]).to(x), NUMBERS[1:].to(b))
+       for dims in (1, 2, 3) for x in (torch.float32, torch.float64, HALF, torch.bfloat16, torch.int64, torch.complex64)
+       for b in (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.complex128)},
     # integers became floating-point numbers, bools were compared
     **{f"threshold of {dtype}": lambda f, dtype=dtype: f.threshold(NUMBERS.to(dtype), 0.5, 7.9)
        for dtype in (torch.int8, torch.int64, torch.bool, torch.complex64, HALF)},
@@ -90,7 +97,60 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     **{f"attention of {q} and {mask}": lambda f, q=q, mask=mask: f.scaled_dot_product_attention(
         ones(2, 3, 4).to(q), ones(2, 5, 4), ones(2, 5, 4), mask if mask is None else ones(3, 5).to(mask))
        for q in (torch.float32, torch.uint8, HALF) for mask in (None, torch.int64, torch.uint8)},
+    # numbers of numpy's, and tensors of one, raised the result to their dtype
+    **{f"{name} by {number!r}": lambda f, name=name, args=args, number=number: getattr(f, name)(
+        HALVES.half(), *args, number)
+       for number in (tensor(0.5), numpy.float32(0.5), numpy.float64(0.5), tensor(1), numpy.int64(1), True)
+       for name, args in (("softplus", ()), ("elu", ()), ("leaky_relu", ()), ("rrelu", (number,)), ("hardshrink", ()),
+                          ("threshold", (0.3,)), ("pairwise_distance", (HALVES.half(), 2.0)))},
+    **{f"dropout by {number!r}": lambda f, number=number: torch.cat([
+        torch.manual_seed(0) and f.alpha_dropout(ones(2, 4), number, True), f.dropout2d(ones(1, 2, 4), number)[0]])
+       for number in (tensor(0.5), numpy.float32(0.5), 0.5)},
+    **{f"{name} along {dim!r}": lambda f, name=name, args=args, dim=dim: getattr(f, name)(ones(2, 3), *args, dim)
+       for dim in (numpy.int64(1), numpy.int32(-1), tensor(0))
+       for name, args in (("normalize", (2.0,)), ("cosine_similarity", (ones(2, 3),)), ("softmax", ()))},
+    **{f"{name}, p {p}, of {shape}": lambda f, name=name, args=args, p=p, shape=shape: getattr(f, name)(
+        ones(shape), *args, p) for p in (INF, -INF, -1.0, -0.5, 0.5) for shape in ((0,), (2, 0), (0, 2))
+       for name, args in (("normalize", ()), ("pairwise_distance", (ones(1),)))},
+    "gradient of a table without columns, scaled by frequency": lambda f: torch.autograd.grad(f.embedding(
+        tensor([1, 1]), weight := ones(3, 0, requires_grad=True), scale_grad_by_freq=True).sum(), weight)[0],
+    "batch_norm of an empty batch of 16 bits": lambda f: f.batch_norm(
+        ones(0, 3, dtype=HALF), *running(torch.float32, torch.float32), ones(3), ones(3), True),
+    "multi_margin_loss with weights of another dtype": lambda f: f.multi_margin_loss(
+        ones(2, 3).double(), tensor([0, 1]), weight=ones(3)),
+    # sizes that do not fit, where there is nothing to attend, or nobody to
+    **{f"attention of {q}, {k}, {v}": lambda f, q=q, k=k, v=v: f.scaled_dot_product_attention(
+        ones(q), ones(k), ones(v))
+       for q, k, v in (((2, 0, 2), (3, 4, 7), (5, 4, 5)), ((2, 3, 2), (2, 4, 7), (2, 0, 5)),
+                       ((3, 0), (0, 3), (0, 2)), ((1, 2, 0), (0, 1, 3, 0), (0, 1, 1, 3)),
+                       ((2, 3, 0), (2, 4, 0), (2, 4, 5)), ((0, 3, 2), (2, 4, 2), (2, 4, 5)))},
+    **{f"attention in groups of {heads} heads": lambda f, heads=heads: f.scaled_dot_product_attention(
+        ones(2, heads, 3, 4), ones(2, 0, 3, 4), ones(2, 0, 3, 4), enable_gqa=True) for heads in (0, 1, 2)},
+    # masks larger than the scores were taken
+    **{f"attention of {q} with a mask of {m}": lambda f, q=q, m=m: f.scaled_dot_product_attention(
+        ones(q), ones(3, 4), ones(3, 2), ones(m))
+       for q in ((1, 4), (2, 4)) for m in ((2, 1), (2, 3), (1, 3), (5, 2, 3), (1, 2, 3), (2, 2))},
     "grid_sample of too few dimensions": lambda f: f.grid_sample(ones(1, 2, 4, 4), ones(1, 3, 2)),
+    # C++ has no kernel for these on the CPU
+    **{f"{name} of {dtype}": lambda f, name=name, args=args, dtype=dtype: getattr(f, name)(
+        ones(1, 2, 4, 4, 4).to(dtype), *args)
+       for dtype in (HALF, torch.bfloat16, torch.int64, torch.bool)
+       for name, args in (("avg_pool3d", (2,)), ("lp_pool3d", (2, 2)))},
+    **{f"fractional_max_pool{dims}d of {shape}, {dtype}": lambda f, dims=dims, shape=shape, dtype=dtype: getattr(
+        f, f"fractional_max_pool{dims}d")(
+            ones([*shape, *[6] * dims], dtype=dtype), 2, 2, _random_samples=ones(shape[0], shape[1], dims).to(dtype))
+       for dims in (2, 3) for shape in ((2, 3), (0, 3)) for dtype in (torch.int64, torch.uint8)},
+    # no batch of images: a volume whose channels C++ does not find
+    **{f"max_pool3d of a volume like channels-last images by {width}, {stride}": lambda f, width=width, stride=stride:
+       f.max_pool3d(torch.arange(96.0).view(2, 3, 4, 4).contiguous(memory_format=torch.channels_last), width, stride)
+       for width in (0, 1, 2, 9, (1, 2)) for stride in (None, 0, 1)},
+    # the weight is multiplied in place: it changes no dtype, and cannot be complex
+    **{f"{name} of {x} weighted by {w}": lambda f, name=name, x=x, w=w: getattr(f, name)(
+        HALVES.to(x), HALVES.to(x), tensor([1.0, 2.0]).to(w))
+       for name in ("binary_cross_entropy", "binary_cross_entropy_with_logits")
+       for x in (torch.float32, HALF) for w in (torch.float64, torch.float32, torch.bfloat16, torch.complex64)},
+    **{f"positive classes weighted by {w}": lambda f, w=w: f.binary_cross_entropy_with_logits(
+        HALVES, HALVES, pos_weight=tensor([1.0, 2.0]).to(w)) for w in (torch.float64, HALF, torch.complex64)},
     "cross_entropy of a scalar": lambda f: f.cross_entropy(ones(()), ones((), dtype=torch.int64)),
 }  # fmt: skip
 

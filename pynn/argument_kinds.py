@@ -164,8 +164,14 @@ USUAL_TYPES: dict[str, set[type]] = {
 }
 
 
-def refusal_of_kinds(definition: Callable, torch_function: Callable) -> Callable[[tuple, dict], None] | None:
-    """A check of the arguments after the first of this definition's public function; None without a line here."""
+def check_of_kinds(
+    definition: Callable, torch_function: Callable
+) -> Callable[[tuple, dict], tuple[tuple, dict]] | None:
+    """A check of the arguments after the first of this definition's public function; None without a line here.
+
+    It returns them, with numbers that came as numpy's or as tensors turned into Python's, as C++ does: arithmetic with
+    those would raise the result to their dtype.
+    """
     if definition.__name__ not in ARGUMENTS:
         return None
     names = list(inspect.signature(definition).parameters)
@@ -177,7 +183,7 @@ def refusal_of_kinds(definition: Callable, torch_function: Callable) -> Callable
     # torch's functions written in Python pass everything on by position, others what the caller did
     is_python = inspect.isfunction(torch_function)
 
-    def refuse_kinds(args: tuple, kwargs: dict[str, Any]) -> None:
+    def checked_kinds(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         for index, keyword, usual, function, argument in checks:
             if index < len(args):
                 value = args[index]
@@ -191,10 +197,20 @@ def refusal_of_kinds(definition: Callable, torch_function: Callable) -> Callable
                 function = function.removesuffix("!") + ("_" if kwargs.get("inplace") else "")
                 position = argument.position if is_python or index < len(args) else None
                 refuse(function, position, argument.name, argument.kind, value)
+            if argument.kind in NUMBERS and type(value) not in usual and hasattr(value, "item"):
+                value = value.item()
+                if index < len(args):
+                    args = (*args[:index], value, *args[index + 1 :])
+                else:
+                    kwargs = {**kwargs, keyword: value}
             if argument.kind in ("Double", "Number", "Value") and may_not_fit(value):
                 require_range(value, scalar_type(argument.kind, args))
+        return args, kwargs
 
-    return refuse_kinds
+    return checked_kinds
+
+
+NUMBERS = ("Double", "Number", "Value", "float", "int", "size")
 
 
 def may_not_fit(value: Any) -> bool:

@@ -21,10 +21,11 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
-from pynn.argument_kinds import refusal_of_kinds
+from pynn.argument_kinds import check_of_kinds
 from pynn.autocast import under_autocast
 from pynn.batched_gradients import with_batched_gradients
 from pynn.blocks import in_blocks
+from pynn.constant_gradients import with_graph_to_inputs
 from pynn.dtype_names import type_name
 from pynn.first_argument import refusal_of_others
 from pynn.overrides import call_override, has_override, scripts_as
@@ -72,7 +73,7 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
 
     def decorate(definition: Callable) -> Callable:
         refuse_others = refusal_of_others(definition, torch_function)
-        refuse_kinds = refusal_of_kinds(definition, torch_function)
+        checked_kinds = check_of_kinds(definition, torch_function)
 
         @functools.wraps(definition)
         def function(*args: Any, **kwargs: Any) -> Any:
@@ -83,8 +84,8 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
                 return call_override(function, torch_function, args, kwargs)
             if refuse_others is not None and not (args and isinstance(args[0], Tensor)):
                 refuse_others(args, kwargs)
-            if refuse_kinds is not None and (len(args) > 1 or kwargs):
-                refuse_kinds(args, kwargs)
+            if checked_kinds is not None and (len(args) > 1 or kwargs):
+                args, kwargs = checked_kinds(args, kwargs)
             if torch._C._is_any_autocast_enabled():
                 return under_autocast(definition, args, kwargs)
             return definition(*args, **kwargs)
@@ -141,7 +142,7 @@ class Function(torch.autograd.Function):
         if "forward" in vars(cls):
             cls.forward = staticmethod(_with_results_of_its_own(cls.forward))
         if "backward" in vars(cls):
-            cls.backward = staticmethod(with_batched_gradients(cls.backward))
+            cls.backward = staticmethod(with_batched_gradients(with_graph_to_inputs(cls.backward)))
         if "jvp" in vars(cls):
             cls.jvp = staticmethod(_differentiable_forward(cls.jvp))
 
@@ -216,6 +217,33 @@ class _WithoutTangents:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ctx, name)
+
+
+class LinearInput(Function):
+    """The identity. It saves its input, so that gradients that do not depend on it have a graph that leads there."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor) -> Tensor:
+        return dx.view_as(dx)
+
+
+def linear_in(x: Tensor) -> Tensor:
+    """x itself, for a function that is linear in it and has no Function of its own (see pynn.constant_gradients)."""
+    if not (torch.is_grad_enabled() and x.requires_grad) or is_traced():
+        return x
+    return x if torch._C._are_functorch_transforms_active() else LinearInput.apply(x)
 
 
 def differentiable(definition: Callable, *backwards: Callable, is_short: bool = False) -> Callable:

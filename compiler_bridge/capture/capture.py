@@ -5,7 +5,7 @@ rewrite_attention             scaled_dot_product_attention -> pynn::attention
 lay_out_channels_last         convolutions work channels-last, where nobody can tell (`layout.py`)
 aot_autograd                  functional graphs of elementary operations (`decompositions.py`),
                               forward and backward cut by `partition.py`
-compile_graph                 each graph -> kernels (`pipeline.py`)
+compile_graph                 each graph -> kernels (`pipeline.py`), as far as tensors are strided (`sparse.py`)
 LeanCall                      how the graphs are called, where AOTAutograd's own way isn't needed (`lean.py`)
 """
 
@@ -25,6 +25,7 @@ from compiler_bridge.capture.layout import lay_out_channels_last
 from compiler_bridge.capture.lean import Kind, LeanCall
 from compiler_bridge.capture.partition import functorch_settings, partition
 from compiler_bridge.capture.simplify import simplify_graph
+from compiler_bridge.capture.sparse import with_sparse_tail
 from compiler_bridge.capture.whole import without_python_kernels
 
 BoxedCall = Callable[[list[Any]], Sequence[Any]]
@@ -63,10 +64,13 @@ def capture(
             if kind == "inference":
                 simplify_graph(graph.graph)
                 graph.recompile()
-            if kind == "inference" and options.freeze:
-                call = boxed(compile_frozen(graph, compile_main))
-            else:
-                call = compile_graph(graph, inputs, kind, options)
+
+            def compile_strided(main: fx.GraphModule) -> Any:
+                if kind == "inference" and options.freeze:
+                    return compile_frozen(main, compile_main)
+                return compile_graph(main, inputs, kind, options).unboxed  # type: ignore[attr-defined]
+
+            call = boxed(with_sparse_tail(graph, compile_strided))
             lean.learn(kind, graph, call)
             return call
 

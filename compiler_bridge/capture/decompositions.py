@@ -16,7 +16,8 @@ import torch
 from torch._decomp import get_decompositions
 from torch._ops import OpOverload
 
-from compiler_bridge.capture import channels_last, run_time_sizes
+from compiler_bridge.capture import channels_last, run_time_sizes, sparse
+from pynn.definitions import DEFINITIONS
 
 aten = torch.ops.aten
 
@@ -66,7 +67,8 @@ WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
         aten._ctc_loss.Tensor,
         aten._ctc_loss_backward.default,
         aten._ctc_loss_backward.Tensor,
-        # a product for each group
+        # a product for each group, where offsets say which rows: the definition, which can't read them, would
+        # multiply all rows by each matrix
         aten._grouped_mm.default,
     }
 )
@@ -149,6 +151,13 @@ ALGEBRA: tuple[Any, ...] = (
 """General tensor algebra, not of torch.nn: written out in pointwise operations, reductions and products."""
 
 
+def grouped_product(a: Any, b: Any, offs: Any = None, *rest: Any, **named: Any) -> Any:
+    """Without offsets a batch of products, by the definition; else the operation as it is."""
+    if offs is not None:
+        return NotImplemented
+    return DEFINITIONS[aten._grouped_mm.default](a, b, offs, *rest, **named)
+
+
 @functools.cache
 def decompositions(eager_random: bool) -> Decompositions:
     """The table for aot_autograd: torch's glue, then ours over it."""
@@ -158,7 +167,8 @@ def decompositions(eager_random: bool) -> Decompositions:
     table.update(_optional_table("compiler_bridge.capture.random", random))
     for operation in KEPT_WHOLE | WAITS_FOR_LOWERING:
         table.pop(operation, None)
-    return {**table, **channels_last.DECOMPOSITIONS, **run_time_sizes.DECOMPOSITIONS}
+    table[aten._grouped_mm.default] = grouped_product
+    return {**table, **channels_last.DECOMPOSITIONS, **run_time_sizes.DECOMPOSITIONS, **sparse.DECOMPOSITIONS}
 
 
 def _optional_table(module: str, name: str) -> Decompositions:

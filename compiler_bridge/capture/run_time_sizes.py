@@ -1,4 +1,5 @@
-"""Interpolation and padding on their way into a graph: one operation at known sizes, else the definition.
+"""Interpolation and the gradient of padding on their way into a graph: one operation at known sizes, else the
+definition.
 
 The lowering takes the operation by tables, which it makes while it compiles. Where sizes are known only at run time the
 definition is traced, and makes its tables in kernels.
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from pynn.definitions import DEFINITIONS
 from pynn.memory_format import in_format_of
-from pynn.modules._interpolation import OPERATIONS, interpolate_forward
+from pynn.modules._interpolation import OPERATIONS
 
 aten = torch.ops.aten
 
@@ -36,24 +37,21 @@ def sizes_of(sizes: Sequence[Any], output_size: Sequence[Any] | None, scales: An
     ]
 
 
-def resizing(name: str, mode: str, has_corners: bool) -> Callable[..., Tensor]:
+def resizing(name: str) -> Callable[..., Tensor]:
     """What stands in for the `vec` overload of an operation."""
 
     def resize(input: Tensor, output_size: Any, *options: Any) -> Tensor:
         *corners, scales = options
-        sizes = input.shape[2:]
-        counts = sizes_of(sizes, output_size, scales)
+        counts = sizes_of(input.shape[2:], output_size, scales)
         each = list(scales) if scales else [None] * len(counts)
-        if is_known([*sizes, *counts]):
-            return getattr(aten, name).default(input, counts, *corners, *each)
-        return interpolate_forward(input, mode, counts, corners[0] if has_corners else False, each)
+        return getattr(aten, name).default(input, counts, *corners, *each)
 
     return resize
 
 
 COMPOSITES = {
-    getattr(aten, name).vec: resizing(name, mode, has_corners)
-    for name, (mode, has_corners) in OPERATIONS.items()
+    getattr(aten, name).vec: resizing(name)
+    for name in OPERATIONS
     if hasattr(aten, name) and "vec" in getattr(aten, name).overloads()
 }
 """What stands in for the overloads of interpolation that torch.nn.functional calls."""
@@ -62,14 +60,25 @@ COMPOSITES = {
 def padding_at_run_time(definition: Callable[..., Tensor]) -> Callable[..., Any]:
     """The definition where sizes are symbols; NotImplemented, the operation as it is, where none is."""
 
-    def pad(input: Tensor, *rest: Any) -> Any:
-        *grown, padding = rest  # the gradient's second argument is what was padded
+    def pad_backward(grad: Tensor, input: Tensor, padding: Sequence[Any]) -> Any:
         dims = len(padding) // 2
-        if is_known([*input.shape[-dims:], *(size for x in grown for size in x.shape[-dims:]), *padding]):
+        if is_known([*grad.shape[-dims:], *input.shape[-dims:], *padding]):
             return NotImplemented
-        return in_format_of(input, definition(input, *rest))
+        return in_format_of(grad, definition(grad, input, padding))
 
-    return pad
+    return pad_backward
+
+
+def resized_at_run_time(definition: Callable[..., Tensor]) -> Callable[..., Any]:
+    """As `padding_at_run_time`; the gradient's second list of sizes is what was resized."""
+
+    def resize(input: Tensor, output_size: Sequence[Any], *rest: Any, **named: Any) -> Any:
+        others = [size for sizes in rest if isinstance(sizes, (list, tuple)) for size in sizes[2:]]
+        if is_known([*input.shape[2:], *output_size, *others]):
+            return NotImplemented
+        return definition(input, output_size, *rest, **named)
+
+    return resize
 
 
 PADDING = [
@@ -78,5 +87,14 @@ PADDING = [
     for dims in (1, 2, 3)
     for suffix in ("", "_backward")
 ]
-DECOMPOSITIONS = {operation: padding_at_run_time(DEFINITIONS[operation]) for operation in PADDING}
+RESIZING = [
+    getattr(aten, f"{name}{suffix}").default
+    for name in OPERATIONS
+    if hasattr(aten, name)
+    for suffix in ("", "_backward")
+]
+DECOMPOSITIONS = {
+    **{operation: padding_at_run_time(DEFINITIONS[operation]) for operation in PADDING[1::2]},
+    **{operation: resized_at_run_time(DEFINITIONS[operation]) for operation in RESIZING},
+}
 """For AOTAutograd's table."""

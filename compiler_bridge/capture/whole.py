@@ -13,15 +13,20 @@ import torch
 from torch._C import DispatchKey
 from torch._ops import OpOverload
 
-from compiler_bridge.capture import run_time_sizes
+from compiler_bridge.capture import run_time_sizes, sparse
 from pynn.modules.padding import pad_circular
 
 KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
 
 
-COMPOSITES = {torch.ops.aten._pad_circular.default: pad_circular, **run_time_sizes.COMPOSITES}
-"""What stands in for C++ composites: of circular padding, which would copy slice by slice into a new tensor, and of
-interpolation, which would bind the graph to the sizes it was traced with."""
+COMPOSITES = {
+    torch.ops.aten._pad_circular.default: pad_circular,
+    **run_time_sizes.COMPOSITES,
+    **sparse.COMPOSITES,
+}
+"""What stands in for C++ composites: of circular padding, which would copy slice by slice into a new tensor, of
+interpolation, which would bind the graph to the sizes it was traced with, and of sparse gradients, which would count
+the rows that are no padding."""
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from compiler_bridge.emit.prologue import PackWriter, PlacesWriter, SegmentsWrit
 from compiler_bridge.emit.scan import write_scan
 from compiler_bridge.emit.scatter import write_scatter
 from compiler_bridge.emit.sinks import combine_nodes
+from compiler_bridge.emit.transpose import transposition_of, write_transposition
 from compiler_bridge.emit.window import WindowWriter, schedule_window
 from compiler_bridge.errors import UnsupportedOp
 from compiler_bridge.group import Group
@@ -158,7 +159,10 @@ class ProgramBuilder:
             group = Group(list(turns), outer=turns[0].axes)
             outputs = group.outputs()
         form = window_form(group.nodes[0])
-        if form is not None:
+        copy = None if turns else transposition_of(group, self.dtypes, self.graph.symbol_hints)
+        if copy is not None:
+            code = write_transposition(copy, self.dtypes, self.graph.symbol_hints)
+        elif form is not None:
             schedule = schedule_window(group, form, self.graph.symbol_hints)
             code = WindowWriter(schedule, form, self.dtypes, outputs, self.new_partial).write()
         else:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from compiler_bridge.ir import Axis, Buffer, BufferView, Expr, Index, Size, exact_quotient, strided_index
+from compiler_bridge.ir import (
+    Axis,
+    Buffer,
+    BufferView,
+    Expr,
+    Index,
+    Load,
+    Size,
+    Value,
+    exact_quotient,
+    strided_index,
+)
 from compiler_bridge.lower.lowering import (
     Lowering,
     apply,
@@ -35,8 +48,10 @@ from compiler_bridge.lower.pool_windows import (
     covering_sliding,
     element,
     finished,
+    floor_of,
     gradient_loops,
     masked,
+    position_value,
     sliding,
     spatial_dims,
 )
@@ -62,22 +77,112 @@ def lower_adaptive_average_pool(lowering: Lowering, node: fx.Node) -> Any:
     windows = Adaptive.over(x.shape[len(x.shape) - dims :], sizes(val.shape)[len(x.shape) - dims :])
     if all(windows.is_even(k) for k in range(dims)):
         return average(lowering, x, windows, val, True, None)
+    tables = window_tables(lowering, windows)
     for k in range(dims):
-        x = sum_along(lowering, x, windows, k, val)
-    dtype = compute_dtype(dtype_name(val.dtype))
-    divisor = number_of_elements(windows, axes_of(sizes(val.shape)), True, None, dtype)
-    return lowering.map(val, lambda a: quotient(lowering.load_view(x, a), divisor))
+        x = sum_along(lowering, x, windows, k, tables.get(k), val)
+    divisor = divisor_of(windows, tables, compute_dtype(dtype_name(val.dtype)))
+    return lowering.map(val, lambda a: quotient(lowering.load_view(x, a), divisor(a)))
 
 
-def sum_along(lowering: Lowering, x: BufferView, windows: Adaptive, k: int, val: torch.Tensor) -> BufferView:
+def sum_along(
+    lowering: Lowering,
+    x: BufferView,
+    windows: Adaptive,
+    k: int,
+    table: WindowTables | None,
+    val: torch.Tensor,
+) -> BufferView:
     """The sums over one dimension of the windows; in memory as val is."""
     one = windows.along(k)
 
     def find(place: Axis, tap: Sequence[Index]) -> tuple[Position, Expr | None]:
-        return one.position([place], tap)
+        return one.position([place], tap) if table is None else table.position(place, tap)
 
     dim = len(x.shape) - windows.dims + k
     return summed_along(lowering, x, dim, windows.counts[k], one.size, find, val, windows.dims)
+
+
+def is_known(windows: Adaptive, k: int) -> bool:
+    """Whether the windows along a dimension are known, or evenly apart: then they need no tables."""
+    return windows.is_even(k) or (isinstance(windows.extents[k], int) and isinstance(windows.counts[k], int))
+
+
+@dataclass(frozen=True)
+class WindowTables:
+    """Where windows begin and end along one dimension, computed once for each in place of two divisions an element.
+
+    begin, end: int32, one element for each place
+    """
+
+    begin: BufferView
+    end: BufferView
+
+    @staticmethod
+    def of(lowering: Lowering, windows: Adaptive) -> WindowTables:
+        """Of each output the elements it averages."""
+        (count,) = windows.counts
+        return WindowTables(
+            place_table(lowering, count, lambda o: position_value(windows.begin([o])[0])),
+            place_table(lowering, count, lambda o: windows.end(o, 0)),
+        )
+
+    @staticmethod
+    def covering(lowering: Lowering, windows: Adaptive) -> WindowTables:
+        """Of each element the outputs that average it."""
+        (extent,), (count,) = windows.extents, windows.counts
+
+        def end(y: Axis) -> Expr:
+            last = floor_of(axis_place(y).scaled(count) + (count - 1), extent)
+            return position_value(last + 1)
+
+        def begin(y: Axis) -> Expr:
+            return position_value(covering_adaptive(windows, [Place(axis_place(y))]).first[0])
+
+        return WindowTables(place_table(lowering, extent, begin), place_table(lowering, extent, end))
+
+    def position(self, place: Axis, tap: Sequence[Index]) -> tuple[Position, Expr]:
+        here = Index(((Value(entry(self.begin, place)), 1),)) + tap[0]
+        return [here], apply("lt", position_value(here), entry(self.end, place))
+
+    def length(self, place: Axis, dtype: str) -> Expr:
+        return cast(apply("sub", entry(self.end, place), entry(self.begin, place)), dtype)
+
+
+def place_table(lowering: Lowering, extent: Size, value: Callable[[Axis], Expr]) -> BufferView:
+    return lowering.map_into(
+        lowering.new_buffer([extent], "int32"), lambda axes: cast(value(axes[0]), "int32")
+    )
+
+
+def entry(table: BufferView, place: Axis) -> Expr:
+    return cast(Load("int32", table.buffer, axis_place(place)), "int64")
+
+
+def window_tables(lowering: Lowering, windows: Adaptive) -> dict[int, WindowTables]:
+    """Of each dimension that needs them."""
+    return {
+        k: WindowTables.of(lowering, windows.along(k))
+        for k in range(windows.dims)
+        if not is_known(windows, k)
+    }
+
+
+def divisor_of(
+    windows: Adaptive, tables: dict[int, WindowTables], dtype: str
+) -> Callable[[Sequence[Axis]], Expr]:
+    """The number of elements of the window at a place."""
+
+    def divisor(axes: Sequence[Axis]) -> Expr:
+        if not tables:
+            return number_of_elements(windows, axes, True, None, dtype)
+        lengths = []
+        for k, place in enumerate(axes[len(axes) - windows.dims :]):
+            one = windows.along(k)
+            known = number_of_elements(one, [place], True, None, dtype) if k not in tables else None
+            lengths.append(known or tables[k].length(place, dtype))
+        return functools.reduce(lambda a, b: apply("mul", a, b), lengths)
+
+    return divisor
 
 
 def summed_along(
@@ -203,10 +308,13 @@ def lower_adaptive_average_pool_backward(lowering: Lowering, node: fx.Node) -> A
     grad = lowering.view(node.args[0])
     extents, counts = sizes(val.shape)[val.dim() - dims :], grad.shape[len(grad.shape) - dims :]
     windows = Adaptive.over(extents, counts)
-    share = share_of(lowering, node, windows, True, None)
     if all(windows.is_even(k) for k in range(dims)):
+        share = share_of(lowering, node, windows, True, None)
         loops = gradient_loops(lowering, val, dtype, adaptive_steps(windows), split=True)
         return sum_of_shares(lowering, val, share, loops, covering_adaptive(windows, loops[-1]))
+    divisor = divisor_of(windows, window_tables(lowering, windows), dtype)
+    buffer = lowering.buffer_like(lowering.meta(node.args[0]), dtype)
+    share = lowering.map_into(buffer, lambda a: quotient(lowering.load_view(grad, a), divisor(a)))
     for k in reversed(range(dims)):
         share = shares_along(lowering, share, windows, k, val)
     return finished(lowering, val, share)
@@ -221,7 +329,11 @@ def shares_along(
     def covering(place: Axis) -> Covering:
         return covering_adaptive(one, [Place(axis_place(place))])
 
+    tables = None if is_known(windows, k) else WindowTables.covering(lowering, one)
+
     def find(place: Axis, tap: Sequence[Index]) -> tuple[Position, Expr | None]:
+        if tables is not None:
+            return tables.position(place, tap)
         position = [covering(place).first[0] + tap[0]]
         return position, covering(place).covers(position)
 

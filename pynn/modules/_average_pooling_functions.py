@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from pynn.definitions import Function, traced_as, type_name
+from pynn.definitions import NARROW_DTYPES, Function, traced_as, type_name
 from pynn.memory_format import with_channels_last_strides
 from pynn.modules import _average_pooling as average
 from pynn.modules import _max_pooling as largest
@@ -62,7 +62,8 @@ def _avg_pool(
     width = per_dim(kernel_size, dims)
     numbers = (width, per_dim(stride, dims) or width, per_dim(padding, dims))
     checks.check_window(name, input, [(*each, 1) for each in zip(*numbers)], ceil_mode)
-    if not input.is_floating_point() and input.dtype != torch.int64:
+    is_narrow_volume = dims == 3 and input.dtype in NARROW_DTYPES and input.device.type == "cpu"
+    if is_narrow_volume or not (input.is_floating_point() or input.dtype == torch.int64):
         is_last = dims == 2 and suggest_memory_format(input) == torch.channels_last
         kernel = "avg_pool3d_out_frame" if dims == 3 else f"avg_pool2d{'_channels_last' * is_last}"
         raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
@@ -119,8 +120,8 @@ def avg_pool3d(
     Args:    as avg_pool2d
     Shape:   input: [batch, channels, depth, height, width] or without batch
              returns: the last three (L + 2 * padding - kernel_size) // stride + 1
-    dtype:   adds in float32 for 16-bit inputs
-    Raises:  RuntimeError when the numbers make no window
+    dtype:   as in C++, no 16 bits on the CPU (a compiled average takes them)
+    Raises:  RuntimeError when the numbers make no window; NotImplementedError for other dtypes
     Source:  aten/native/AveragePool3d.cpp
     """
     return _avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)

@@ -495,4 +495,4 @@ def _of_nothing(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Te
         out = out * weight.reshape([1, -1, *[1] * (input.dim() - 2)])
     if bias is not None:
         out = out + bias.reshape([1, -1, *[1] * (input.dim() - 2)])
-    return out
+    return out.to(input.dtype)

@@ -13,6 +13,7 @@ from pynn.definitions import (
     computes_in_float32,
     defines,
     differentiable,
+    linear_in,
     require_floating_point,
     require_no_gradient,
     traced_as,
@@ -181,7 +182,7 @@ def nll_loss(
     number = reduction_number(reduction, size_average, reduce)
     require_tensor("nll_loss_nd", 2, "target", target)
     require_int("nll_loss_nd", 5, "ignore_index", ignore_index)
-    return _checked_nll_loss(input, target, weight, number, ignore_index)
+    return _checked_nll_loss(linear_in(input), target, weight, number, ignore_index)
 
 
 def _checked_nll_loss(
@@ -295,6 +296,15 @@ _bernoulli = differentiable(
 )
 
 
+def refuse_complex_weight(target: Tensor, weight: Tensor | None) -> None:
+    """The losses are multiplied by it in place, in C++."""
+    if weight is not None and weight.is_complex() and not target.is_complex():
+        result = type_name(weight.new_empty(0, dtype=torch.promote_types(target.dtype, weight.dtype)))
+        raise RuntimeError(
+            f"result type {result} can't be cast to the desired output type {type_name(target)}"
+        )
+
+
 @computes_in_float32
 def _binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, reduction: int) -> Tensor:
     losses = _bernoulli(input, target)
@@ -330,7 +340,8 @@ def binary_cross_entropy(
     for name, x in (("input", input), ("target", target)):
         if can_read_values(x) and not ((x >= 0) & (x <= 1)).all():
             raise RuntimeError(f"all elements of {name} should be between 0 and 1")
-    return _binary_cross_entropy(input, target, weight, number)
+    refuse_complex_weight(target, weight)
+    return _binary_cross_entropy(input, target, weight, number).to(input.dtype)
 
 
 @computes_in_float32
@@ -367,6 +378,8 @@ def binary_cross_entropy_with_logits(
         raise RuntimeError(
             f"result type {type_name(input)} can't be cast to the desired output type {type_name(target)}"
         )
+    refuse_complex_weight(target, pos_weight)
+    refuse_complex_weight(target, weight)
     return _logistic(input, target, weight, pos_weight, number).to(target.dtype)
 
 

@@ -51,8 +51,23 @@ def check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None, dims: int, 
             raise RuntimeError(message)
         raise RuntimeError(f"expected scalar type {type_name(input)} but found {type_name(weight)}")
     if bias is not None and bias.dtype != input.dtype:
-        names = [cpp_name(x.dtype) for x in (input, bias)]
-        raise RuntimeError(f"Input type ({names[0]}) and bias type ({names[1]}) should be the same")
+        check_other_bias(input, bias, dims, transposed)
+
+
+def check_other_bias(input: Tensor, bias: Tensor, dims: int, transposed: bool) -> None:
+    """Transposed convolutions of one and two dimensions alone add a bias of another dtype."""
+    if not transposed or input.dtype == torch.bfloat16 or input.is_complex():
+        names = [full_type_name(x) if transposed else cpp_name(x.dtype) for x in (input, bias)]
+        is_onednn = transposed and input.dtype == torch.bfloat16
+        other = " or input should be a MKLDNN tensor and bias is a dense tensor" if is_onednn else ""
+        raise RuntimeError(f"Input type ({names[0]}) and bias type ({names[1]}) should be the same{other}")
+    if dims == 3:
+        raise RuntimeError(f"expected scalar type {type_name(input)} but found {type_name(bias)}")
+    if not torch.can_cast(bias.dtype, input.dtype):
+        result = type_name(input.new_empty(0, dtype=torch.promote_types(input.dtype, bias.dtype)))
+        raise RuntimeError(
+            f"result type {result} can't be cast to the desired output type {type_name(input)}"
+        )
 
 
 def check_shapes(

@@ -56,7 +56,7 @@ def embedding_dense_backward(
         rows = torch.where((flat_indices == padding_idx).unsqueeze(1), 0, rows)
     if scale_grad_by_freq:
         counts = torch.zeros(num_weights, dtype=rows.dtype, device=rows.device)
-        counts = counts.index_add(0, flat_indices, torch.ones_like(rows[:, 0]))
+        counts = counts.index_add(0, flat_indices, torch.ones_like(flat_indices, dtype=rows.dtype))
         rows = rows / counts.index_select(0, flat_indices).unsqueeze(1)
     table = torch.zeros((num_weights, grad.size(-1)), dtype=rows.dtype, device=rows.device)
     return table.index_add(0, flat_indices, rows).to(grad.dtype)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import LinearCrossEntropyOptions, Module
 
-from pynn.definitions import Function, traced_as, widen
+from pynn.definitions import Function, defines, traced_as, widen
 from pynn.modules._classification_losses import class_weights, cross_entropy
 from pynn.modules._softmax import log_softmax_of
 from pynn.modules.linear import Linear, linear
@@ -26,17 +26,103 @@ def logits_of(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return logits if bias is None else logits + widen(bias)
 
 
-def chunk_losses(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
+def chunk_losses(log_probabilities: Tensor, target: Tensor) -> Tensor:
     """-log softmax(logits) at the target: [rows]."""
-    log_probabilities = log_softmax_of(logits_of(x, weight, bias), 1)
     return -log_probabilities.gather(1, target.unsqueeze(1)).squeeze(1)
 
 
-def chunk_logit_gradient(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
+def chunk_logit_gradient(log_probabilities: Tensor, target: Tensor) -> Tensor:
     """d loss / d logits = softmax(logits) - onehot(target): [rows, classes]."""
-    probabilities = log_softmax_of(logits_of(x, weight, bias), 1).exp()
-    classes = torch.arange(weight.size(0), device=weight.device)
+    probabilities = log_probabilities.exp()
+    classes = torch.arange(log_probabilities.size(1), device=target.device)
     return torch.where(classes == target.unsqueeze(1), probabilities - 1, probabilities)
+
+
+def chunk_log_probabilities(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """log softmax(logits): [rows, classes]."""
+    return log_softmax_of(logits_of(x, weight, bias), 1)
+
+
+OPERATIONS = torch.ops.torch_nn
+"""torch's own are Python, made of chunks written in place; tracers see one operation."""
+
+
+@defines(OPERATIONS._linear_cross_entropy_batch_chunked_no_reduction.default)
+def chunked_losses_forward(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    ignore_index: int,
+    batch_chunk_size: int,
+    acc_policy: str,
+    acc_dtype: torch.dtype,
+) -> Tensor:
+    """The loss of each row times its class's factor: [batch]."""
+    labels, factors = labels_and_factors(target, weight, ignore_index, widen(input).dtype)
+    chunks = zip(input.split(batch_chunk_size), labels.split(batch_chunk_size), strict=True)
+    losses = [
+        chunk_losses(chunk_log_probabilities(x, linear_weight, linear_bias), label) for x, label in chunks
+    ]
+    return torch.where(target != ignore_index, torch.cat(losses) * factors, 0).to(input.dtype)
+
+
+@defines(OPERATIONS._linear_cross_entropy_batch_chunked.default)
+def chunked_loss_forward(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    batch_chunk_size: int,
+    acc_policy: str,
+    acc_dtype: torch.dtype,
+    allow_retain_graph: bool,
+    compute_input_grad: bool,
+    compute_linear_weight_grad: bool,
+    compute_linear_bias_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sum or mean of the losses, and its gradients in input, linear_weight and linear_bias: each chunk's logits
+    serve for both."""
+    labels, factors = labels_and_factors(target, weight, ignore_index, widen(input).dtype)
+    if reduction == "mean":
+        factors = factors / factors.sum()
+    loss = torch.zeros((), dtype=factors.dtype, device=input.device)
+    grad_x: list[Tensor] = []
+    grad_weight = grad_bias = loss
+    is_counted = target != ignore_index
+    rows = (t.split(batch_chunk_size) for t in (input, labels, factors, is_counted))
+    for x, label, factor, counts in zip(*rows, strict=True):
+        log_probabilities = chunk_log_probabilities(x, linear_weight, linear_bias)
+        loss = loss + torch.where(counts, chunk_losses(log_probabilities, label) * factor, 0).sum()
+        # [chunk, classes]
+        slope = chunk_logit_gradient(log_probabilities, label) * factor.unsqueeze(1)
+        if compute_input_grad:
+            grad_x.append(slope @ widen(linear_weight))
+        if compute_linear_weight_grad:
+            grad_weight = grad_weight + slope.t() @ widen(x)
+        if compute_linear_bias_grad:
+            grad_bias = grad_bias + slope.sum(0)
+    return (
+        loss.to(input.dtype),
+        torch.cat(grad_x).to(input.dtype) if compute_input_grad else input.new_empty(0, 0),
+        grad_weight.to(input.dtype) if compute_linear_weight_grad else input.new_empty(0, 0),
+        grad_bias.to(input.dtype) if compute_linear_bias_grad else input.new_empty(0),
+    )
+
+
+def labels_and_factors(
+    target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Targets with 0 in place of ignore_index, and weight[target], 0 where it is ignored."""
+    labels = torch.where(target != ignore_index, target, 0)
+    weight = None if weight is None else widen(weight)
+    like = torch.empty((), dtype=dtype, device=target.device) if weight is None else weight
+    return labels, class_weights(like, target, weight, ignore_index)
 
 
 class _ChunkedLosses(Function):
@@ -49,7 +135,9 @@ class _ChunkedLosses(Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk_size: int) -> Tensor:
         chunks = zip(x.split(chunk_size), target.split(chunk_size), strict=True)
-        return torch.cat([chunk_losses(rows, weight, bias, labels) for rows, labels in chunks])
+        return torch.cat(
+            [chunk_losses(chunk_log_probabilities(rows, weight, bias), labels) for rows, labels in chunks]
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -66,7 +154,8 @@ class _ChunkedLosses(Function):
         chunks = zip(*(t.split(ctx.chunk_size) for t in (x, target, grad)), strict=True)
         for rows, labels, grad_rows in chunks:
             # [chunk, classes]
-            gradient = chunk_logit_gradient(rows, weight, bias, labels) * grad_rows.unsqueeze(1)
+            log_probabilities = chunk_log_probabilities(rows, weight, bias)
+            gradient = chunk_logit_gradient(log_probabilities, labels) * grad_rows.unsqueeze(1)
             if needs_x:
                 grad_x.append(gradient @ widen(weight))
             if needs_weight:
@@ -89,7 +178,7 @@ class _ChunkedLosses(Function):
         chunks = zip(x.split(ctx.chunk_size), target.split(ctx.chunk_size), x_tangents, strict=True)
         losses = []
         for rows, labels, rows_tangent in chunks:
-            slope = chunk_logit_gradient(rows, weight, bias, labels)
+            slope = chunk_logit_gradient(chunk_log_probabilities(rows, weight, bias), labels)
             loss = torch.zeros_like(slope[:, 0])
             if rows_tangent is not None:
                 loss = loss + (slope * logits_of(rows_tangent, weight, None)).sum(1)
@@ -186,11 +275,9 @@ def _chunked(
             "linear_cross_entropy supports float32 acc_dtype with float16/bfloat16 inputs, but got "
             f"{options.acc_dtype} acc_dtype and {input.dtype} inputs."
         )
-    is_counted = target != ignore_index
-    labels = torch.where(is_counted, target, 0)
+    labels, factors = labels_and_factors(target, weight, ignore_index, widen(input).dtype)
     losses = _ChunkedLosses.apply(input, linear_weight, linear_bias, labels, options.batch_chunk_size)
-    factors = class_weights(losses, target, None if weight is None else widen(weight), ignore_index)
-    losses = torch.where(is_counted, losses * factors, 0)
+    losses = torch.where(target != ignore_index, losses * factors, 0)
     if reduction == "mean":
         losses = losses.sum() / factors.sum()
     elif reduction == "sum":

@@ -243,19 +243,19 @@ class Largest(Function):
         contiguous = choose in (ADAPTIVE_MAX_POOL[3], *FRACTIONAL_MAX_POOL.values())
         ctx.layout = torch.contiguous_format if contiguous else suggest_memory_format(x)
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
+        ctx.save_for_backward(output[1], x)
         ctx.save_for_forward(output[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
-        (index,) = ctx.saved_tensors
+        index, _ = ctx.saved_tensors
         if ctx.is_adaptive:
             check_adaptive_gradient("max", grad, ctx.dims)
         return in_format(ctx.layout, put_back(grad, index, ctx.sizes)), *[None] * (2 + ctx.count)
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: Any) -> tuple:
-        (index,) = ctx.saved_tensors
+        index, *_ = ctx.saved_tensors
         return take(dx, index, ctx.dims), None
 
 

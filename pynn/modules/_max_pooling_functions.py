@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 
 from pynn.argument_types import require_ints
@@ -79,6 +80,8 @@ def _max_pool(
     checks.check_1d(name, input, **named) if dims == 1 else checks.require_numbers(name, dims, **named)
     width = per_dim(kernel_size, dims)
     numbers = (width, per_dim(stride, dims) or width, per_dim(padding, dims), per_dim(dilation, dims))
+    if dims == 3 and input.dim() == 4 and suggest_memory_format(input) == torch.channels_last:
+        raise RuntimeError("Unsupported memory format. Supports only ChannelsLast3d, Contiguous")
     checks.check_window(name, input, list(zip(*numbers)), ceil_mode)
     fast_1d = dims == 1 and only_values and not (input.requires_grad and torch.is_grad_enabled())
     if input.dtype == torch.bool or input.is_complex() or (fast_1d and not input.is_floating_point()):

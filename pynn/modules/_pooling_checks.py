@@ -236,7 +236,7 @@ def check_fractional(
         raise RuntimeError("Expect _random_samples.size(1) equals to input channel size.")
     if samples.size(2) != dims:
         raise RuntimeError(f"Expect _random_samples.size(2) equals to {dims}; got {samples.size(2)}.")
-    if x.is_complex():
+    if x.is_complex() or (x.numel() > 0 and not x.is_floating_point()):
         raise NotImplementedError(
             f"\"fractional_max_pool{dims}d_out_frame\" not implemented for '{type_name(x)}'"
         )

@@ -30,7 +30,7 @@ __all__ = [
 
 aten = torch.ops.aten
 
-COSINE_EPSILON = 1e-12
+COSINE_EPSILON = 9.999999960041972e-13  # 1e-12 in float32, which ATen adds to float64 too
 
 
 # ---- definitions -----------------------------------------------------------------------------------------
@@ -349,6 +349,8 @@ def multi_margin_loss(
     if weight is not None and weight.numel() != classes:
         raise RuntimeError(f"inconsistent weight size, expected {classes} but got {list(weight.shape)}")
     _check_dtypes("multi_margin_loss_cpu_kernel", input, target)
+    if weight is not None and weight.dtype != input.dtype:
+        raise RuntimeError(f"expected scalar type {type_name(input)} but found {type_name(weight)}")
     if can_read_values(indices) and ((indices < 0) | (indices >= classes)).any():
         raise RuntimeError("target out of range")
     return multi_margin_loss_forward(input, target, p, margin, weight, number)

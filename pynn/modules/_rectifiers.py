@@ -16,6 +16,7 @@ from pynn.definitions import (
     computes_in_float32,
     defines,
     differentiable,
+    linear_in,
     refuse_negative_slope,
     require_floating_point,
     traced_as,
@@ -452,7 +453,7 @@ def rrelu(
     if not training:
         return leaky_relu.__wrapped__(input if inplace else input.contiguous(), (lower + upper) / 2, inplace)
     slopes = _random_slopes(input.detach(), lower, upper)
-    return input.mul_(slopes) if inplace else input.contiguous() * slopes
+    return input.mul_(slopes) if inplace else linear_in(input).contiguous() * slopes
 
 
 def _random_slopes(x: Tensor, lower: float, upper: float) -> Tensor:

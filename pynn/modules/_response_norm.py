@@ -51,6 +51,7 @@ def local_response_norm(
     dtype:   computes in float32 for 16-bit inputs (torch rounds after each step); int64 takes the mean's floor
     Raises:  ValueError for fewer dimensions, RuntimeError for size < 1
     Source:  Krizhevsky et al., ImageNet classification with deep convolutional neural networks, 2012
+             differs from torch in: images and volumes may have 16 bits on the CPU, where avg_pool3d refuses them
     """
     if input.dim() < 3:
         spaces = " " * 26
@@ -58,7 +59,7 @@ def local_response_norm(
     if input.numel() == 0:
         return input
     before, after = size // 2, (size - 1) // 2
-    pool, ones = ("avg_pool2d", "kW: 1") if input.dim() == 3 else ("avg_pool3d", "kH: 1 kW: 1")
+    pool, ones = ("avg_pool2d", "kW: 1") if input.dim() == 3 else ("avg_pool3d_out_frame", "kH: 1 kW: 1")
     if size <= 0:
         first = "kH" if input.dim() == 3 else "kT"
         raise RuntimeError(f"kernel size should be greater than zero, but got {first}: {size} {ones}")

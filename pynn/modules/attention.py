@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynn.constant_gradients import nothing_of
 from pynn.definitions import defines, is_traced, traced_as, widen
 from pynn.dtype_names import cpp_name
 
@@ -62,6 +63,10 @@ def scaled_dot_product_attention(
         return scaled_dot_product_attention(
             query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa
         )
+    if query.size(-2) == 0 or value.numel() == 0:
+        # C++ looks no further
+        out = query.new_zeros(*query.shape[:-1], value.size(-1))
+        return out + nothing_of(query) + nothing_of(key) + nothing_of(value)
     if enable_gqa:
         check_grouped_heads(query, key, value)
         key, value = repeat_heads(key, query.size(-3)), repeat_heads(value, query.size(-3))
@@ -69,6 +74,13 @@ def scaled_dot_product_attention(
     result_dtype = query.dtype
     query, key, value = widen(query), widen(key), widen(value)
     scores = attention_scores(query, key, attn_mask, is_causal, scale)  # [..., queries, keys]
+    if attn_mask is not None:
+        lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+        shape = [*lead, query.size(-2), key.size(-2)]
+        if list(scores.shape) != shape:
+            raise RuntimeError(
+                f"output with shape {shape} doesn't match the broadcast shape {list(scores.shape)}"
+            )
     weights = AttentionWeights.apply(scores, -1)
     if dropout_p > 0:
         weights = dropout(weights, dropout_p)

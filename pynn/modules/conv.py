@@ -80,7 +80,7 @@ def _convolution(
     geometry = *geometry, expanded("output_padding", output_padding, spatial), groups
     check_shapes(x, weight, bias, *geometry)
     check_dtypes(x, weight, bias, dims, transposed)
-    out = Convolution.apply(x, weight, bias, *geometry)
+    out = Convolution.apply(x, weight, None if bias is None else bias.to(x.dtype), *geometry)
     return out if is_batched else out.squeeze(0)
 
 

@@ -1,5 +1,6 @@
 """Norms, and the distances and similarities made of them."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -41,7 +42,9 @@ def norm_of(x: Tensor, p: float, dim: list[int]) -> Tensor:
         return (magnitudes != 0).to(magnitudes.dtype).sum(dim, keepdim=True)
     if p == 1:
         return magnitudes.sum(dim, keepdim=True)
-    return magnitudes.pow(p).sum(dim, keepdim=True).pow(1 / p)
+    # pow(-2) would square first, which overflows where the square of the reciprocal does not
+    powers = magnitudes.reciprocal().square() if p == -2 else magnitudes.pow(p)
+    return powers.sum(dim, keepdim=True).pow(1 / p)
 
 
 def norm_gradient(x: Tensor, norm: Tensor, p: float, dim: list[int]) -> Tensor:
@@ -69,7 +72,7 @@ def norm_gradient(x: Tensor, norm: Tensor, p: float, dim: list[int]) -> Tensor:
 def _dims(x: Tensor, dim: Any) -> list[int]:
     if dim is None or (isinstance(dim, (tuple, list)) and len(dim) == 0):
         return list(range(x.dim()))
-    return [dim] if isinstance(dim, int) else list(dim)
+    return list(dim) if isinstance(dim, (tuple, list)) else [int(dim)]
 
 
 def _without(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:
@@ -121,12 +124,15 @@ def pairs_in(matrix: Tensor) -> Tensor:
 
 
 def row_blocks(x: Tensor) -> list[tuple[int, int]]:
-    """(begin, end) of the rows to hold against the others at a time: few enough for their differences to stay in the
+    """(begin, end) of the rows to hold against those from begin on at a time: as many as keep the differences in the
     cache.
     """
-    rows = x.size(0)
-    step = max(4 * BLOCK // x.numel(), 1)
-    return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+    rows, cols = x.shape
+    ends = [0]
+    while ends[-1] < rows:
+        step = 2 * BLOCK // (cols * (rows - ends[-1]))
+        ends.append(min(ends[-1] + max(step, 1), rows))
+    return list(itertools.pairwise(ends))
 
 
 def rows_of_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,17 +148,27 @@ def rows_of_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
     return first, pair - begin + first + 1
 
 
-def unless_zero(x: Tensor) -> Tensor:
-    """0 where x is 0, else 1; but NaN stays NaN, which the comparison would lose."""
-    return x.abs().ceil().clamp_max(1)
+def unless_zero(x: Tensor, room: Tensor | None = None) -> Tensor:
+    """0 where x is 0, else 1; but NaN stays NaN, which the comparison would lose. In room, if given."""
+    return torch.clamp_max(torch.ceil(torch.abs(x, out=room), out=room), 1, out=room)
 
 
-def pair_distance(difference: Tensor, p: float) -> Tensor:
+def pair_distance(difference: Tensor, p: float, room: Tensor | None = None) -> Tensor:
     """norm_of; but for p = 0 NaN stays NaN, as in ATen's kernel of pairs.
 
-    Shape:   difference: [cols, *]   returns: [*]
+    Args:    room: where to write what is computed on the way; may be the difference itself
+    Shape:   difference, room: [cols, *]   returns: [*]
     """
-    return unless_zero(difference).sum(0) if p == 0 else norm_of(difference, p, [0]).squeeze(0)
+    if p == 2:
+        return torch.mul(difference, difference, out=room).sum(0).sqrt()
+    if p == 0:
+        return unless_zero(difference, room).sum(0)
+    magnitudes = torch.abs(difference, out=room)
+    if p == torch.inf:
+        return magnitudes.amax(0)
+    if p == 1:
+        return magnitudes.sum(0)
+    return torch.pow(magnitudes, p, out=room).sum(0).pow(1 / p)
 
 
 def pair_gradient(grad: Tensor, difference: Tensor, distance: Tensor, p: float) -> Tensor:
@@ -162,11 +178,12 @@ def pair_gradient(grad: Tensor, difference: Tensor, distance: Tensor, p: float) 
 
     Shape:   difference: [cols, *]   grad, distance: [*]   returns: as difference
     """
-    if p == 0:
-        return torch.zeros_like(difference)
     if p in (1, torch.inf):
         slope = grad * difference.sgn() * unless_zero(difference)
-        return slope if p == 1 else slope * (1 - unless_zero(difference.abs() - distance))
+        if p == 1:
+            return slope
+        below = difference.abs() - distance  # 0 for an element that attains the norm, negative for others
+        return slope * (below.floor().clamp_min(-1) + 1)
     is_flat = (distance == 0) if p > 1 else (difference == 0)
     return torch.where(is_flat, 0, grad * norm_gradient(difference, distance, p, [0]))
 
@@ -184,14 +201,14 @@ def pdist_forward(x: Tensor, p: float = 2) -> Tensor:
     for begin, end in row_blocks(x):
         # [cols, block, 1] - [cols, 1, rows from the block on] -> [block, rows from the block on]
         difference = columns[:, begin:end].unsqueeze(2) - columns[:, begin:].unsqueeze(1)
-        lines.append(torch.constant_pad_nd(pair_distance(difference, p), [begin, 0]))
+        lines.append(torch.constant_pad_nd(pair_distance(difference, p, difference), [begin, 0]))
     return pairs_in(torch.cat(lines))
 
 
 @defines(aten._pdist_backward.default)
 def pdist_backward(grad: Tensor, x: Tensor, p: float, pdist: Tensor) -> Tensor:
     """d x[i] = sum over j of pair_gradient(grad[i, j], x[i] - x[j])."""
-    if x.size(0) <= 1 or x.size(1) == 0:
+    if p == 0 or x.size(0) <= 1 or x.size(1) == 0:
         return torch.zeros_like(x)
     if not can_read_values(x):
         first, second = rows_of_pairs(x)
@@ -202,17 +219,15 @@ def pdist_backward(grad: Tensor, x: Tensor, p: float, pdist: Tensor) -> Tensor:
         return euclidean_backward(grad, x, pdist)
     gradients, distances = matrix_of(grad, x.size(0)), matrix_of(pdist, x.size(0))
     columns, total = x.t().contiguous(), torch.zeros_like(x.t())
-    row = torch.arange(x.size(0), device=x.device)
-    is_pair = row.unsqueeze(1) != row  # an infinite row minus itself is NaN
     for begin, end in row_blocks(x):
         block = (slice(begin, end), slice(begin, None))
         # [cols, block, rows from the block on]
         difference = columns[:, block[0]].unsqueeze(2) - columns[:, block[1]].unsqueeze(1)
         slope = pair_gradient(gradients[block], difference, distances[block], p)
-        slope = torch.where(is_pair[block], slope, 0)
+        slope.diagonal(dim1=1, dim2=2).zero_()  # no pairs: an infinite row minus itself is NaN
+        total[:, begin:end].add_(slope.sum(2))
         # the pairs with later blocks count there as well, the other way round
-        later = slope[:, :, end - begin :].sum(1)
-        total = total + torch.cat([x.new_zeros(x.size(1), begin), slope.sum(2), -later], 1)
+        total[:, end:].sub_(slope[:, :, end - begin :].sum(1))
     return total.t().contiguous()
 
 
@@ -263,6 +278,13 @@ class _Norm(Function):
 def vector_norm(x: Tensor, p: float, dim: Any, keepdim: bool = False) -> Tensor:
     """The p-norm of x over dim, differentiable also where it is 0."""
     dims = _dims(x, dim)
+    if (p < 0 or p == torch.inf) and x.dim() > 0:
+        empty = [d for d in dims if x.size(d) == 0]
+        if empty:
+            raise RuntimeError(
+                f"linalg.vector_norm cannot compute the {p:g} norm on the dimension {empty[0] % x.dim()}because this "
+                "dimension is empty and the operation does not have an identity"
+            )
     return _without(_Norm.apply(x, p, dims), dims, keepdim)
 
 

@@ -59,6 +59,7 @@ def _drop(input: Tensor, p: float, training: bool, inplace: bool, per_channel: b
 
     a and b keep mean and variance: a = ((1 - p) * (1 + p * alpha'^2))^(-1/2), b = a * p * alpha'.
     """
+    p = float(p)  # of numpy's or a tensor's number
     if p == 0 or not training or input.numel() == 0:
         return input
     if p == 1:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.utils import _ntuple
 
-from pynn.definitions import defines, traced_as, type_name, widen
+from pynn.definitions import defines, linear_in, traced_as, type_name, widen
 from pynn.memory_format import in_format_of, with_gradient_in_its_format
 
 __all__ = [
@@ -211,7 +211,7 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
     if input.dtype not in COPIED_DTYPES and not input.is_meta:
         kernel = "reflection_pad" if mode == "reflect" else "replication_pad"
         raise NotImplementedError(f"\"{kernel}{count}d\" not implemented for '{type_name(input)}'")
-    return in_format_of(input, pad_by_edges(x, pad, mirrored if mode == "reflect" else nearest))
+    return in_format_of(input, pad_by_edges(linear_in(x), pad, mirrored if mode == "reflect" else nearest))
 
 
 def _check_sizes(input: Tensor, padding: Sequence[int], mode: str) -> None:
