@@ -262,9 +262,16 @@ def strided_form(node: Contract) -> MatrixForm | None:
     has_segments = not any(made) and is_long(first(inner)) and max(len(rows), len(columns)) <= 1
     if len(batch) > 2 or len(inner) > 1 + has_segments:
         return None
-    outer_inner = (*[ONE] * (2 - len(batch)), *batch)
-    return MatrixForm(  # pyright: ignore
-        outer_inner, first(rows), first(columns), first(inner), node.lhs, node.rhs, made, first(inner[1:])
+    outer, inner_batch = (*[ONE] * (2 - len(batch)), *batch)
+    return MatrixForm(
+        (outer, inner_batch),
+        first(rows),
+        first(columns),
+        first(inner),
+        node.lhs,
+        node.rhs,
+        made,
+        first(inner[1:]),
     )
 
 

@@ -27,6 +27,7 @@ from compiler_bridge.cpu.gemm_plan import (
     ENTRY,
     FEWER_ROWS,
     MAX_DIRECT_COLUMNS,
+    MAX_DIRECT_K_MAJOR_COLUMNS,
     REGION_BYTES,
     ROWS,
     TILE_BYTES,
@@ -230,6 +231,10 @@ def block_of_a(dtype: str) -> Any:
             at_k = place_of_k(tab, k_begin, i64(1), tab[slot.A_SEGMENT])
             first = offset_pointer(find_a(tab, batch), row * step + at_k)
             return (first, step, i64(1)), ROWS * step, FEWER_ROWS * step
+        if columns <= MAX_DIRECT_K_MAJOR_COLUMNS and tab[slot.A_ROW] == 1 and tab[slot.PACK_A] == 0:
+            at_k = place_of_k(tab, k_begin, tab[slot.A_K], tab[slot.A_SEGMENT])
+            first = offset_pointer(find_a(tab, batch), row + at_k)
+            return (first, i64(1), tab[slot.A_K]), i64(ROWS), i64(FEWER_ROWS)
         return packed(tab, batch, row, row_end, columns, scratch, k_begin, k_count, thread)
 
     return block if dtype == compute_dtype(dtype) else packed

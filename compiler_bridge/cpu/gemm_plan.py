@@ -59,6 +59,9 @@ REGION_BYTES = 256 * 1024
 MAX_DIRECT_COLUMNS = 128
 """Up to as many columns of C, a row-major A is read where it lies: packing it would not pay."""
 
+MAX_DIRECT_K_MAJOR_COLUMNS = 64
+"""Up to as many columns of C, an A whose rows lie side by side is read where it lies."""
+
 MAX_DOT_ROWS = 12
 """Up to as many rows, B with contiguous k is read where it lies (`dot`)."""
 
