@@ -258,11 +258,20 @@ def strided_form(node: Contract) -> MatrixForm | None:
         group.sort(key=lambda d: 0 if isinstance(d.c, int) and d.c == 1 else 1)
         batch += group[1:]
     inner.sort(key=lambda d: 0 if 1 in (d.a, d.b) else 1)
-    if len(batch) > 2 or len(inner) > (1 if any(made) or not is_long(first(inner)) else 2):
+    # segments of the sum pay where C is one matrix: rows or columns that join the batch leave short ones
+    has_segments = not any(made) and is_long(first(inner)) and max(len(rows), len(columns)) <= 1
+    if len(batch) > 2 or len(inner) > 1 + has_segments:
         return None
-    outer_inner = (*[ONE] * (2 - len(batch)), *batch)
-    return MatrixForm(  # pyright: ignore
-        outer_inner, first(rows), first(columns), first(inner), node.lhs, node.rhs, made, first(inner[1:])
+    outer, inner_batch = (*[ONE] * (2 - len(batch)), *batch)
+    return MatrixForm(
+        (outer, inner_batch),
+        first(rows),
+        first(columns),
+        first(inner),
+        node.lhs,
+        node.rhs,
+        made,
+        first(inner[1:]),
     )
 
 

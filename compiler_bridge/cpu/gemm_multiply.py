@@ -27,6 +27,7 @@ from compiler_bridge.cpu.gemm_plan import (
     ENTRY,
     FEWER_ROWS,
     MAX_DIRECT_COLUMNS,
+    MAX_DIRECT_K_MAJOR_COLUMNS,
     REGION_BYTES,
     ROWS,
     TILE_BYTES,
@@ -103,9 +104,9 @@ def place_of_k(tab, k, step, segment_step):  # type: ignore[no-untyped-def]
 
 
 @outlined_helper
-def next_count(tab, k, end, most):  # type: ignore[no-untyped-def]
-    """How many k to take from here: at most so many, and none of the next segment."""
-    return max(0, min(most, min(end - k, tab[slot.K_RUN] - k % tab[slot.K_RUN])))
+def next_count(k, end, most, limit):  # type: ignore[no-untyped-def]
+    """How many k to take from here: at most so many, and none beyond the next multiple of `limit`."""
+    return max(0, min(most, min(end - k, limit - k % limit)))
 
 
 @cache
@@ -125,9 +126,14 @@ def pack_panel_of_b(dtype: str) -> Any:
                 batch * tab[slot.N] + column, count, k_begin, k_count, thread,
             )  # fmt: skip
         else:
-            at_k = place_of_k(tab, k_begin, tab[slot.B_K], tab[slot.B_SEGMENT])
-            source = offset_pointer(matrix(tab, batch), column * tab[slot.B_COLUMN] + at_k)
-            pack_strided(panel, i64(width), source, tab[slot.B_COLUMN], tab[slot.B_K], count, k_count)
+            first = offset_pointer(matrix(tab, batch), column * tab[slot.B_COLUMN])
+            done = i64(0)
+            while done < k_count:  # one segment after the other
+                some = next_count(k_begin + done, k_begin + k_count, k_count, tab[slot.K_RUN])
+                at_k = place_of_k(tab, k_begin + done, tab[slot.B_K], tab[slot.B_SEGMENT])
+                target, source = offset_pointer(panel, done * width), offset_pointer(first, at_k)
+                pack_strided(target, i64(width), source, tab[slot.B_COLUMN], tab[slot.B_K], count, some)
+                done += some
 
     return pack
 
@@ -144,15 +150,13 @@ def pack_b_kernel(dtype: str) -> Any:
         k_total = tab[slot.K]
         panels = (tab[slot.N] + width - 1) // width
         workspace = pointer(tab, slot.WORKSPACE, compute)
-        k_begin = i64(0)
-        while k_begin < k_total:
-            k_count = next_count(tab, k_begin, k_total, PACK_K_STEP)
+        for k_begin in range(i64(0), k_total, PACK_K_STEP):
+            k_count = min(PACK_K_STEP, k_total - k_begin)
             for unit in range(begin, end):
                 batch = unit // panels
                 column = (unit - batch * panels) * width
                 panel = offset_pointer(workspace, (unit * k_total + k_begin) * width)
                 pack(tab, batch, column, panel, k_begin, k_count, thread)
-            k_begin += k_count
 
     return gemm_pack_b
 
@@ -176,11 +180,9 @@ def pack_block_of_a(dtype: str) -> Any:
     def pack(tab, batch, row, row_end, block, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
         panels = (row_end - row + ROWS - 1) // ROWS
         large = panels - small_panels(row_end - row)
-        first = offset_pointer(
-            matrix(tab, batch), place_of_k(tab, k_begin, tab[slot.A_K], tab[slot.A_SEGMENT])
-        )
+        first = matrix(tab, batch)
         if tab[slot.A_ROW] == 1 and tab[slot.PACK_A] == 0:
-            first = offset_pointer(first, row)
+            first = offset_pointer(first, row + place_of_k(tab, k_begin, tab[slot.A_K], tab[slot.A_SEGMENT]))
             pack_contiguous_rows(block, first, tab[slot.A_K], row_end - row, large, k_count)
             return
         for index in range(panels):
@@ -192,8 +194,16 @@ def pack_block_of_a(dtype: str) -> Any:
                     batch * tab[slot.M] + row, count, k_begin, k_count, thread,
                 )  # fmt: skip
             else:
-                source = offset_pointer(first, row * tab[slot.A_ROW])
-                pack_strided(panel, i64(ROWS), source, tab[slot.A_ROW], tab[slot.A_K], count, k_count)
+                done = i64(0)
+                while done < k_count:  # one segment after the other
+                    some = next_count(k_begin + done, k_begin + k_count, k_count, tab[slot.K_RUN])
+                    at_k = place_of_k(tab, k_begin + done, tab[slot.A_K], tab[slot.A_SEGMENT])
+                    target, source = (
+                        offset_pointer(panel, done * ROWS),
+                        offset_pointer(first, row * tab[slot.A_ROW] + at_k),
+                    )
+                    pack_strided(target, i64(ROWS), source, tab[slot.A_ROW], tab[slot.A_K], count, some)
+                    done += some
             row += count
 
     return pack
@@ -215,11 +225,16 @@ def block_of_a(dtype: str) -> Any:
 
     @outlined_helper
     def block(tab, batch, row, row_end, columns, scratch, k_begin, k_count, thread):  # type: ignore[no-untyped-def]
-        if columns <= MAX_DIRECT_COLUMNS and tab[slot.A_K] == 1 and tab[slot.PACK_A] == 0:
+        is_near = columns <= MAX_DIRECT_COLUMNS and tab[slot.K_LIMIT] == tab[slot.K_RUN]
+        if is_near and tab[slot.A_K] == 1 and tab[slot.PACK_A] == 0:
             step = tab[slot.A_ROW]
             at_k = place_of_k(tab, k_begin, i64(1), tab[slot.A_SEGMENT])
             first = offset_pointer(find_a(tab, batch), row * step + at_k)
             return (first, step, i64(1)), ROWS * step, FEWER_ROWS * step
+        if columns <= MAX_DIRECT_K_MAJOR_COLUMNS and tab[slot.A_ROW] == 1 and tab[slot.PACK_A] == 0:
+            at_k = place_of_k(tab, k_begin, tab[slot.A_K], tab[slot.A_SEGMENT])
+            first = offset_pointer(find_a(tab, batch), row + at_k)
+            return (first, i64(1), tab[slot.A_K]), i64(ROWS), i64(FEWER_ROWS)
         return packed(tab, batch, row, row_end, columns, scratch, k_begin, k_count, thread)
 
     return block if dtype == compute_dtype(dtype) else packed
@@ -360,7 +375,7 @@ def multiply_tile(dtype: str) -> Any:
         rows, all_columns = row_end - row_begin, column_end - column_begin
         k_begin = k_first
         while k_begin < max(k_total, k_first + 1):  # once even when K is 0: C becomes 0
-            k_count = next_count(tab, k_begin, k_total, tab[slot.K_BLOCK])
+            k_count = next_count(k_begin, k_total, tab[slot.K_BLOCK], tab[slot.K_LIMIT])
             accumulate = i64(1) if k_begin > k_first else tab[slot.ACCUMULATE] if part == 0 else i64(0)
             block = find_block(
                 tab, batch, row_begin, row_end, all_columns, a_scratch, k_begin, k_count, thread

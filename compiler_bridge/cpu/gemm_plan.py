@@ -59,6 +59,9 @@ REGION_BYTES = 256 * 1024
 MAX_DIRECT_COLUMNS = 128
 """Up to as many columns of C, a row-major A is read where it lies: packing it would not pay."""
 
+MAX_DIRECT_K_MAJOR_COLUMNS = 64
+"""Up to as many columns of C, an A whose rows lie side by side is read where it lies."""
+
 MAX_DOT_ROWS = 12
 """Up to as many rows, B with contiguous k is read where it lies (`dot`)."""
 
@@ -230,6 +233,12 @@ class _Problem:
             return self
         return replace(self, m=self.m * self.inner, inner=1)
 
+    def can_cross_segments(self, packs_own_b: bool, columns: int) -> bool:
+        """Whether k of several segments can be packed side by side: all of A and B is packed, and not by the register
+        tile or row by row."""
+        packs_a = columns > MAX_DIRECT_COLUMNS or self.a[3] != 1 or self.dtype != compute_dtype(self.dtype)
+        return packs_a and self.a[2] != 1 and not (packs_own_b and self.b[3] == 1)
+
     def table(self, swapped: bool) -> dict[str, int]:
         """The slots that describe the product itself."""
         names = (
@@ -300,8 +309,12 @@ def _plan_packed(problem: _Problem, swapped: bool) -> GemmPlan:
         row_blocks, column_blocks = _blocks(of_a_part, panels, problem.m)
     local = found or (row_blocks == 1 and packs_own_b)
     b_batches = 1 if shared_b else problem.batch
-    k_unit = min(k_part, problem.k_run)
-    k_blocks = max(1, _divide_up(k_unit, _max_k_block(width, itemsize, local and not found)))
+    most_k = _max_k_block(width, itemsize, local and not found)
+    crosses = problem.k_run < 2 * most_k and problem.can_cross_segments(
+        local, _divide_up(problem.n, column_blocks)
+    )
+    k_unit = k_part if crosses else min(k_part, problem.k_run)
+    k_blocks = max(1, _divide_up(k_unit, most_k))
     k_block = max(1, min(k_unit, _round_up(_divide_up(k_unit, k_blocks), 8)))
     block_rows = _divide_up(problem.m, row_blocks)
     # room for two rows more: rows are cut unevenly by at most two
@@ -310,7 +323,8 @@ def _plan_packed(problem: _Problem, swapped: bool) -> GemmPlan:
     scratch = scratch_b + _round_up(width * k_block * itemsize, LINE)
     table = problem.table(swapped) | {
         "ROW_BLOCKS": row_blocks, "COLUMN_BLOCKS": column_blocks, "K_BLOCK": k_block,
-        "K_PARTS": parts, "K_PART": k_part, "B_IS_PACKED": int(not local), "B_BATCHES": b_batches,
+        "K_PARTS": parts, "K_PART": k_part, "K_LIMIT": max(1, problem.k if crosses else problem.k_run),
+        "B_IS_PACKED": int(not local), "B_BATCHES": b_batches,
         "SCRATCH_B": scratch_b, "SCRATCH_BYTES": scratch,
     }  # fmt: skip
     entries = (GemmEntry("multiply", problem.batch * parts * row_blocks * column_blocks),)

@@ -37,6 +37,7 @@ SLOTS = (
     "PLACES_C", "PLACES_C_TABLE",
     "PLACES_B", "PLACES_B_TABLE",       # function that says where segments of columns of B begin (0: PACK_B or strides)
     "K_RUN", "A_SEGMENT",               # K is segments of so many, A_SEGMENT and B_SEGMENT apart; A_K, B_K within them
+    "K_LIMIT",                          # K_RUN where what is summed at a time ends with its segment, else K
 )  # fmt: skip
 """Names of the slots, in order. Functions are passed as addresses of machine code with this signature:
 
@@ -71,5 +72,5 @@ SLOT = {name: index for index, name in enumerate(SLOTS)}
     SEGMENTS, RUN, B_SEGMENT, SCRATCH_PANEL, SEGMENT_BLOCK, THREADS, TURNS,
     PLACES_A, PLACES_A_TABLE, PLACES_C, PLACES_C_TABLE,
     PLACES_B, PLACES_B_TABLE,
-    K_RUN, A_SEGMENT,
+    K_RUN, A_SEGMENT, K_LIMIT,
 ) = range(len(SLOTS))  # fmt: skip
