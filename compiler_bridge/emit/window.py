@@ -34,6 +34,7 @@ from compiler_bridge.window import WindowForm
 
 REGISTERS = 8  # accumulators: as many chains of additions keep two units of four cycles busy
 MOST_BORDERS = 4  # blocks of columns at the borders that are written out
+SUM_REGISTERS = 30  # by tap: sums, and the factor's and the source's elements that are added next
 SUM_ROWS = 8  # by tap: rows are summed in so many blocks
 
 
@@ -72,6 +73,16 @@ class WindowWriter(KernelWriter):
             REGISTERS if schedule.lanes <= self.native else max(1, REGISTERS * self.native // schedule.lanes)
         )
         self.ranges: dict[str, tuple[str, str]] = {}
+        self.vectors = self.choose_vectors()
+
+    def choose_vectors(self) -> int:
+        """By tap: vectors of lanes that are summed side by side, so that memory is read in fewer, longer runs."""
+        form, lanes = self.form, self.schedule.lanes
+        extent, taps = form.lane.extent, form.column_tap.extent
+        if form.gathers or not isinstance(extent, int) or not isinstance(taps, int):
+            return 1
+        most = SUM_REGISTERS // ((taps + 2) * max(1, lanes // self.native))
+        return max((n for n in range(1, most + 1) if extent % (lanes * n) == 0), default=1)
 
     def choose_blocks(self) -> int:
         return max(1, min(hint(numel(self.form.rows), self.schedule.hints), SUM_ROWS))
@@ -115,7 +126,7 @@ class WindowWriter(KernelWriter):
 
     def lane_loop(self, content: Callable[[], list[str]]) -> list[str]:
         """`content` for all lanes: whole vectors, and one partial vector where they do not divide the axis."""
-        lane, lanes = self.form.lane, self.schedule.lanes
+        lane, lanes = self.form.lane, self.schedule.lanes * self.vectors
         extent, size = lane.extent, self.names.size(lane.extent)
         whole = str(extent - extent % lanes) if isinstance(extent, int) else f"{size} - {size} % {lanes}"
         lines: list[str] = []
@@ -336,8 +347,8 @@ class WindowWriter(KernelWriter):
         count = form.column_tap.extent
         assert isinstance(count, int)
         zero = f"splat({self.identity_text(node)}, {self.schedule.lanes})"
-        totals = [self.names.fresh("acc") for _ in range(count)]
-        lines = [f"{total} = {zero}" for total in totals]
+        totals = [[self.names.fresh("acc") for _ in range(count)] for _ in range(self.vectors)]
+        lines = [f"{total} = {zero}" for vector in totals for total in vector]
         begin, end, extent = self.inside_texts(bounds)
         name = form.column.name
         for span, checked in (((0, begin), True), ((begin, end), False), ((end, extent), True)):
@@ -346,12 +357,20 @@ class WindowWriter(KernelWriter):
         (sink,) = self.sinks.values()
         pointer = self.names.pointer(sink.buffer, sink.dtype)
         left = "" if self.writer.count is None else f", {self.writer.count}"
-        for tap, total in enumerate(totals):
-            index = substitute_index(self.sink_index(sink), {form.column_tap.name: Index((), tap)})
-            place = self.writer.offset_text(index)
-            old = f"load({pointer}, {place}, {self.schedule.lanes}{left})"
-            lines.append(f"store({pointer}, {place}, {old} + {total}{left})")
+        for vector, sums in enumerate(totals):
+            for tap, total in enumerate(sums):
+                index = substitute_index(self.sink_index(sink), {form.column_tap.name: Index((), tap)})
+                place = self.writer.offset_text(self.at_vector(index, vector))
+                old = f"load({pointer}, {place}, {self.schedule.lanes}{left})"
+                lines.append(f"store({pointer}, {place}, {old} + {total}{left})")
         return self.tap_loops(form.taps, lines)
+
+    def at_vector(self, index: Index, vector: int) -> Index:
+        """The same for the lanes of one of the vectors side by side."""
+        if vector == 0:
+            return index
+        lane = self.form.lane.name
+        return substitute_index(index, {lane: Index(((lane, 1),), vector * self.schedule.lanes)})
 
     def inside_texts(self, bounds: Bounds) -> tuple[Any, Any, Any]:
         """Where the columns begin and end at which every tap lies inside, and where all end."""
@@ -366,20 +385,25 @@ class WindowWriter(KernelWriter):
         begin = f"min({begin}, {size})"
         return begin, f"max({begin}, {end})", size
 
-    def add(self, totals: list[str], checked: bool) -> list[str]:
+    def add(self, totals: list[list[str]], checked: bool) -> list[str]:
         """One column's products to the sums."""
-        form = self.form
-        factor = self.names.fresh("factor")
-        lines = [f"{factor} = {self.load(form.factor.index, form.factor)}"]
-        for position, total in enumerate(totals):
+        form, lines, factors = self.form, list[str](), list[str]()
+        for vector in range(self.vectors):
+            factors.append(self.names.fresh("factor"))
+            index = self.at_vector(form.factor.index, vector)
+            lines.append(f"{factors[-1]} = {self.load(index, form.factor)}")
+        for position in range(len(totals[0])):
             tap = Index((), position)
             conditions = self.conditions_at(self.at(0), tap) if checked else []
             source = substitute_index(form.source.index, {form.column_tap.name: tap})
-            line = f"{total} = fma({self.load(source, form.source)}, {factor}, {total})"
+            adds = list[str]()
+            for vector, (sums, factor) in enumerate(zip(totals, factors)):
+                value = self.load(self.at_vector(source, vector), form.source)
+                adds.append(f"{sums[position]} = fma({value}, {factor}, {sums[position]})")
             if conditions:
-                lines += [f"if {' and '.join(conditions)}:", INDENT + line]
+                lines += [f"if {' and '.join(conditions)}:", *indented(adds)]
             elif conditions is not None:
-                lines.append(line)
+                lines += adds
         return lines
 
 
