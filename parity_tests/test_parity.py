@@ -16,6 +16,7 @@ from parity_tests.cases import FLOATS, Row, Sample, defined_rows, seed
 from parity_tests.executors import EXECUTORS
 from parity_tests.long_double import IS_WIDER
 from parity_tests.measure import compare_sample, evaluate, measure, tensors_of
+from parity_tests.torch_version import IS_OLDER
 from parity_tests.waiting import operations_without_lowering
 
 ROWS = defined_rows()
@@ -247,6 +248,8 @@ def test_bad_input_raises_as_torch_does(row: Row):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         errors = row.errors()
+    if IS_OLDER:
+        errors = [(sample, exception, "", where) for sample, exception, _, where in errors]
     for sample, exception, message, where in errors:
         if where == "constructor":
             with pytest.raises(exception, match=message):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 import pynn
+from parity_tests.torch_version import IS_OLDER, assert_torchs_parameters, shown
 from pynn.counterparts import class_pairs, function_pairs
 
 PAIRS = {original.__name__: (original, own) for original, own in class_pairs().items()}
@@ -132,11 +133,6 @@ def needs_arguments(cls):
     return any(p.default is p.empty for p in fixed)
 
 
-def parameters(function):
-    """Names, kinds and defaults; annotations may say the same in other words."""
-    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
-
-
 def test_every_layer_has_a_constructor_row():
     missing = [n for n, (_, own) in PAIRS.items() if needs_arguments(own) and n not in CONSTRUCTORS | STACKS]
     assert missing == []
@@ -199,9 +195,11 @@ def test_no_cpp_leaf_is_left():
 def test_coverage_lists_exactly_torchs_names():
     entries = {entry.name: entry for entry in coverage()}
     modules = {name for name, entry in entries.items() if entry.kind == "module"}
-    assert modules == {f"nn.{name}" for name in torch.nn.modules.__all__} and len(modules) == 163
+    assert modules == {f"nn.{name}" for name in torch.nn.modules.__all__} and (
+        len(modules) == 163 or IS_OLDER
+    )
     functions = {name for name, entry in entries.items() if entry.kind == "function"}
-    assert len(functions) == 132
+    assert len(functions) == 132 or IS_OLDER
     for name, (original, own) in PAIRS.items():
         if original is getattr(torch.nn, name, None):
             runs_python = inspect.unwrap(own.forward).__module__.startswith("pynn.")
@@ -218,15 +216,15 @@ def test_coverage_lists_exactly_torchs_names():
 def test_layer_is_torchs_subclass_with_the_same_signatures(name):
     original, own = PAIRS[name]
     assert issubclass(own, original) and own.__name__ == original.__name__
-    assert parameters(own.__init__) == parameters(original.__init__)
-    assert parameters(own.forward) == parameters(original.forward)
+    assert_torchs_parameters(own.__init__, original.__init__)
+    assert_torchs_parameters(own.forward, original.forward)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", PAIRS)
 def test_layer_equals_torchs_once_built(name):
     original, own = build(name, 0), build(name, 1)
-    assert repr(own) == repr(original)
+    assert shown(own) == shown(original)
     if "Lazy" in name:
         return
     state, own_state = original.state_dict(), own.state_dict()

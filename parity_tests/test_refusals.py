@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import pynn.functional as P
+from parity_tests.torch_version import IS_OLDER, words
 
 
 def outcome(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -18,7 +19,7 @@ def outcome(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
         return call(*args, **kwargs)
     except Exception as error:
-        return type(error), str(error)
+        return type(error), words(error)
 
 
 def assert_same(function: str, *args: Any, **kwargs: Any) -> None:
@@ -102,7 +103,7 @@ def test_unpooling_where_deterministic_algorithms_are_asked_for(dims: int, warn_
     finally:
         torch.use_deterministic_algorithms(False)
     assert seen[0] == seen[1]
-    assert "deterministic" in str(seen[0])
+    assert "deterministic" in str(seen[0]) or IS_OLDER
 
 
 # ---------------------------------------------------------------- gradients at NaN
@@ -173,7 +174,8 @@ def test_no_tensor_as_first_argument(name: str, value: Any) -> None:
     arguments = other_arguments(name)
     expected, found = [outcome(getattr(space, name), value, *arguments) for space in (F, P)]
     assert expected[0] in (TypeError, AttributeError, ValueError)
-    assert found[0] is expected[0]
+    # which of the two it is for max_pool3d_with_indices changed
+    assert found[0] is expected[0] or (IS_OLDER and {found[0], expected[0]} == {AttributeError, TypeError})
     if "must be Tensor" in expected[1]:
         assert found == expected
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 import pynn
 from parity_tests.test_pynn_package import CONSTRUCTORS, PAIRS, STACKS, build, has_uninitialised_buffers
+from parity_tests.torch_version import assert_torchs_parameters, shown
 from pynn.counterparts import function_pairs
 from pynn.coverage import functional_names
 from pynn.definitions import PUBLIC
@@ -38,11 +39,10 @@ def without_signature(name: str) -> bool:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_function_has_torchs_parameters(name):
     """torch's Python functions by their signature, its builtins by the schema of the operation."""
-    own = list(inspect.signature(getattr(pynn.functional, name)).parameters.values())
     if not without_signature(name):
-        expected = inspect.signature(getattr(F, name)).parameters.values()
-        assert [(p.name, p.kind, p.default) for p in own] == [(p.name, p.kind, p.default) for p in expected]
+        assert_torchs_parameters(getattr(pynn.functional, name), getattr(F, name))
         return
+    own = inspect.signature(getattr(pynn.functional, name)).parameters.values()
     schemas = torch._C._jit_get_schemas_for_operator(f"aten::{ATEN_NAMES.get(name, name)}")
     found = [p.name for p in own]
     # what the schema has beyond them (elu_'s scales, generators) is not offered in torch.nn.functional
@@ -119,7 +119,7 @@ def test_lazy_layer_becomes_pynns_own(name):
         torch.manual_seed(0)
         layer(x)
     assert type(ours).__name__ == type(theirs).__name__ and type(ours).__module__.startswith("pynn.")
-    assert repr(ours) == repr(theirs)
+    assert shown(ours) == shown(theirs)
     parameters = dict(theirs.named_parameters())
     for key, value in theirs.state_dict().items():
         equal = torch.equal if key in parameters else torch.allclose  # running statistics round

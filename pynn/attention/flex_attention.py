@@ -175,7 +175,11 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
 
 def check_inputs(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
     """What torch requires of the tensors, but for what only its kernels cannot do."""
-    _torch_flex._validate_no_nested_tensors(query, key, value)
+    if query.is_nested or key.is_nested or value.is_nested:
+        raise NotImplementedError(
+            "flex_attention does not support NestedTensor inputs, including torch.compile(flex_attention) with "
+            "jagged NestedTensor inputs. Convert inputs to dense tensors before calling flex_attention."
+        )
     _validate_sdpa_input(query, key, value, allow_lowp_kv=True)
     _torch_flex._validate_embed_dim(query, key, value)
     if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
@@ -223,6 +227,8 @@ def check_block_mask(query: Tensor, key: Tensor, block_mask: BlockMask | None) -
     queries, keys = query.size(-2), key.size(-2)
     if tuple(block_mask.BLOCK_SIZE) != (any_size, any_size):
         made_for = f"block_mask was created for block_mask.shape={block_mask.shape} but got"
+        if hasattr(_torch_flex, "_validate_block_mask_shape"):  # torch 2.14 raises other errors
+            _torch_flex._validate_block_mask_shape(query, key, queries, keys, *block_mask.shape[-2:])
         if queries > block_mask.shape[-2] or keys > block_mask.shape[-1]:
             raise ValueError(
                 f"{made_for} q_len={queries} and kv_len={keys}. As the block mask was created for a smaller "

@@ -1,5 +1,6 @@
 """torch.nn.attention.varlen: attention within sequences of unequal lengths that are packed end to end."""
 
+import inspect
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ from pynn.sharing import share_names
 from .flex_attention import log_sum_exp
 
 _torchs_own = _torch_varlen.varlen_attn
+_TORCH_TAKES = set(inspect.signature(_torchs_own).parameters)
 
 
 def varlen_attn(
@@ -61,10 +63,17 @@ def varlen_attn(
              with seqused_k and block_table. A query with no key to attend gives 0 and lse -inf
     """
     if torch.compiler.is_compiling() and query.device.type != "cpu":
+        more = {
+            "enable_gqa": enable_gqa,
+            "seqused_k": seqused_k,
+            "block_table": block_table,
+            "num_splits": num_splits,
+        }
+        if not _TORCH_TAKES >= more.keys():  # torch 2.11 takes none of these
+            more = {name: value for name, value in more.items() if value}
         return _torchs_own(
             query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, return_aux=return_aux, scale=scale,
-            window_size=window_size, enable_gqa=enable_gqa, seqused_k=seqused_k, block_table=block_table,
-            num_splits=num_splits,
+            window_size=window_size, **more,
         )  # fmt: skip
     check_heads(query, key, enable_gqa, block_table is not None)
     window_size = _torch_varlen._normalize_window_size(window_size)

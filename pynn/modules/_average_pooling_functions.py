@@ -17,6 +17,7 @@ from pynn.modules._max_pooling_functions import max_pool1d, max_pool2d, max_pool
 from pynn.modules._pooling_checks import adaptive_counts, per_dim
 from pynn.modules._rectifiers import relu
 from pynn.out import takes_out
+from pynn.torch_version import SINCE_2_14
 
 Numbers = int | Sequence[int]
 
@@ -137,6 +138,8 @@ def _lp_pool(
     average: Any,
     max: Any,
 ) -> Tensor:
+    if SINCE_2_14 and norm_type == 0:
+        raise ValueError(f"norm_type must be a non-zero value, but got {norm_type}")
     if isinstance(norm_type, (int, float)) and abs(norm_type) == torch.inf:
         sign = 1 if norm_type > 0 else -1
         return sign * max(sign * input.abs(), kernel_size, stride, 0, 1, ceil_mode)

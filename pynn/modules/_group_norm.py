@@ -12,6 +12,7 @@ from pynn.definitions import Function, defines, traced_as, widen
 from pynn.memory_format import in_format_of
 from pynn.modules._batch_norm import along_channels, moments
 from pynn.modules._normalization_checks import check_parameter_dtypes, require_several_values
+from pynn.torch_version import SINCE_2_14
 
 aten = torch.ops.aten
 
@@ -287,5 +288,8 @@ def group_norm(
                 f"Expected {name} to be a vector of size equal to the number of channels in input, but got "
                 f"{name} of shape {list(parameter.shape)} and input of shape {shape}"
             )
-    check_parameter_dtypes("GroupNormKernelImpl", input, weight, bias)
+    takes_any_dtype = SINCE_2_14 and input.numel() == 0
+    check_parameter_dtypes("GroupNormKernelImpl", input, weight, bias, takes_any_dtype=takes_any_dtype)
+    if not input.is_floating_point():
+        return input.clone()
     return _GroupNorm.apply(input, weight, bias, num_groups, eps)[0]

@@ -17,7 +17,9 @@ def require_several_values(size: Any) -> None:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
 
 
-def check_parameter_dtypes(name: str, input: Tensor, *parameters: Tensor | None) -> None:
+def check_parameter_dtypes(
+    name: str, input: Tensor, *parameters: Tensor | None, takes_any_dtype: bool = False
+) -> None:
     """All of input's dtype, or all float32 beside a 16-bit input. Raises as ATen's CPU kernels do."""
     given = [p for p in parameters if p is not None]
     if given and given[0].dtype != input.dtype:
@@ -25,7 +27,7 @@ def check_parameter_dtypes(name: str, input: Tensor, *parameters: Tensor | None)
             raise RuntimeError("mixed dtype (CPU): expect parameter to have scalar type of Float")
         if widen(input).dtype == input.dtype:
             raise RuntimeError("mixed dtype (CPU): all inputs must share same datatype.")
-    if not input.is_floating_point():
+    if not (input.is_floating_point() or takes_any_dtype):
         raise NotImplementedError(f"\"{name}\" not implemented for '{type_name(input)}'")
     for p in given[1:]:
         if p.dtype != given[0].dtype:

@@ -66,10 +66,7 @@ def _soft_margin_loss(input: Tensor, target: Tensor, reduction: int) -> Tensor:
 def _check_fits_input(input: Tensor, target: Tensor) -> Tensor:
     """The target in input's shape; C++ writes the losses over -input. Raises: RuntimeError"""
     if input.dtype == torch.bool:
-        raise RuntimeError(
-            "Negation, the `-` operator, on a bool tensor is not supported. If you are trying to invert a mask, use "
-            "the `~` or `logical_not()` operator instead."
-        )
+        torch.neg(input)  # raises in the installed torch's words
     both, target = torch.broadcast_tensors(input, target)
     if both.shape != input.shape:
         raise RuntimeError(

@@ -138,7 +138,7 @@ class _LazyNormBase(_torch_batchnorm._LazyNormBase):
         bias=True,
     ) -> None:
         # without parameters and buffers, which come uninitialised below
-        LazyModuleMixin.__init__(self, 0, eps, momentum, False, False, device=device, dtype=dtype, bias=False)
+        LazyModuleMixin.__init__(self, 0, eps, momentum, False, False, device=device, dtype=dtype)
         self.affine = affine
         self.track_running_stats = track_running_stats
         if affine:
