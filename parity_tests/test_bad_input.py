@@ -19,6 +19,7 @@ from torch import Tensor
 import pynn
 from compiler_bridge import backend, settings
 from compiler_bridge.errors import FallbackWarning
+from parity_tests.torch_version import IS_OLDER
 
 # ---------------------------------------------------------------- what can't be compiled
 
@@ -191,6 +192,7 @@ def test_read_only_cache(tmp_path):
     assert "not writable" in message
 
 
+@pytest.mark.skipif(IS_OLDER, reason="torch 2.11 does not order effects of _linalg_check_errors")
 def test_an_operation_with_ordered_effects_is_named() -> None:
     """It once was called "with_effects", torch's wrapper."""
     torch._dynamo.reset()

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import pynn
 from parity_tests.cases import Row, Sample, defined_rows, seed
 from parity_tests.tolerances import compare
+from parity_tests.torch_version import IS_OLDER
 
 pytestmark = pytest.mark.slow  # `make check` leaves the whole file to `make test`
 
@@ -104,6 +105,8 @@ def check_outcome(row, sample, dtype, with_gradients):
     if kind == "raises" and lacks_only_the_gradient(expected):
         assert own_kind == "gives" or isinstance(own, RuntimeError), f"pynn: {own!r}"
         return None
+    if IS_OLDER and isinstance(expected, NotImplementedError) and own_kind == "gives":
+        return None  # an older torch has fewer kernels: avg_pool2d's came after 2.11
     assert own_kind == kind, f"torch {kind} {expected}; pynn {own_kind} {own}"
     if kind == "raises":
         assert isinstance(own, type(expected)), f"torch: {expected!r}, pynn: {own!r}"

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 import pynn.functional as P
 from parity_tests.test_refusals import outcome
+from parity_tests.torch_version import IS_OLDER
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 # each once mixed dtypes otherwise: mse_loss and smooth_l1_loss refused integers beside floating-point numbers and a
@@ -77,6 +78,8 @@ WITH_GRADIENTS = ("huber_loss", "mse_loss", "smooth_l1_loss", "soft_margin_loss"
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
 def test_gradient_of_a_loss_of_two_dtypes(name: str, first: torch.dtype, second: torch.dtype) -> None:
     """huber_loss gave one, where C++ has none; soft_margin_loss of unsigned targets another than C++."""
+    if IS_OLDER and name == "mse_loss" and first is not second:
+        pytest.skip("torch 2.11 refuses it")
     x, target = torch.tensor([0.25, -0.5, 0.125]).to(first), torch.tensor([1, 0, 1]).to(second)
 
     def gradient(f: Any) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch.nn.attention.varlen as torch_varlen
 import torch.nn.functional as F
 
 from parity_tests.tolerances import compare
+from parity_tests.torch_version import IS_OLDER
 from pynn.attention import varlen
 
 HEADS, DIM = 4, 8
@@ -176,6 +177,8 @@ def test_export():
 @pytest.mark.parametrize("options", [{}, {"enable_gqa": True}, {"window_size": (1, 2, 3)}], ids=str)
 def test_varlen_bad_input(options):
     heads = HEADS if "window_size" in options else 3
+    if IS_OLDER and heads == 3:
+        pytest.skip("torch 2.11 has no enable_gqa and leaves the heads to its kernel")
     args, sizes = packed((3,), (3,), heads)
     raised = []
     for function in (torch_varlen.varlen_attn, varlen.varlen_attn):
