@@ -13,6 +13,7 @@ import pynn
 from compiler_bridge import backend, pipeline
 from compiler_bridge.capture.simplify import remove_detach, simplify_graph
 from compiler_bridge.errors import FallbackWarning, UnsupportedOp
+from parity_tests.torch_version import IS_OLDER
 
 
 def close(actual, expected):
@@ -277,6 +278,7 @@ def test_fallback_warns_once_and_computes(refusing):
         close(backend.compile(lambda x: model(x) + 1)(x), model(x) + 1)
 
 
+@pytest.mark.skipif(IS_OLDER, reason="torch 2.11 leaves the assertions out when it traces")
 def test_one_hot_asserts_as_torch_does():
     """Its assertions about the labels were refused. Without num_classes torch breaks the graph there."""
     one_hot = nn.functional.one_hot

@@ -19,7 +19,7 @@ from torch import Tensor
 import pynn
 from compiler_bridge import backend, settings
 from compiler_bridge.errors import FallbackWarning
-from parity_tests.torch_version import IS_OLDER
+from parity_tests.torch_version import IS_OLDER, words
 
 # ---------------------------------------------------------------- what can't be compiled
 
@@ -111,7 +111,7 @@ def error_of(function: Callable[[], Any]) -> tuple[type, str]:
     with pytest.raises(Exception) as caught:
         function()
     torch._dynamo.reset()
-    return caught.type, re.sub(r"0x[0-9a-f]+", "0x", str(caught.value))
+    return caught.type, re.sub(r"0x[0-9a-f]+", "0x", words(caught.value))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -119,7 +119,8 @@ def test_errors_are_torchs_own(name: str):
     """The same type and words as under torch.compile with a backend that runs the graph eagerly."""
     function = REFUSED[name]
     eager: Any = torch.compile(function, backend="eager")
-    assert error_of(pynn.compile(function, strict=True)) == error_of(eager)
+    strict = not (IS_OLDER and name == "embedding of floats")  # which 2.11 leaves to the operation itself
+    assert error_of(pynn.compile(function, strict=strict)) == error_of(eager)
 
 
 # ---------------------------------------------------------------- the cache directory

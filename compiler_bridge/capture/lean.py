@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 from torch._guards import TracingContext
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from compiler_bridge.capture.lean_calls import (
     Graph,
@@ -45,7 +46,6 @@ NOTHING = (
     "num_graphsafe_rng_states",
     "num_backward_tokens",
     "tokens",
-    "act_input_indices",
     "indices_of_inputs_that_requires_grad_with_mutations_in_bw",
     "grad_enabled_mutation",
     "num_opaque_objects_saved_for_bw",
@@ -53,6 +53,9 @@ NOTHING = (
     "is_rng_op_functionalized",
 )
 """Fields of AOTAutograd's ViewAndMutationMeta that are empty, 0, None or False for a plain graph."""
+
+WAITED_FOR = ("act_input_indices", "act_input_paths")
+"""Alike, for collectives under way: torch 2.13 has the first, 2.14 the second, 2.11 neither."""
 
 
 class LeanCall:
@@ -113,6 +116,7 @@ def is_plain_surrounding(names: Torch | None, inputs: Sequence[Any]) -> bool:
             or config.debug_assert
             or (context is not None and context.fakify_first_call)
             or not all(isinstance(value, (torch.Tensor, int, torch.SymInt)) for value in inputs)
+            or any(is_traceable_wrapper_subclass(value) for value in inputs)
         )
     except AttributeError:
         return False
@@ -126,6 +130,8 @@ def plain_metadata(names: Torch | None, inputs: int, module: fx.GraphModule) -> 
     context = TracingContext.try_get()
     metadata = None if context is None else context.fw_metadata
     if names is None or metadata is None or any(getattr(metadata, name) for name in NOTHING):
+        return None
+    if any(getattr(metadata, name, None) for name in WAITED_FOR):
         return None
     dynamic = metadata.dynamic_outputs or metadata.dynamic_saved_tensors_idxs
     plain = (

@@ -56,7 +56,8 @@ class Torch:
                 schemas.OutputType.unsafe_view_alias,
                 runtime_wrappers._should_disable_saved_tensors_hooks,
                 compiled_autograd,
-                getattr(runtime_wrappers, "mark_dynamo_propagated_dynamic_indices", None),
+                getattr(runtime_wrappers, "mark_dynamo_propagated_dynamic_indices", None)
+                or getattr(runtime_wrappers, "maybe_mark_dynamic_helper", None),  # torch 2.11
             )
         except (ImportError, AttributeError):
             return None
@@ -201,7 +202,8 @@ def plain_tangents(names: Torch, metadata: Any) -> list[Tangent] | None:
     positions = [
         position
         for position, info in enumerate(metadata.output_info)
-        if issubclass(info.raw_type, torch.Tensor) and info.requires_grad_for_backward
+        if issubclass(info.raw_type, torch.Tensor)
+        and getattr(info, "requires_grad_for_backward", info.requires_grad)  # 2.11 has the latter alone
     ]
     metas = metadata.subclass_tangent_meta
     if len(metas) != len(positions):

@@ -19,6 +19,8 @@ def checked_index(
     lowering: Lowering, arg: Any, axes: Any, extent: Size, wrap: bool = False
 ) -> tuple[Index, Expr]:
     """The index of data, and the condition that it is in range. wrap: negative ones count from the end."""
+    if arg.meta["val"].is_floating_point():
+        raise NoLowering("an index of floats")  # ATen refuses it; torch 2.11 not yet while it traces
     index = data_index(lowering.operand(arg, axes, "int64"), extent, wrap)
     position = IndexValue("int64", index)
     inside = both(
