@@ -6,6 +6,7 @@ starts to count on the day pynn defines it.
 """
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -146,12 +147,21 @@ class Row:
                 module(*first.args, **first.kwargs)
         return module.to(device)
 
+    def takes(self, sample: Sample) -> bool:
+        """Whether the installed torch's constructor has these arguments (2.11 has no bias of normalisations)."""
+        if not sample.constructor[1] or self.reference is not None:
+            return True
+        return (
+            sample.constructor[1].keys()
+            <= inspect.signature(self.look_up(torch.nn).__init__).parameters.keys()
+        )
+
     def draw(self, most: int) -> list[Sample]:
         """Return at most `most` samples, spread evenly over what the table has."""
         seed(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            samples = self.samples()
+            samples = [sample for sample in self.samples() if self.takes(sample)]
         if len(samples) <= most:
             return samples
         step = (len(samples) - 1) / max(most - 1, 1)

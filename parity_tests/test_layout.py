@@ -110,7 +110,7 @@ class Net(nn.Module):
         self.layers = nn.ModuleDict(layers)
 
     def forward(self, x: Tensor) -> Any:
-        return self.function(x, **self.layers)
+        return self.function(x, **dict(self.layers.items()))  # torch 2.11's Dynamo takes no other mapping
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, **options: Any) -> nn.Module:
