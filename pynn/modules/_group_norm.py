@@ -1,5 +1,6 @@
 """Group normalisation. Its class is in normalization.py."""
 
+import math
 from typing import Any
 
 import torch
@@ -250,6 +251,13 @@ class _GroupNorm(Function):
         return out.to(x.dtype), mean_tangent, rstd_tangent
 
 
+def _require_channels_and_places(shape: list[int]) -> None:
+    """Raise RuntimeError where only the batch may be empty: as torch does since 2.14."""
+    for what, count in (("number of channels", shape[1]), ("HxW", math.prod(shape[2:]))):
+        if count == 0:
+            raise RuntimeError(f"Expected {what} to be greater than 0, got {count}")
+
+
 @traced_as(F.group_norm)
 def group_norm(
     input: Tensor,
@@ -275,6 +283,8 @@ def group_norm(
     shape = list(input.shape)
     if num_groups <= 0:
         raise RuntimeError(f"Expected num groups to be greater than 0, got {num_groups}")
+    if SINCE_2_14:
+        _require_channels_and_places(shape)
     if channels % num_groups != 0:
         raise RuntimeError(
             "Expected number of channels in input to be divisible by num_groups, but got input of shape "
@@ -288,7 +298,7 @@ def group_norm(
                 f"Expected {name} to be a vector of size equal to the number of channels in input, but got "
                 f"{name} of shape {list(parameter.shape)} and input of shape {shape}"
             )
-    takes_any_dtype = SINCE_2_14 and input.numel() == 0
+    takes_any_dtype = SINCE_2_14 and batch == 0
     check_parameter_dtypes("GroupNormKernelImpl", input, weight, bias, takes_any_dtype=takes_any_dtype)
     if not input.is_floating_point():
         return input.clone()

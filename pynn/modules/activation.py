@@ -10,6 +10,7 @@ from pynn.modules import _rectifiers, _smooth_activations, _softmax
 from pynn.modules._rectifiers import *  # noqa: F403
 from pynn.modules._smooth_activations import *  # noqa: F403
 from pynn.modules._softmax import *  # noqa: F403
+from pynn.torch_version import SINCE_2_14
 
 __all__ = [
     *_rectifiers.__all__,
@@ -436,6 +437,9 @@ class _AlongDim:
     dim: int | None
 
     def __init__(self, dim: int | None = None) -> None:
+        is_integer = dim is None or (isinstance(dim, int) and not isinstance(dim, bool))
+        if SINCE_2_14 and not (is_integer or isinstance(self, Softmin)):
+            raise TypeError(f"dim must be an int or None, got {type(dim)}")
         Module.__init__(self)  # type: ignore[arg-type]
         self.dim = dim
 
