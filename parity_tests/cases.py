@@ -151,10 +151,9 @@ class Row:
         """Whether the installed torch's constructor has these arguments (2.11 has no bias of normalisations)."""
         if not sample.constructor[1] or self.reference is not None:
             return True
-        return (
-            sample.constructor[1].keys()
-            <= inspect.signature(self.look_up(torch.nn).__init__).parameters.keys()
-        )
+        known = inspect.signature(self.look_up(torch.nn).__init__).parameters
+        any_name = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        return any_name or sample.constructor[1].keys() <= known.keys()
 
     def draw(self, most: int) -> list[Sample]:
         """Return at most `most` samples, spread evenly over what the table has."""
