@@ -156,6 +156,10 @@ def linear_cross_entropy(x, matrix, target, bias, weight, ignore_index) -> tuple
     logits = x @ matrix.T + (0 if bias is None else bias)
     logits = logits - logits.max(1, keepdims=True)
     log_probs = logits - numpy.log(exp(logits).sum(1, keepdims=True))
+    if target.dtype.kind == "f":  # probabilities, which torch takes in chunks since 2.14
+        wanted = target if weight is None else target * weight
+        slope = exp(log_probs) * wanted.sum(1, keepdims=True) - wanted
+        return -(log_probs * wanted).sum(1), numpy.ones(len(x)), slope
     counted = target != ignore_index
     labels, row = numpy.where(counted, target, 0), numpy.arange(len(x))
     factors = counted * (longdouble(1) if weight is None else weight[labels])
