@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 import pynn.functional as P
 from parity_tests.test_refusals import outcome
+from parity_tests.torch_version import IS_OLDER
 
 ones, tensor = torch.ones, torch.tensor
 HALF, HALVES = torch.float16, tensor([0.25, 0.5])
@@ -125,7 +126,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
                        ((3, 0), (0, 3), (0, 2)), ((1, 2, 0), (0, 1, 3, 0), (0, 1, 1, 3)),
                        ((2, 3, 0), (2, 4, 0), (2, 4, 5)), ((0, 3, 2), (2, 4, 2), (2, 4, 5)))},
     **{f"attention in groups of {heads} heads": lambda f, heads=heads: f.scaled_dot_product_attention(
-        ones(2, heads, 3, 4), ones(2, 0, 3, 4), ones(2, 0, 3, 4), enable_gqa=True) for heads in (0, 1, 2)},
+        ones(2, heads, 3, 4), ones(2, 0, 3, 4), ones(2, 0, 3, 4), enable_gqa=True)
+       for heads in (() if IS_OLDER else (0, 1, 2))},  # torch 2.11 divides by 0 there, which ends the process
     # masks larger than the scores were taken
     **{f"attention of {q} with a mask of {m}": lambda f, q=q, m=m: f.scaled_dot_product_attention(
         ones(q), ones(3, 4), ones(3, 2), ones(m))
