@@ -13,10 +13,10 @@ DATA_MOVEMENT = {"aten::clone", "aten::copy_", "aten::cat", "aten::index_select"
 @contextmanager
 def record_graphs() -> Iterator[list[Any]]:
     """Collect the records of the graphs compiled inside the block."""
-    before = {id(record) for record in pipeline.records}
+    before = list(pipeline.records)  # old ones are dropped from there: their ids come back
     graphs: list[Any] = []
     yield graphs
-    graphs += [record for record in pipeline.records if id(record) not in before]
+    graphs += [record for record in pipeline.records if not any(record is old for old in before)]
 
 
 def computing_externs(graphs: list[Any]) -> list[str]:

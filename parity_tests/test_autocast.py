@@ -40,6 +40,16 @@ def test_dtypes_under_autocast(row: Row, device: str):
                 assert outcome(row, pynn, cast, device) == theirs, dtype
 
 
+def test_meta_tensors_inside_autocast():
+    """They know no autocast: shapes were refused with "unknown device type for autocast"."""
+    x = torch.randn(3, 4, device="meta")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for call in (lambda nn: nn.functional.softmax(x, -1), lambda nn: nn.RNNCell(4, 4, device="meta")(x),
+                     lambda nn: nn.LSTM(4, 4, device="meta")(x)[0]):  # fmt: skip
+            ours, theirs = call(pynn), call(torch.nn)
+            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+
+
 def test_inner_products_are_not_narrowed():
     """A function on no list computes as it does outside, also where it contracts."""
     x, a, b, w = torch.randn(6, 16), torch.randn(4, 5), torch.randn(4, 6), torch.randn(3, 5, 6)

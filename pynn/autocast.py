@@ -32,8 +32,8 @@ FLOAT32 = {
     "cuda": FLOAT32_LOSSES
     | frozenset(
         """
-        cosine_similarity cross_entropy group_norm layer_norm local_response_norm log_softmax normalize
-        pairwise_distance pdist softmax softmin softplus
+        cosine_similarity cross_entropy group_norm layer_norm log_softmax normalize pairwise_distance pdist softmax
+        softmin softplus
         """.split()
     ),
 }
@@ -50,6 +50,7 @@ FLOAT32_IF: dict[str, dict[str, Callable[..., bool]]] = {
     },
     "cuda": {
         "interpolate": lambda input, size=None, scale_factor=None, mode="nearest", *_, **__: mode != "area",
+        "local_response_norm": lambda input, *_, **__: input.numel() > 0,
     },
 }
 NARROW = frozenset(
@@ -67,11 +68,16 @@ COMPOSED = frozenset(
 )
 
 
+def is_autocast_on(device: str) -> bool:
+    """Whether autocast is on for tensors of a device; meta tensors, say, know none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def under_autocast(definition: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Call a definition as torch calls its function inside torch.autocast."""
     name = definition.__name__
     device = next((x.device.type for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)), "cpu")
-    if not torch.is_autocast_enabled(device):
+    if not is_autocast_on(device):
         return definition(*args, **kwargs)
     dtype, condition = None, FLOAT32_IF.get(device, {}).get(name)
     if name in FLOAT32.get(device, ()) or (condition and condition(*args, **kwargs)):

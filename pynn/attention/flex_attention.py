@@ -15,6 +15,7 @@ from torch.nn.attention._utils import _validate_sdpa_input
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, FlexKernelOptions
 from torch.overrides import TorchFunctionMode
 
+from pynn.autocast import is_autocast_on
 from pynn.definitions import widen
 from pynn.modules.attention import differentiable_weights, repeat_heads, shifted_exponentials
 from pynn.sharing import share_names
@@ -169,7 +170,7 @@ def laid_out_like(out: Tensor, query: Tensor) -> Tensor:
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """What autocast, where it is on, makes of floating-point inputs."""
-    is_on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    is_on = is_autocast_on(device_type)
     return torch.get_autocast_dtype(device_type) if is_on else None
 
 

@@ -80,7 +80,12 @@ def _max_pool(
     checks.check_1d(name, input, **named) if dims == 1 else checks.require_numbers(name, dims, **named)
     width = per_dim(kernel_size, dims)
     numbers = (width, per_dim(stride, dims) or width, per_dim(padding, dims), per_dim(dilation, dims))
-    if dims == 3 and input.dim() == 4 and suggest_memory_format(input) == torch.channels_last:
+    if (
+        dims == 3
+        and input.dim() == 4
+        and input.is_cpu
+        and suggest_memory_format(input) == torch.channels_last
+    ):
         raise RuntimeError("Unsupported memory format. Supports only ChannelsLast3d, Contiguous")
     checks.check_window(name, input, list(zip(*numbers)), ceil_mode)
     fast_1d = dims == 1 and only_values and not (input.requires_grad and torch.is_grad_enabled())

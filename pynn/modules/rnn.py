@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.modules import rnn as torch_rnn
 from torch.nn.utils.rnn import PackedSequence
 
+from pynn.autocast import is_autocast_on
 from pynn.definitions import NARROW_DTYPES, is_traced, type_name, widen
 from pynn.modules._recurrence import STEPS, State, Weights, affine, run_layers
 from pynn.overrides import is_taken_over
@@ -81,7 +82,7 @@ class _Recurrent:
         C++ narrows the products. Where a state is added to one (GRU, LSTM) it stays as wide as it was, but a kernel
         for the whole layer (oneDNN's LSTM, cuDNN) is narrow throughout.
         """
-        if not torch.is_autocast_enabled(out.device.type) or out.dtype not in (torch.float32, *NARROW_DTYPES):
+        if not is_autocast_on(out.device.type) or out.dtype not in (torch.float32, *NARROW_DTYPES):
             return out, final
         narrow = torch.get_autocast_dtype(out.device.type)
         kept = torch.promote_types(out.dtype, narrow)
@@ -257,7 +258,7 @@ class _Cell:
         weights = weights.widened()
         new = STEPS[mode](affine(widen(x), weights.ih, weights.bias_ih), tuple(map(widen, state)), weights)
         dtype = input.dtype
-        if mode.startswith("RNN") and torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
+        if mode.startswith("RNN") and is_autocast_on(x.device.type) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)  # of its two products alone, which are narrowed
         return tuple((part if is_batched else part.squeeze(0)).to(dtype) for part in new)
 
