@@ -19,10 +19,9 @@ from parity_tests.cases import FLOATS, Row, defined_rows, seed
 from parity_tests.cases_torch import function_errors
 from parity_tests.measure import compare_sample, tensors_of
 
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.slow,
-]
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device", allow_module_level=True)
+pytestmark = pytest.mark.slow
 
 ROWS = defined_rows()
 MODULES = [row for row in ROWS if row.is_module]
