@@ -18,6 +18,7 @@ from compiler_bridge.errors import FallbackWarning
 from parity_tests.cases import FLOATS, Row, defined_rows, seed
 from parity_tests.cases_torch import function_errors
 from parity_tests.measure import compare_sample, tensors_of
+from parity_tests.torch_version import IS_OLDER
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -26,7 +27,8 @@ pytestmark = pytest.mark.slow
 ROWS = defined_rows()
 MODULES = [row for row in ROWS if row.is_module]
 MOST_SAMPLES = 8
-# Gradients of key biases, which are nought, and of single keys. (On the CPU the rows pass.)
+# Gradients that cancel, of key biases and of single keys: what is left is rounding, ours up to 2.9 times C++'s on an
+# H200. Values are compared there too; on the CPU the gradients pass as well.
 CANCELLING = {
     ("functional.multi_head_attention_forward", torch.float64),
     ("functional.multi_head_attention_forward", torch.bfloat16),
@@ -56,14 +58,13 @@ def test_no_less_accurate_than_cpp(row: Row, dtype: torch.dtype):
     """In every dtype that C++ takes here; the rows' own list is the CPU's."""
     if reason := row.reason_to_skip(dtype):
         pytest.skip(reason)
-    if (row.name, dtype) in CANCELLING:
-        pytest.xfail("gradients that cancel: what is left is rounding, ours 2.9 times C++'s on an H200")
+    left_out = "grads" if (row.name, dtype) in CANCELLING else "nothing"
     failed = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for number, sample in enumerate(row.draw(MOST_SAMPLES)):
             for finding in compare_sample(row, sample, dtype, "eager", device="cuda") or []:
-                if not finding.comparison.passed:
+                if not finding.comparison.passed and not finding.what.startswith(left_out):
                     failed.append(f"sample {number} {finding.what}: {finding.comparison}")
     assert not failed, "\n".join(failed)
 
@@ -97,9 +98,8 @@ def test_parameters_are_made_on_the_device(row: Row):
 
 @by_name([row for row in ROWS if getattr(row.errors, "func", None) is function_errors])
 def test_bad_input_raises_as_torch_does(row: Row):
-    """The same type; the words are those of the CPU's kernels."""
-    for sample, exception, _, _ in row.errors(device="cuda"):
-        with pytest.raises(exception):
+    for sample, exception, message, _ in row.errors(device="cuda"):
+        with pytest.raises(exception, match="" if IS_OLDER else message):
             row.build(pynn, sample)(*sample.args, **sample.kwargs)
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 import pynn
 import pynn.functional as P
@@ -152,3 +153,16 @@ def test_gradients_that_torch_can_differentiate(row: Row) -> None:
             for own, theirs in zip(found, expected, strict=True):
                 if theirs is not None:
                     torch.testing.assert_close(own, theirs)
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "max_pool2d"])
+def test_second_derivative_through_a_checkpoint(name: str) -> None:
+    """The saved tensors were asked for twice, which torch.utils.checkpoint refuses."""
+    drawn, options = torch.randn(1, 2, 4, 4), (2,) if name == "max_pool2d" else ()
+    found = []
+    for namespace in (F, P):
+        x = drawn.clone().requires_grad_()
+        y = checkpoint(getattr(namespace, name), x, *options, use_reentrant=False)
+        (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        found.append(torch.autograd.grad((first * first).sum(), x)[0])
+    torch.testing.assert_close(*found)

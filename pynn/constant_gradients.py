@@ -18,15 +18,31 @@ def with_graph_to_inputs(backward: Callable) -> Callable:
 
     @functools.wraps(backward)
     def computed(ctx: Any, *grads: Any) -> Any:
-        gradients = backward(ctx, *grads)
         if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            return gradients
+            return backward(ctx, *grads)
+        ctx = _SavedOnce(ctx)
+        gradients = backward(ctx, *grads)
         inputs = [x for x in ctx.saved_tensors if x is not None and x.requires_grad]
         if isinstance(gradients, tuple):
             return tuple(_connected(gradient, inputs) for gradient in gradients)
         return _connected(gradients, inputs)
 
     return computed
+
+
+class _SavedOnce:
+    """A context that asks for its saved tensors once: torch.utils.checkpoint computes them anew, and refuses a second
+    time."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+
+    @functools.cached_property
+    def saved_tensors(self) -> tuple:
+        return self._ctx.saved_tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
 
 
 def _connected(gradient: Tensor | None, inputs: list[Tensor]) -> Tensor | None:

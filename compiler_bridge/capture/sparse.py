@@ -10,6 +10,7 @@ are added), is the *tail* of a graph: a graph of its own, called with what the k
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, fx
 
 from compiler_bridge.errors import FallbackWarning
 from pynn.modules._embedding import embedding_sparse_backward
-from pynn.modules._embedding_bag import embedding_bag_backward, gradients_of_rows
+from pynn.modules._embedding_bag import embedding_bag_backward
 
 aten = torch.ops.aten
 
@@ -46,44 +47,17 @@ def embedding_backward(
         return aten.embedding_dense_backward.default(
             grad, indices, num_weights, padding_idx, scale_grad_by_freq
         )
-    refuse_scaling(scale_grad_by_freq)
+    if scale_grad_by_freq:
+        raise RuntimeError("embedding_backward: scale_grad_by_freq not supported with sparse gradients")
     return torch.ops.pynn.sparse_rows(grad, indices, num_weights, padding_idx, grad.dtype)
 
 
-def bag_backward(
-    grad: Tensor,
-    indices: Tensor,
-    offsets: Tensor,
-    offset2bag: Tensor,
-    bag_size: Tensor,
-    maximum_indices: Tensor,
-    num_weights: Any,
-    scale_grad_by_freq: bool,
-    mode: int,
-    sparse: bool,
-    per_sample_weights: Tensor | None,
-    padding_idx: int = -1,
-) -> Tensor:
-    """The definition, its sparse tensor one node."""
-    if not sparse:
-        return embedding_bag_backward(
-            grad, indices, offsets, offset2bag, bag_size, maximum_indices, num_weights, scale_grad_by_freq, mode,
-            sparse, per_sample_weights, padding_idx,
-        )  # fmt: skip
-    refuse_scaling(scale_grad_by_freq)
-    rows = gradients_of_rows(
-        grad, indices, offsets, offset2bag, bag_size, mode, per_sample_weights, padding_idx
-    )
-    return torch.ops.pynn.sparse_rows(rows, indices, num_weights, padding_idx, grad.dtype)
-
-
-def refuse_scaling(scale_grad_by_freq: bool) -> None:
-    if scale_grad_by_freq:
-        raise RuntimeError("embedding_backward: scale_grad_by_freq not supported with sparse gradients")
-
-
 COMPOSITES = {aten.embedding_backward.default: embedding_backward}
-DECOMPOSITIONS = {aten._embedding_bag_backward.default: bag_backward}
+DECOMPOSITIONS = {
+    aten._embedding_bag_backward.default: functools.partial(
+        embedding_bag_backward, sparse_of=torch.ops.pynn.sparse_rows
+    )
+}
 """For AOTAutograd: see `whole.py` and `decompositions.py`."""
 
 MAKES_SPARSE = frozenset(

@@ -41,6 +41,8 @@ def transposition_of(group: Group, dtypes: dict[str, str], hints: dict[Any, int]
     """What a group copies, if it does nothing else and tiles fit."""
     if len(group.nodes) != 1 or group.decided or not isinstance(group.nodes[0], Map):
         return None
+    if not isinstance(group.nodes[0].value, Load):
+        return None
     (node,) = merge_axes(group).nodes
     source = node.value
     if (

@@ -1,6 +1,7 @@
 """Bags of embeddings: the rows that the indices of one bag name, summed, averaged, or their largest elements."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -175,39 +176,27 @@ def embedding_bag_backward(
     sparse: bool,
     per_sample_weights: Tensor | None,
     padding_idx: int = -1,
+    *,
+    sparse_of: Callable[..., Tensor] = embedding_sparse_backward,
 ) -> Tensor:
-    """embedding_bag_dense_backward, or the same as a sparse tensor, which lists one row per index."""
+    """embedding_bag_dense_backward, or the same as a sparse tensor, which lists one row per index.
+
+    sparse_of: makes it of the rows; the compiler has an operation for that
+    """
+    # ATen's forward leaves it out where it needs none
+    if mode != MAX and offset2bag.size(0) != indices.size(0):
+        offset2bag = bags_of(indices, offsets.to(indices.dtype), grad.size(0), padding_idx)
     if not sparse:
-        # ATen's forward leaves it out where it needs none
-        if mode != MAX and offset2bag.size(0) != indices.size(0):
-            offset2bag = bags_of(indices, offsets.to(indices.dtype), grad.size(0), padding_idx)
         return embedding_bag_dense_backward(
             grad, indices, offset2bag, bag_size, maximum_indices, num_weights, scale_grad_by_freq, mode,
             per_sample_weights, padding_idx,
         )  # fmt: skip
     if scale_grad_by_freq:
         raise RuntimeError("embedding_backward: scale_grad_by_freq not supported with sparse gradients")
-    rows = gradients_of_rows(
-        grad, indices, offsets, offset2bag, bag_size, mode, per_sample_weights, padding_idx
-    )
-    return embedding_sparse_backward(rows, indices, num_weights, padding_idx, grad.dtype)
-
-
-def gradients_of_rows(
-    grad: Tensor,
-    indices: Tensor,
-    offsets: Tensor,
-    offset2bag: Tensor,
-    bag_size: Tensor,
-    mode: int,
-    per_sample_weights: Tensor | None,
-    padding_idx: int,
-) -> Tensor:
-    """What each index receives in a sum or a mean: [count, cols]."""
-    if offset2bag.size(0) != indices.size(0):
-        offset2bag = bags_of(indices, offsets.to(indices.dtype), grad.size(0), padding_idx)
     rows = rows_of_bags(grad, offset2bag, bag_size if mode == MEAN else None)
-    return rows if per_sample_weights is None else rows * widen(per_sample_weights).unsqueeze(1)
+    if per_sample_weights is not None:
+        rows = rows * widen(per_sample_weights).unsqueeze(1)
+    return sparse_of(rows, indices, num_weights, padding_idx, grad.dtype)
 
 
 @defines(aten._embedding_bag_per_sample_weights_backward.default)

@@ -43,6 +43,16 @@ def chunk_log_probabilities(x: Tensor, weight: Tensor, bias: Tensor | None) -> T
     return log_softmax_of(logits_of(x, weight, bias), 1)
 
 
+def losses_of_chunks(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk_size: int
+) -> Tensor:
+    """chunk_losses of all rows: [batch]."""
+    chunks = zip(x.split(chunk_size), target.split(chunk_size), strict=True)
+    return torch.cat(
+        [chunk_losses(chunk_log_probabilities(rows, weight, bias), labels) for rows, labels in chunks]
+    )
+
+
 OPERATIONS = torch.ops.torch_nn
 """torch's own are Python, made of chunks written in place; tracers see one operation."""
 
@@ -61,11 +71,8 @@ def chunked_losses_forward(
 ) -> Tensor:
     """The loss of each row times its class's factor: [batch]."""
     labels, factors = labels_and_factors(target, weight, ignore_index, widen(input).dtype)
-    chunks = zip(input.split(batch_chunk_size), labels.split(batch_chunk_size), strict=True)
-    losses = [
-        chunk_losses(chunk_log_probabilities(x, linear_weight, linear_bias), label) for x, label in chunks
-    ]
-    return torch.where(target != ignore_index, torch.cat(losses) * factors, 0).to(input.dtype)
+    losses = losses_of_chunks(input, linear_weight, linear_bias, labels, batch_chunk_size)
+    return torch.where(target != ignore_index, losses * factors, 0).to(input.dtype)
 
 
 @defines(OPERATIONS._linear_cross_entropy_batch_chunked.default)
@@ -134,10 +141,7 @@ class _ChunkedLosses(Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk_size: int) -> Tensor:
-        chunks = zip(x.split(chunk_size), target.split(chunk_size), strict=True)
-        return torch.cat(
-            [chunk_losses(chunk_log_probabilities(rows, weight, bias), labels) for rows, labels in chunks]
-        )
+        return losses_of_chunks(x, weight, bias, target, chunk_size)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
