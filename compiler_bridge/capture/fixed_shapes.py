@@ -37,7 +37,13 @@ def under_a_stance(setting: Any) -> Any:
         stance = eval_frame._stance
         return nothing if stance.stance == "default" and stance.backend is None else setting()
 
+    enter.has_work_in_default_stance = False  # type: ignore[attr-defined]
     return enter
+
+
+def has_work_in_default_stance(hook: Any) -> bool:
+    """Whether what Dynamo calls on entering a compiled function does anything in the default stance."""
+    return getattr(hook, "has_work_in_default_stance", True)
 
 
 def nothing() -> None:
