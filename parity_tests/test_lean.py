@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,7 +65,6 @@ OTHERS = {
     "view of the input": lambda x: (x.view(-1), x * 2),
     "views of one result": two_views,
     "mutated input": mutates_input,
-    "batch norm": nn.BatchNorm1d(6, dtype=torch.float64),
 }
 
 
@@ -111,6 +111,75 @@ def test_other_programs(plain, name):
         x = leaf(4, 6, seed=seed)
         same(run(compiled, x), run(OTHERS[name], x))
     assert plain == [False]
+
+
+class Counting(nn.Module):
+    """y = step(its buffers, x), which changes them."""
+
+    def __init__(self, step: Callable[[Counting, Tensor], Any]):
+        super().__init__()
+        self.register_buffer("total", torch.zeros(6, dtype=torch.float64))
+        self.register_buffer("calls", torch.tensor(0))
+        self.step = step
+
+    def forward(self, x: Tensor) -> Any:
+        return self.step(self, x)
+
+
+def counts(module: Counting, x: Tensor) -> Tensor:
+    module.calls.add_(1)
+    module.total.add_(x.detach().sum(0)).mul_(0.5)
+    return x.exp() * 2
+
+
+def uses_the_new_value(module: Counting, x: Tensor) -> Tensor:
+    module.total.add_(1)
+    return x * module.total
+
+
+def uses_the_old_value(module: Counting, x: Tensor) -> Tensor:
+    y = x * module.total.clone()
+    module.total.add_(1)
+    return y
+
+
+def returns_the_buffer(module: Counting, x: Tensor) -> tuple[Tensor, Tensor]:
+    module.total.add_(1)
+    return x * 2, module.total
+
+
+MUTATING = {
+    "batch norm": lambda: nn.BatchNorm1d(6, dtype=torch.float64),
+    "two buffers": lambda: Counting(counts),
+    "new value": lambda: Counting(uses_the_new_value),
+    "old value": lambda: Counting(uses_the_old_value),
+    "returned": lambda: Counting(returns_the_buffer),
+}
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("name", MUTATING)
+def test_mutated_buffers(plain, name: str, gradients: bool):
+    """New values are copied into buffers, whose versions go up. The old one is saved as a copy: AOTAutograd saved
+    the buffer itself, and the backward raised."""
+    ours, eager = MUTATING[name]().train(), MUTATING[name]().train()
+    compiled = strict(ours, dynamic=False)
+    for seed in range(3):
+        x = leaf(4, 6, seed=seed)
+        before = {key: (value._version, value.clone()) for key, value in ours.named_buffers()}
+        results = [run(module, x) if gradients else no_grad(module, x) for module in (compiled, eager)]
+        same(results[0], results[1])
+        for (key, one), other in zip(ours.named_buffers(), eager.buffers()):
+            torch.testing.assert_close(one, other)
+            version, value = before[key]
+            assert one._version > version or torch.equal(one, value)
+    assert plain == [True]
+
+
+@torch.no_grad()
+def no_grad(function: Any, x: Tensor) -> list[Tensor]:
+    outputs = function(x.detach())
+    return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
 
 def test_autocast(plain):

@@ -23,7 +23,7 @@ from compiler_bridge.capture.decompositions import KEPT_WHOLE, decompositions
 from compiler_bridge.capture.freeze import compile_frozen
 from compiler_bridge.capture.layout import lay_out_channels_last
 from compiler_bridge.capture.lean import Kind, LeanCall
-from compiler_bridge.capture.partition import functorch_settings, partition
+from compiler_bridge.capture.partition import copy_saved_inputs, functorch_settings, partition
 from compiler_bridge.capture.simplify import simplify_graph
 from compiler_bridge.capture.sparse import with_sparse_tail
 from compiler_bridge.capture.whole import without_python_kernels
@@ -64,6 +64,8 @@ def capture(
             if kind == "inference":
                 simplify_graph(graph.graph)
                 graph.recompile()
+            elif kind == "forward":
+                copy_saved_inputs(graph)
 
             def compile_strided(main: fx.GraphModule) -> Any:
                 if kind == "inference" and options.freeze:

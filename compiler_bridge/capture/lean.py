@@ -2,8 +2,9 @@
 
 AOTAutograd wraps the compiled graphs in code for everything a graph may need: replaying mutations and aliases,
 tensor subclasses, effects, random states. A *plain* graph needs none of it: its forward is a function of its
-inputs, its backward a function of what the forward saved and of the incoming gradients. `LeanCall` learns while
-AOTAutograd compiles whether a graph is plain, and then calls
+inputs, its backward a function of what the forward saved and of the incoming gradients. Only inputs without
+gradients may be mutated (batch norm's running statistics): the graph's first results are copied into them.
+`LeanCall` learns while AOTAutograd compiles whether a graph is plain, and then calls
 
     inference   graph(*inputs)
     training    an autograd.Function: forward graph -> save_for_backward -> backward graph
@@ -30,6 +31,7 @@ from compiler_bridge.capture.lean_calls import (
     Graph,
     Torch,
     TrainingCall,
+    copying_into,
     count_inputs,
     inference_call,
     results_of,
@@ -38,7 +40,6 @@ from compiler_bridge.capture.lean_calls import (
 Kind = Literal["forward", "backward", "inference"]
 
 NOTHING = (
-    "num_mutated_inp_runtime_indices",
     "num_mutated_graph_handled_indices",
     "num_outputs_aliased",
     "num_intermediate_bases",
@@ -86,8 +87,11 @@ class LeanCall:
             self.metadata = plain_metadata(self.torch, self.inputs, module)
             if self.metadata is None:
                 self.plain = False
-            elif kind == "forward":
-                saved = len(results_of(module)) - len(self.metadata.output_info)
+                return
+            mutated = list(self.metadata.mutated_inp_runtime_indices)
+            self.graphs[kind] = graph = copying_into(graph, mutated)
+            if kind == "forward":
+                saved = len(results_of(module)) - len(mutated) - len(self.metadata.output_info)
                 self.training = TrainingCall(self.torch, graph, self.metadata, saved)
         except AttributeError:
             self.plain = False
@@ -140,6 +144,7 @@ def plain_metadata(names: Torch | None, inputs: int, module: fx.GraphModule) -> 
         and all(type(meta) is names.plain_meta for meta in metadata.subclass_inp_meta)
         and all(type(meta) is names.plain_meta for meta in metadata.subclass_fw_graph_out_meta)
         and all(is_plain_output(names, info) for info in metadata.output_info)
+        and all(is_plain_mutation(metadata.input_info[i]) for i in metadata.mutated_inp_runtime_indices)
     )
     return metadata if plain else None
 
@@ -149,3 +154,13 @@ def is_plain_output(names: Torch, info: Any) -> bool:
     if info.output_type not in (names.non_alias, names.unsafe_view_alias):
         return False
     return issubclass(info.raw_type, (torch.Tensor, type(None)))
+
+
+def is_plain_mutation(info: Any) -> bool:
+    """Whether nothing but the elements of an input change, and autograd need not know."""
+    return info.mutates_data and not (
+        info.requires_grad
+        or info.mutates_metadata
+        or info.mutates_storage_metadata
+        or info.mutation_inductor_storage_resize
+    )

@@ -72,6 +72,20 @@ def results_of(module: fx.GraphModule) -> Any:
     return next(node for node in module.graph.nodes if node.op == "output").args[0]
 
 
+def copying_into(graph: Graph, mutated: Sequence[int]) -> Graph:
+    """The graph, its first results copied into the inputs that are `mutated` and not returned."""
+    if not mutated:
+        return graph
+
+    def run(*inputs: Any) -> Sequence[Any]:
+        results = graph(*inputs)
+        for index, value in zip(mutated, results):
+            inputs[index].copy_(value)
+        return results[len(mutated) :]
+
+    return run
+
+
 def dynamic_outputs(metadata: Any) -> list[tuple[int, Any]]:
     """Outputs with sizes that are symbols, and which dimensions these are."""
     infos = enumerate(metadata.output_info)

@@ -19,6 +19,7 @@ from unittest.mock import patch
 import torch
 from torch import fx
 from torch._functorch import config, partitioners
+from torch._guards import TracingContext
 
 from compiler_bridge.capture.gradient_layout import lay_out_gradients
 from compiler_bridge.capture.simplify import simplify_graph
@@ -64,3 +65,28 @@ def partition(joint_module: fx.GraphModule, joint_inputs: Any, **kwargs: Any) ->
     joint_module.recompile()
     with our_operations_known(), functorch_settings(cse=False):
         return partitioners.min_cut_rematerialization_partition(joint_module, joint_inputs, **kwargs)
+
+
+def copy_saved_inputs(forward: fx.GraphModule) -> None:
+    """Let a forward graph save copies of the inputs that get new values when it has run: the backward needs the old.
+
+    Where the program multiplies by `buffer.clone()` and then changes the buffer, the copy is recomputed in the
+    backward graph, and the buffer is what is saved.
+    """
+    context = TracingContext.try_get()
+    metadata: Any = None if context is None else context.fw_metadata
+    mutated = getattr(metadata, "mutated_inp_runtime_indices", ())
+    if not mutated:
+        return
+    placeholders = [node for node in forward.graph.nodes if node.op == "placeholder"]
+    changing = {placeholders[index] for index in mutated if index < len(placeholders)}
+    output = next(node for node in forward.graph.nodes if node.op == "output")
+    results = list(output.args[0])
+    for position in range(metadata.num_forward, len(results)):
+        value = results[position]
+        if value in changing:
+            with forward.graph.inserting_before(output):
+                results[position] = forward.graph.call_function(torch.ops.aten.clone.default, (value,))
+            results[position].meta.update(value.meta)
+    output.args = (type(output.args[0])(results),)
+    forward.recompile()
