@@ -33,7 +33,8 @@ NATIVE_LANES = _native_lanes()
 
 @cache
 def cache_bytes(level: int) -> int:
-    """Bytes of one core's data cache of level 1 or 2; what small machines have, where Linux doesn't say."""
+    """Bytes of a core's data cache of level 1 or 2, or of level 3, which cores share; what small machines have, where
+    Linux doesn't say."""
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         try:
             found, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
@@ -41,4 +42,4 @@ def cache_bytes(level: int) -> int:
                 return int(size[:-1]) * 1024
         except (OSError, ValueError):
             continue
-    return {1: 32 * 1024, 2: 512 * 1024}[level]
+    return {1: 32 * 1024, 2: 512 * 1024, 3: 32 * 1024 * 1024}[level]

@@ -396,14 +396,15 @@ def store_masked(typingctx, pointer, index, value, mask):
 
 @intrinsic(prefer_literal=True)
 def store_stream(typingctx, pointer, index, value):
-    """store(p, i, value) past the cache; the address must be aligned to the whole vector."""
+    """store(p, i, value) past the cache; the address must be aligned to the whole vector, or to 64 bytes if that is
+    less."""
     kept = _stored(pointer, value)
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         bits = _to_storage(builder, args[2], kept, pointer)
         address = _vector_address(builder, args[0], args[1], bits.type)
         lanes = bits.type.count if isinstance(bits.type, ir.VectorType) else 1
-        instruction = builder.store(bits, address, align=ITEM_BYTES[pointer.dtype] * lanes)
+        instruction = builder.store(bits, address, align=min(ITEM_BYTES[pointer.dtype] * lanes, 64))
         one = builder.module.add_metadata([ir.Constant(_I32, 1)])
         instruction.set_metadata("nontemporal", one)
         return context.get_dummy_value()

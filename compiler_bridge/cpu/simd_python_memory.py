@@ -162,7 +162,13 @@ def store_masked(pointer: Pointer, index: int, value: Any, mask: Any) -> None:
 
 
 def store_stream(pointer: Pointer, index: int, value: Any) -> None:
-    """store(p, i, value); the way past the cache has no meaning here."""
+    """store(p, i, value), its place checked; the way past the cache has no meaning here.
+
+    Raises:  ValueError where machine code would trap
+    """
+    nbytes = len(value) * pointer.storage.itemsize
+    if address_of(offset_pointer(pointer, index)) % min(nbytes, 64):
+        raise ValueError(f"store_stream of {nbytes} bytes at {index}: not aligned")
     store(pointer, index, value)
 
 

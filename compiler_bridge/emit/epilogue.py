@@ -19,6 +19,8 @@ from compiler_bridge.schedule import Schedule
 
 
 class EpilogueWriter(KernelWriter):
+    can_stream = False
+
     def __init__(
         self, schedule: Schedule, dtypes: dict[str, str], outputs: set[str], product: Contract
     ) -> None:

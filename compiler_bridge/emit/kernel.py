@@ -19,6 +19,7 @@ from compiler_bridge.emit.columns import sums_columns_only, write_columns
 from compiler_bridge.emit.expression import ExpressionWriter, Scope, Term
 from compiler_bridge.emit.names import Names, constant_text, decode_lines
 from compiler_bridge.emit.sinks import Sink
+from compiler_bridge.emit.streaming import is_aligned, passes_the_caches
 from compiler_bridge.fuse import expr_cost, hint
 from compiler_bridge.ir import Axis, Index, Map, Reduce, Size, node_exprs
 from compiler_bridge.ops import REDUCTIONS, reduce_identity
@@ -77,6 +78,9 @@ class KernelWriter:
         self.beside = self.stores_beside()
         self.waiting: dict[str, str] = {}  # stored once the value beside is known
         self.accumulators: dict[str, str] = {}  # of sinks that are summed in registers
+        self.streams = self.can_stream and passes_the_caches(schedule, outputs, dtypes, self.aliases)
+
+    can_stream = True  # whether the vector axis only takes multiples of the lanes, where a vector is whole
 
     @property
     def lanes(self) -> int:
@@ -452,7 +456,9 @@ class KernelWriter:
         if self.writer.vector is None or self.writer.vector not in node.store.axes():
             scope.lines.append(f"store({pointer}, {offset}, {term.text})")
         elif stride == 1:
-            scope.lines.append(f"store({pointer}, {offset}, {self.vector_text(term)}{count})")
+            streamed = self.streams and not count and is_aligned(node.store, self.writer.vector, self.lanes)
+            word = "store_stream" if streamed else "store"
+            scope.lines.append(f"{word}({pointer}, {offset}, {self.vector_text(term)}{count})")
         else:
             step = self.names.size(stride)
             scope.lines.append(f"store_strided({pointer}, {offset}, {step}, {self.vector_text(term)}{count})")

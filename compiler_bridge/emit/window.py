@@ -63,6 +63,8 @@ class Bounds:
 
 
 class WindowWriter(KernelWriter):
+    can_stream = False
+
     def __init__(
         self, schedule: Schedule, form: WindowForm, dtypes: dict[str, str], outputs: set[str], sink_names: Any
     ) -> None:
