@@ -271,3 +271,13 @@ def test_batches_without_a_loop(name, in_dim, without_fallback):
         for functions in (torch.nn.functional, pynn.functional)
     )
     torch.testing.assert_close(own, cpp)
+
+
+def test_gradient_of_a_soft_margin_loss_whose_targets_were_vmapped():
+    """test_vjpvmap_nn_functional_soft_margin_loss of functorch/test_ops.py: the target outlived its vmap."""
+    x, target = torch.randn(3, 4), torch.tensor([1.0, -1.0]).repeat(3, 2)
+    cpp, own = (
+        torch.func.grad(lambda x, f=f: torch.func.vmap(f.soft_margin_loss)(x, target).sum())(x)
+        for f in (torch.nn.functional, pynn.functional)
+    )
+    torch.testing.assert_close(own, cpp)
