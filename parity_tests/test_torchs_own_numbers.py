@@ -281,3 +281,20 @@ def test_gradient_of_a_soft_margin_loss_whose_targets_were_vmapped():
         for f in (torch.nn.functional, pynn.functional)
     )
     torch.testing.assert_close(own, cpp)
+
+
+@pytest.mark.parametrize("name", ["weight", "pos_weight"])
+def test_gradient_of_the_weights_of_logits_within_functorch(name):
+    """C++'s binary_cross_entropy_with_logits has it there only (jacrev of op_db's samples)."""
+    x, target, weight = torch.randn(3, 4), torch.rand(3, 4), torch.rand(4)
+
+    def loss(functions, weight):
+        return functions.binary_cross_entropy_with_logits(x, target, **{name: weight})
+
+    cpp, own = (
+        torch.func.grad(lambda w, f=f: loss(f, w))(weight) for f in (torch.nn.functional, pynn.functional)
+    )
+    torch.testing.assert_close(own, cpp)
+    for functions in (torch.nn.functional, pynn.functional):
+        with pytest.raises(RuntimeError, match="not differentiable"):
+            loss(functions, weight.clone().requires_grad_())
