@@ -298,3 +298,29 @@ def test_gradient_of_the_weights_of_logits_within_functorch(name):
     for functions in (torch.nn.functional, pynn.functional):
         with pytest.raises(RuntimeError, match="not differentiable"):
             loss(functions, weight.clone().requires_grad_())
+
+
+VECTORISED = {
+    "conv1d": lambda F, x: F.conv1d(x, x[:, :, :2]),
+    "conv_transpose1d": lambda F, x: F.conv_transpose1d(x, x[:, :, :2]),
+    "avg_pool1d": lambda F, x: F.avg_pool1d(x, 2),
+    "adaptive_avg_pool2d": lambda F, x: F.adaptive_avg_pool2d(x, (1, 2)),
+    "interpolate": lambda F, x: F.interpolate(x, 2, mode="area"),
+    "max_unpool1d": lambda F, x: F.max_unpool1d(x, torch.tensor([0, 3, 4, 7]).expand(2, 2, 4), 2),
+    "batch_norm": lambda F, x: F.batch_norm(x, None, None, x[0, :, 0], training=True),
+    "instance_norm": lambda F, x: F.instance_norm(x),
+    "group_norm": lambda F, x: F.group_norm(x, 1, x[0, :, 0]),
+}
+
+
+@pytest.mark.parametrize("name", VECTORISED)
+def test_vectorised_jacobians_forwards(name):
+    """What gradcheck(check_batched_forward_grad=True) of test_ops_fwd_gradients.py needs: the older vmap's tangents."""
+    x = torch.randn(2, 2, 4, dtype=torch.double)
+    cpp, own = (
+        torch.autograd.functional.jacobian(
+            lambda x, f=f: VECTORISED[name](f, x), x, vectorize=True, strategy="forward-mode"
+        )
+        for f in (torch.nn.functional, pynn.functional)
+    )
+    torch.testing.assert_close(own, cpp)

@@ -150,7 +150,7 @@ class Function(torch.autograd.Function):
         if "backward" in vars(cls):
             cls.backward = staticmethod(with_batched_gradients(with_graph_to_inputs(cls.backward)))
         if "jvp" in vars(cls):
-            cls.jvp = staticmethod(_differentiable_forward(cls.jvp))
+            cls.jvp = staticmethod(with_batched_gradients(_differentiable_forward(cls.jvp)))
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
