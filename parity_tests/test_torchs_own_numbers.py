@@ -324,3 +324,18 @@ def test_vectorised_jacobians_forwards(name):
         for f in (torch.nn.functional, pynn.functional)
     )
     torch.testing.assert_close(own, cpp)
+
+
+@pytest.mark.parametrize("name", ["dropout", "alpha_dropout", "feature_alpha_dropout", "dropout2d"])
+@pytest.mark.parametrize("randomness", ["same", "different"])
+@pytest.mark.parametrize("in_dim", [0, None])
+def test_dropout_of_what_vmap_does_not_batch(name, randomness, in_dim):
+    """TestRandomness of functorch/test_vmap.py: each of the batch draws masks of its own, the same as in C++."""
+    x, outcomes = torch.ones(2, 3, 4, 4), []
+    for functions in (torch.nn.functional, pynn.functional):
+        torch.manual_seed(0)
+        drop = getattr(functions, name)
+        mapped = torch.func.vmap(lambda x, _, f=drop: f(x, training=True), (in_dim, 0), randomness=randomness)
+        outcomes.append(mapped(x, torch.zeros(2)))
+    assert torch.equal(outcomes[1][0], outcomes[1][1]) == (randomness == "same")
+    torch.testing.assert_close(*reversed(outcomes))
