@@ -339,3 +339,13 @@ def test_dropout_of_what_vmap_does_not_batch(name, randomness, in_dim):
         outcomes.append(mapped(x, torch.zeros(2)))
     assert torch.equal(outcomes[1][0], outcomes[1][1]) == (randomness == "same")
     torch.testing.assert_close(*reversed(outcomes))
+
+
+@pytest.mark.parametrize("name", ["normalize", "pairwise_distance"])
+def test_complex_norms_forwards(name):
+    """test_fn_fwgrad_bwgrad_nn_functional_normalize of test_ops_fwd_gradients.py: the tangent was complex."""
+    x, other = (torch.randn(3, 2, dtype=torch.complex128, requires_grad=True) for _ in range(2))
+    inputs = (x,) if name == "normalize" else (x, other)
+    function = getattr(pynn.functional, name)
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, inputs, check_fwd_over_rev=True)
