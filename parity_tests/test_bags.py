@@ -262,3 +262,18 @@ def test_deterministic_mode_refuses_no_more_than_torch():
                 call(getattr(namespace, name)).sum().backward()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("mode", ["embedding", "sum", "mean", "max"])
+def test_real_indices_of_a_meta_weight(mode):
+    """test_embedding_bag_meta of test_fake_tensor.py: C++ gives the shape, and that of the gradient."""
+    weight = table().detach().to("meta").requires_grad_()
+    for functions in (F, pynn.functional):
+        if mode == "embedding":
+            out = functions.embedding(INDICES, weight)
+        else:
+            factors = torch.ones(len(INDICES), dtype=torch.float64) if mode == "sum" else None
+            out = functions.embedding_bag(INDICES, weight, OFFSETS, mode=mode, per_sample_weights=factors)
+        (grad,) = torch.autograd.grad(out.sum(), weight)
+        assert out.is_meta and out.shape == (len(INDICES if mode == "embedding" else OFFSETS), 4)
+        assert grad.is_meta and grad.shape == weight.shape

@@ -65,3 +65,12 @@ def test_narrow_input_among_float32_parameters():
     assert found.is_mkldnn and found.dtype == torch.bfloat16
     expected = C.conv2d(x.bfloat16().float(), weight)
     torch.testing.assert_close(found.to_dense(torch.float32), expected, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["avg_pool3d", "max_pool3d"])
+def test_pools_of_narrow_volumes(name):
+    """test_avg_pool3d_bf16 of test_mkldnn.py: torch has it of oneDNN's layout only."""
+    x = torch.randn(2, 3, 4, 4, 4).to_mkldnn(torch.bfloat16)
+    cpp, own = (getattr(functions, name)(x, 2) for functions in (C, pynn.functional))
+    assert own.is_mkldnn and own.dtype == cpp.dtype
+    torch.testing.assert_close(own.to_dense(), cpp.to_dense(), rtol=2**-8, atol=0)

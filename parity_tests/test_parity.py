@@ -223,6 +223,27 @@ def test_vmap_equals_a_loop(row: Row):
 
 
 @pytest.mark.slow
+@by_name([row for row in ROWS if not row.random], "vmap")
+def test_gradient_of_vmap_equals_gradients_of_a_loop(row: Row):
+    """The vmap has ended where the backward pass begins (test_vjpvmap of functorch/test_ops.py)."""
+    for sample in gradcheck_samples(row):
+        function, inputs = as_function_of_inputs(row, sample)
+        if not any(t.requires_grad for t in function(*inputs)):
+            continue
+        stacked = [torch.stack([t, t * 0.9]).detach() for t in inputs]
+        gradients = gradients_in(torch.func.vmap(function, randomness="same"), stacked)
+        looped = [gradients_in(function, [t[i] for t in stacked]) for i in range(2)]
+        for got, *wanted in zip(gradients, *looped, strict=True):
+            torch.testing.assert_close(got, torch.stack(wanted), rtol=1e-10, atol=1e-12, equal_nan=True)
+
+
+def gradients_in(function, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    """The gradients of the sum of all results; of copies, since some functions write into what they are given."""
+    results, pull_back = torch.func.vjp(lambda *tensors: function(*map(torch.clone, tensors)), *inputs)
+    return pull_back(tuple(torch.ones_like(t) for t in results))
+
+
+@pytest.mark.slow
 @by_name(ROWS, "meta")
 def test_meta_tensors_have_the_real_shapes(row: Row):
     def to_meta(value):

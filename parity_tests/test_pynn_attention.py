@@ -261,6 +261,33 @@ def test_bad_input_raises_what_torch_raises(case):
         assert raised[0] == raised[1]
 
 
+HEADS_OF_4 = (tensor(2, 3, 5, 4),) * 3
+FOR_KERNELS = {
+    "plain": HEADS_OF_4,
+    "broadcast": (*HEADS_OF_4[:2], tensor(1, 3, 5, 4)),
+    "no heads": (tensor(3, 5, 4),) * 3,
+    "half": (tensor(2, 3, 5, 4).half(),) * 3,
+    "a mask that learns": (*HEADS_OF_4, torch.zeros(5, 5, requires_grad=True)),
+    "dropout": (*HEADS_OF_4, None, 0.5),
+    "no queries": (tensor(2, 3, 0, 4),) * 3,
+}
+
+
+@pytest.mark.parametrize("backend", ["MATH", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "ERROR"])
+@pytest.mark.parametrize("case", FOR_KERNELS)
+@pytest.mark.filterwarnings("ignore")
+def test_what_no_kernel_that_is_asked_for_takes_is_refused(case, backend):
+    """TestSDPAFailureModes of torch's test_transformers.py: within sdpa_kernel, in the same words."""
+    found = []
+    with pynn.attention.sdpa_kernel(pynn.attention.SDPBackend.__members__[backend]):
+        for function in (F.scaled_dot_product_attention, pynn.functional.scaled_dot_product_attention):
+            try:
+                found.append(function(*FOR_KERNELS[case]).shape)
+            except RuntimeError as error:
+                found.append(str(error))
+    assert found[0] == found[1]
+
+
 def bad_calls():
     """Keyword arguments of multi_head_attention_forward that do not fit."""
     q, k = tensor(QUERIES, BATCH, EMBED), tensor(KEYS, BATCH, EMBED)

@@ -271,3 +271,81 @@ def test_batches_without_a_loop(name, in_dim, without_fallback):
         for functions in (torch.nn.functional, pynn.functional)
     )
     torch.testing.assert_close(own, cpp)
+
+
+def test_gradient_of_a_soft_margin_loss_whose_targets_were_vmapped():
+    """test_vjpvmap_nn_functional_soft_margin_loss of functorch/test_ops.py: the target outlived its vmap."""
+    x, target = torch.randn(3, 4), torch.tensor([1.0, -1.0]).repeat(3, 2)
+    cpp, own = (
+        torch.func.grad(lambda x, f=f: torch.func.vmap(f.soft_margin_loss)(x, target).sum())(x)
+        for f in (torch.nn.functional, pynn.functional)
+    )
+    torch.testing.assert_close(own, cpp)
+
+
+@pytest.mark.parametrize("name", ["weight", "pos_weight"])
+def test_gradient_of_the_weights_of_logits_within_functorch(name):
+    """C++'s binary_cross_entropy_with_logits has it there only (jacrev of op_db's samples)."""
+    x, target, weight = torch.randn(3, 4), torch.rand(3, 4), torch.rand(4)
+
+    def loss(functions, weight):
+        return functions.binary_cross_entropy_with_logits(x, target, **{name: weight})
+
+    cpp, own = (
+        torch.func.grad(lambda w, f=f: loss(f, w))(weight) for f in (torch.nn.functional, pynn.functional)
+    )
+    torch.testing.assert_close(own, cpp)
+    for functions in (torch.nn.functional, pynn.functional):
+        with pytest.raises(RuntimeError, match="not differentiable"):
+            loss(functions, weight.clone().requires_grad_())
+
+
+VECTORISED = {
+    "conv1d": lambda F, x: F.conv1d(x, x[:, :, :2]),
+    "conv_transpose1d": lambda F, x: F.conv_transpose1d(x, x[:, :, :2]),
+    "avg_pool1d": lambda F, x: F.avg_pool1d(x, 2),
+    "adaptive_avg_pool2d": lambda F, x: F.adaptive_avg_pool2d(x, (1, 2)),
+    "interpolate": lambda F, x: F.interpolate(x, 2, mode="area"),
+    "max_unpool1d": lambda F, x: F.max_unpool1d(x, torch.tensor([0, 3, 4, 7]).expand(2, 2, 4), 2),
+    "batch_norm": lambda F, x: F.batch_norm(x, None, None, x[0, :, 0], training=True),
+    "instance_norm": lambda F, x: F.instance_norm(x),
+    "group_norm": lambda F, x: F.group_norm(x, 1, x[0, :, 0]),
+}
+
+
+@pytest.mark.parametrize("name", VECTORISED)
+def test_vectorised_jacobians_forwards(name):
+    """What gradcheck(check_batched_forward_grad=True) of test_ops_fwd_gradients.py needs: the older vmap's tangents."""
+    x = torch.randn(2, 2, 4, dtype=torch.double)
+    cpp, own = (
+        torch.autograd.functional.jacobian(
+            lambda x, f=f: VECTORISED[name](f, x), x, vectorize=True, strategy="forward-mode"
+        )
+        for f in (torch.nn.functional, pynn.functional)
+    )
+    torch.testing.assert_close(own, cpp)
+
+
+@pytest.mark.parametrize("name", ["dropout", "alpha_dropout", "feature_alpha_dropout", "dropout2d"])
+@pytest.mark.parametrize("randomness", ["same", "different"])
+@pytest.mark.parametrize("in_dim", [0, None])
+def test_dropout_of_what_vmap_does_not_batch(name, randomness, in_dim):
+    """TestRandomness of functorch/test_vmap.py: each of the batch draws masks of its own, the same as in C++."""
+    x, outcomes = torch.ones(2, 3, 4, 4), []
+    for functions in (torch.nn.functional, pynn.functional):
+        torch.manual_seed(0)
+        drop = getattr(functions, name)
+        mapped = torch.func.vmap(lambda x, _, f=drop: f(x, training=True), (in_dim, 0), randomness=randomness)
+        outcomes.append(mapped(x, torch.zeros(2)))
+    assert torch.equal(outcomes[1][0], outcomes[1][1]) == (randomness == "same")
+    torch.testing.assert_close(*reversed(outcomes))
+
+
+@pytest.mark.parametrize("name", ["normalize", "pairwise_distance"])
+def test_complex_norms_forwards(name):
+    """test_fn_fwgrad_bwgrad_nn_functional_normalize of test_ops_fwd_gradients.py: the tangent was complex."""
+    x, other = (torch.randn(3, 2, dtype=torch.complex128, requires_grad=True) for _ in range(2))
+    inputs = (x,) if name == "normalize" else (x, other)
+    function = getattr(pynn.functional, name)
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, inputs, check_fwd_over_rev=True)

@@ -1,7 +1,7 @@
-"""Backward passes under the older vmap of torch.autograd.grad(is_grads_batched=True) and vectorised Jacobians.
+"""Gradients and tangents under the older vmap: torch.autograd.grad(is_grads_batched=True), vectorised Jacobians.
 
 It has batching rules for a small part of torch's operations only (flatten, slices of everything and most in-place
-ones are missing), so a backward of ours is run under torch.vmap instead, for all gradients of the batch at once.
+ones are missing), so a backward or jvp of ours is run under torch.vmap instead, for the whole batch at once.
 """
 
 import functools
@@ -14,7 +14,7 @@ from torch._C._functorch import is_legacy_batchedtensor
 
 
 def with_batched_gradients(backward: Callable) -> Callable:
-    """The same backward, which also takes gradients that are batched by the older vmap."""
+    """The same backward or jvp, which also takes gradients or tangents that are batched by the older vmap."""
 
     @functools.wraps(backward)
     def computed(ctx: Any, *grads: Any) -> Any:

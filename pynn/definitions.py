@@ -150,7 +150,7 @@ class Function(torch.autograd.Function):
         if "backward" in vars(cls):
             cls.backward = staticmethod(with_batched_gradients(with_graph_to_inputs(cls.backward)))
         if "jvp" in vars(cls):
-            cls.jvp = staticmethod(_differentiable_forward(cls.jvp))
+            cls.jvp = staticmethod(with_batched_gradients(_differentiable_forward(cls.jvp)))
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
@@ -282,24 +282,26 @@ def differentiable(definition: Callable, *backwards: Callable, is_short: bool = 
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-            ctx.save_for_backward(*inputs[:count])
-            ctx.save_for_forward(*inputs[:count])
-            ctx.constants = inputs[count:]
+            # constants that are tensors too: as attributes they would keep the wrappers of a vmap that has ended
+            tensors = [x for x in inputs if isinstance(x, Tensor)]
+            ctx.save_for_backward(*tensors)
+            ctx.save_for_forward(*tensors)
+            ctx.constants = [Tensor if isinstance(x, Tensor) else x for x in inputs]
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple:
-            tensors = ctx.saved_tensors
+            inputs = _with_tensors(ctx.constants, ctx.saved_tensors)
             gradients = [
-                formula(grad, *tensors, *ctx.constants) if needed else None
+                formula(grad, *inputs) if needed else None
                 for formula, needed in zip(formulas, ctx.needs_input_grad, strict=False)
             ]
-            return (*gradients, *[None] * len(ctx.constants))
+            return (*gradients, *[None] * (len(inputs) - count))
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Tensor:
-            tensors = ctx.saved_tensors
+            inputs = _with_tensors(ctx.constants, ctx.saved_tensors)
             terms = [
-                formula(tangent, *tensors, *ctx.constants)
+                formula(tangent, *inputs)
                 for formula, tangent in zip(formulas, tangents, strict=False)
                 if tangent is not None
             ]
@@ -309,13 +311,21 @@ def differentiable(definition: Callable, *backwards: Callable, is_short: bool = 
     return Pointwise.apply
 
 
+def _with_tensors(constants: list, tensors: tuple) -> list:
+    """The inputs of a call: its constants, with the saved tensors where they say Tensor."""
+    remaining = iter(tensors)
+    return [next(remaining) if x is Tensor else x for x in constants]
+
+
 def apply_in_place(function: Callable, input: Tensor, *constants: Any) -> Tensor:
     """input <- function(input, *constants); returns input.
 
     Where a gradient will be asked for, the function sees (and saves) a copy, because the values that its
-    backward needs are about to be overwritten.
+    backward needs are about to be overwritten. Under a vmap, requires_grad does not tell: that of a gradient
+    around it is hidden.
     """
-    keeps_values = torch.is_grad_enabled() and input.requires_grad
+    asks = input.requires_grad or torch._C._are_functorch_transforms_active()
+    keeps_values = torch.is_grad_enabled() and asks
     return input.copy_(function(input.clone() if keeps_values else input, *constants))
 
 

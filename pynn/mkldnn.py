@@ -11,16 +11,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 def of_dense_copies(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Call it with dense copies; the results have the first argument's layout and dtype, as torch's function has it.
 
-    A copy is float32 among float32 parameters, which torch allows here. The copies are differentiable both ways.
-    What works in place writes its result back.
+    A copy is float32, as oneDNN computes (avg_pool3d in bfloat16 too, which torch has of no dense tensor) and among
+    float32 parameters, which torch allows here; beside a dense tensor of 16 bits it has these. The copies are
+    differentiable both ways. What works in place writes its result back.
     """
     (x, *_), leaves = args, tree_leaves((args, kwargs))
-    is_mixed = any(isinstance(leaf, Tensor) and leaf.dtype == torch.float32 for leaf in leaves)
+    others = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_mkldnn]
+    is_narrow = any(leaf.is_floating_point() and leaf.dtype != torch.float32 for leaf in others)
 
     def dense(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.is_mkldnn:
             return leaf
-        return leaf.to_dense(torch.float32) if is_mixed else leaf.to_dense()
+        return leaf.to_dense(None if is_narrow or not leaf.is_floating_point() else torch.float32)
 
     def blocked(leaf: Any) -> Any:
         return leaf.to_mkldnn(x.dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

@@ -372,7 +372,8 @@ def binary_cross_entropy_with_logits(
     number = reduction_number(reduction, size_average, reduce)
     if target.size() != input.size():
         raise ValueError(f"Target size ({target.size()}) must be the same as input size ({input.size()})")
-    require_no_gradient("binary_cross_entropy_with_logits", weight=weight, pos_weight=pos_weight)
+    if not torch._C._are_functorch_transforms_active():  # there C++ is made of parts that have the gradients
+        require_no_gradient("binary_cross_entropy_with_logits", weight=weight, pos_weight=pos_weight)
     require_floating_point("log_sigmoid_cpu", input)
     if target.dtype != torch.bool and not torch.can_cast(input.dtype, target.dtype):
         raise RuntimeError(

@@ -170,9 +170,15 @@ def embedding(
             "Expected tensor for argument #1 'indices' to have one of the following scalar types: Long, Int; "
             f"but got {full_type_name(input)} instead (while checking arguments for embedding)"
         )
+    input = beside(weight, input)
     if max_norm is not None:
         limit_row_norms(weight, input, max_norm, norm_type)
     return _Embedding.apply(weight, input, padding_idx, scale_grad_by_freq, sparse)
+
+
+def beside(weight: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor without its values where the weight has none: C++ looks up real indices in a meta weight."""
+    return tensor.to(weight.device) if weight.device.type == "meta" else tensor
 
 
 def normalized_padding_idx(padding_idx: int, num_embeddings: int) -> int:

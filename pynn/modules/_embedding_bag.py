@@ -10,7 +10,12 @@ from torch import Tensor
 
 from pynn.definitions import Function, can_read_values, defines, traced_as, widen
 from pynn.dtype_names import full_type_name
-from pynn.modules._embedding import embedding_dense_backward, embedding_sparse_backward, limit_row_norms
+from pynn.modules._embedding import (
+    beside,
+    embedding_dense_backward,
+    embedding_sparse_backward,
+    limit_row_norms,
+)
 
 __all__ = ["embedding_bag"]
 
@@ -318,6 +323,7 @@ def embedding_bag(
     input, offsets, per_sample_weights, include_last_offset = _in_one_line(
         input, weight, offsets, per_sample_weights, include_last_offset
     )
+    input, offsets = beside(weight, input), beside(weight, offsets)
     _check_mode(mode, scale_grad_by_freq, sparse)
     if max_norm is not None:
         limit_row_norms(weight, input, max_norm, norm_type)
@@ -331,6 +337,8 @@ def embedding_bag(
     padding_idx = _checked_padding_idx(padding_idx, weight.size(0))
     bags = offsets.size(0) - int(include_last_offset)
     bag = bags_of(input, offsets, bags, padding_idx)
+    if per_sample_weights is not None:
+        per_sample_weights = beside(weight, per_sample_weights)
     if mode == "max":
         return bag_max(weight, *largest_in_bags(weight.detach(), input, bag, bags))
     sizes = sizes_of(bag, bags) if mode == "mean" else None

@@ -244,7 +244,7 @@ class Largest(Function):
         ctx.layout = torch.contiguous_format if contiguous else suggest_memory_format(x)
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1], x)
-        ctx.save_for_forward(output[1])
+        ctx.save_for_forward(output[1], x)  # as many: the generated vmap rule takes one list for both
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple:

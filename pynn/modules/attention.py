@@ -67,6 +67,7 @@ def scaled_dot_product_attention(
         # C++ looks no further
         out = query.new_zeros(*query.shape[:-1], value.size(-1))
         return out + nothing_of(query) + nothing_of(key) + nothing_of(value)
+    refuse_without_kernel(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     if enable_gqa:
         check_grouped_heads(query, key, value)
         key, value = repeat_heads(key, query.size(-3)), repeat_heads(value, query.size(-3))
@@ -85,6 +86,25 @@ def scaled_dot_product_attention(
     if dropout_p > 0:
         weights = dropout(weights, dropout_p)
     return torch.matmul(weights, value).to(result_dtype)
+
+
+def refuse_without_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> None:
+    """Inside `torch.nn.attention.sdpa_kernel` without MATH: RuntimeError where no kernel named there takes these.
+
+    C++ is asked for its choice alone, which is a number; there is one definition here, whatever it is.
+    """
+    if not torch._C._get_math_sdp_enabled() and not query.is_nested:
+        choice = {"scale": scale, "enable_gqa": enable_gqa}
+        torch._fused_sdp_choice(query, key, value, attn_mask, dropout_p, is_causal, **choice)
 
 
 def attention_scores(

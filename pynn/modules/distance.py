@@ -271,8 +271,9 @@ class _Norm(Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
         x, norm = ctx.saved_tensors
-        gradient = norm_gradient(widen(x), widen(norm), ctx.p, ctx.dim)
-        return (gradient * widen(tangent)).sum(ctx.dim, keepdim=True).to(x.dtype)
+        gradient, tangent = norm_gradient(widen(x), widen(norm), ctx.p, ctx.dim), widen(tangent)
+        along = (gradient.conj() * tangent).real if x.is_complex() else gradient * tangent
+        return along.sum(ctx.dim, keepdim=True).to(norm.dtype)
 
 
 def vector_norm(x: Tensor, p: float, dim: Any, keepdim: bool = False) -> Tensor:

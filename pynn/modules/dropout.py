@@ -72,7 +72,11 @@ def _drop(input: Tensor, p: float, training: bool, inplace: bool, per_channel: b
         mask = torch.empty(sizes, dtype=input.dtype, device=input.device)
     else:
         mask = torch.empty_like(input)
-    mask.bernoulli_(1 - p)
+    if torch._C._are_functorch_transforms_active():
+        # vmap fills in place what is batched only, and draws anew from what is not, in either randomness
+        mask = torch.bernoulli(torch.empty(mask.shape, dtype=mask.dtype, device=mask.device), 1 - p)
+    else:
+        mask.bernoulli_(1 - p)
     if not alpha:
         factor = mask.div_(1 - p)
         return input.mul_(factor) if inplace else input * factor
