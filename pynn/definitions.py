@@ -86,8 +86,11 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
                     return torch_function(*args, **kwargs)
             elif has_override(args, kwargs):
                 return call_override(function, torch_function, args, kwargs)
-            if args and isinstance(args[0], Tensor) and args[0].is_mkldnn:
-                return of_dense_copies(function, args, kwargs)
+            if args and isinstance(args[0], Tensor):
+                if args[0].is_mkldnn:
+                    return of_dense_copies(function, args, kwargs)
+                if args[0].is_quantized:
+                    return torch_function(*args, **kwargs)
             if refuse_others is not None and not (args and isinstance(args[0], Tensor)):
                 refuse_others(args, kwargs)
             if checked_kinds is not None and (len(args) > 1 or kwargs):
