@@ -1,14 +1,16 @@
 """Code that knows torch.nn's classes only gets a model whose layers have them, for as long as it runs."""
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch.fx import GraphModule
 from torch.nn import Module
 
 from pynn.convert import convert_layer
-from pynn.counterparts import KINDS, class_pairs, pynns_objects, torchs_objects
+from pynn.counterparts import KINDS, class_pairs, function_pairs, torchs_objects
 from pynn.install import installed
 
 MARK = "_is_pynns"
@@ -33,12 +35,13 @@ class LentLayers:
         return function(*args, **kwargs)
 
     def borrow(self, arguments: Any) -> None:
+        is_first = not self.arguments
         self.arguments.append(arguments)
         for layer in modules_in(arguments):
             self.layers.add(layer)
             if convert_layer(layer, inverse=True):
                 vars(layer)[MARK] = self.are_pynns = True
-            elif MARK not in vars(layer) and type(layer) in class_pairs():
+            elif is_first and type(layer) in class_pairs():
                 vars(layer)[MARK] = False
             _rename_functions(layer, torchs_objects())
 
@@ -48,7 +51,13 @@ class LentLayers:
             if is_pynns:
                 convert_layer(layer)
             if installed():
-                _rename_functions(layer, pynns_objects())
+                _rename_functions(layer, _functions_of_nn())
+
+
+@functools.cache
+def _functions_of_nn() -> dict[Any, Any]:
+    """torch's function -> pynn's; without torch.conv2d and others, that install() leaves what they are."""
+    return {f: own for f, own in function_pairs().items() if getattr(torch, f.__name__, None) is not f}
 
 
 def _rename_functions(module: Module, names: dict[Any, Any]) -> None:
