@@ -104,7 +104,7 @@ def translated(value: Any, names: dict[Any, Any]) -> Any:
         if all(a is b for a, b in zip(elements, value)):
             return value
         return type(value)(*elements) if hasattr(value, "_fields") else type(value)(elements)
-    if type(value).__module__.startswith("torch.ao.quantization") and not isinstance(value, Module):
+    if type(value).__module__.startswith("torch.ao.") and not isinstance(value, Module):
         attributes = translated(vars(value), names)
         if attributes is not vars(value):
             value = copy.copy(value)

@@ -20,7 +20,7 @@ from pynn.lending import LentLayers, translated
 from pynn.sharing import AroundImport
 from pynn.tracers import keeping_layers, wrap
 
-DOORS = {
+FUNCTIONS_OF = {
     "torch.ao.quantization.quantize",
     "torch.ao.quantization.fuse_modules",
     "torch.ao.quantization.fuser_method_mappings",
@@ -36,19 +36,30 @@ DOORS = {
     "torch.ao.quantization.quantize_fx",
     "torch.ao.quantization._correct_bias",
     "torch.ao.quantization._equalize",
+    "torch.ao.quantization.fx._equalize",
     "torch.ao.ns._numeric_suite",
     "torch.ao.ns._numeric_suite_fx",
+    "torch.ao.ns.fx.graph_matcher",
+    "torch.ao.ns.fx.mappings",
 }
-"""Modules whose public functions take models, or classes of layers, from the user, or tell them classes."""
+"""Modules whose functions take models or classes of layers from the user, or tell them classes.
 
-FUSED = "torch.ao.nn.intrinsic.modules.fused"
-"""Its classes check the classes of the layers that they are constructed from."""
+Private ones too: a public one may have been imported from there before pynn was, and calls them.
+"""
 
-METHODS = {"from_float", "from_observed", "from_reference", "to_float"}
-"""Methods by which the layers of torch.ao.nn are made of float ones, and the other way."""
+METHODS = {
+    "torch.ao.nn.": {"from_float", "from_observed", "from_reference", "to_float"},
+    "torch.ao.nn.intrinsic.modules.fused": {"__init__"},
+    "torch.ao.quantization.fx._model_report.detector": {
+        "determine_observer_insert_points",
+        "generate_detector_report",
+        "get_qconfig_info",
+    },
+}
+"""The same of classes, by how the name of their module begins: layers made of others, and what looks at a model."""
 
-CALL_THE_OTHERS = {"quantize", "quantize_qat"}
-"""Only prepare and convert, and between them run the user's function: that one sees pynn's layers and names."""
+LEFT_ALONE = {"quantize", "quantize_qat", "_observer_forward_hook", "_observer_forward_pre_hook"}
+"""The first two call the others, and between them the user's function, which is to see pynn's layers and names."""
 
 _outermost = threading.local()
 
@@ -79,13 +90,14 @@ def _open_doors(modules: Sequence[ModuleType]) -> None:
         for name, value in vars(module).items():
             if getattr(value, "__module__", None) != module.__name__:
                 continue
-            if isinstance(value, FunctionType) and module.__name__ in DOORS:
-                if not name.startswith("_") and name not in CALL_THE_OTHERS:
-                    functions[value] = seeing_torchs_layers(value)
-            elif name == "QuantizationTracer":
+            if isinstance(value, FunctionType) and module.__name__ in FUNCTIONS_OF and name not in LEFT_ALONE:
+                functions[value] = seeing_torchs_layers(value)
+            elif isinstance(value, type):
+                for beginning, methods in METHODS.items():
+                    if module.__name__.startswith(beginning):
+                        _open_methods(value, methods)
+            if name == "QuantizationTracer":
                 wrap(value, "is_leaf_module", keeping_layers)
-            elif isinstance(value, type) and module.__name__.startswith("torch.ao.nn."):
-                _open_methods(value, METHODS | {"__init__"} if module.__name__ == FUSED else METHODS)
     if functions:
         _replace(functions)
 
