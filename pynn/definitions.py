@@ -69,6 +69,7 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
     has_kernel says for which arguments torch's function can run at all; for others the definition is traced.
 
     A tensor subclass with __torch_function__ and torch.fx are told torch's function too: see pynn.overrides.
+    A quantised tensor goes there as well: the definitions are of numbers, not of integers with a scale.
 
     The graph then holds the ATen operation that Inductor, ONNX export and this project's own compiler know.
     The decorated function keeps its name, signature and documentation; `__wrapped__` is the definition and

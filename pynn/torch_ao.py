@@ -58,8 +58,15 @@ METHODS = {
 }
 """The same of classes, by how the name of their module begins: layers made of others, and what looks at a model."""
 
-LEFT_ALONE = {"quantize", "quantize_qat", "_observer_forward_hook", "_observer_forward_pre_hook"}
-"""The first two call the others, and between them the user's function, which is to see pynn's layers and names."""
+LEFT_ALONE = {
+    "quantize",
+    "quantize_qat",
+    "_observer_forward_hook",
+    "_observer_forward_pre_hook",
+    "add_op_to_sets_of_related_ops",
+}
+"""The first two call others, and between them the user's function, which is to see pynn's layers and names. The last
+writes into the table that it is given."""
 
 _outermost = threading.local()
 
