@@ -17,6 +17,8 @@ import torch.ao.nn.intrinsic as nni
 import torch.ao.nn.quantized as nnq
 from torch import Tensor
 from torch.ao import quantization as ao
+from torch.ao.pruning import WeightNormSparsifier
+from torch.ao.pruning._experimental.pruner import SaliencyPruner
 from torch.ao.quantization import quantize_fx
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 
@@ -322,6 +324,28 @@ def test_classes_in_arguments_are_understood(name: str, way: str) -> None:
     with installed(way):
         nn = torch.nn if way == "installed" else pynn
         assert_same(classes_and_hooks(ARGUMENTS[name](nn, built(way, small))), expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_layers_are_pruned_as_torchs_are(way: str) -> None:
+    def pruned(model: Any) -> list[Any]:
+        sparse, structured = copy.deepcopy(model), SaliencyPruner({})
+        sparsifier = WeightNormSparsifier(sparsity_level=0.5)
+        sparsifier.prepare(sparse, config=None)
+        sparsifier.step()
+        sparsifier.squash_mask()
+        structured.prepare(model, [{"tensor_fqn": "0.weight", "sparsity_level": 0.5}])
+        structured.enable_mask_update = True
+        structured.step()
+        smaller = structured.prune()
+        return [classes_and_hooks(sparse), types_in(smaller), smaller(image(2, 8))]
+
+    def build(nn: Any) -> Any:
+        return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    expected = pruned(built("torch", build))
+    with installed(way):
+        assert_same(pruned(built(way, build)), expected)
 
 
 GETTERS = [

@@ -1,11 +1,9 @@
 """Code that knows torch.nn's classes only gets a model whose layers have them, for as long as it runs."""
 
 import copy
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch.fx import GraphModule
 from torch.nn import Module
 
@@ -51,13 +49,7 @@ class LentLayers:
             if is_pynns:
                 convert_layer(layer)
             if installed():
-                _rename_functions(layer, _functions_of_nn())
-
-
-@functools.cache
-def _functions_of_nn() -> dict[Any, Any]:
-    """torch's function -> pynn's; without torch.conv2d and others, that install() leaves what they are."""
-    return {f: own for f, own in function_pairs().items() if getattr(torch, f.__name__, None) is not f}
+                _rename_functions(layer, function_pairs())
 
 
 def _rename_functions(module: Module, names: dict[Any, Any]) -> None:
@@ -71,7 +63,7 @@ def _rename_functions(module: Module, names: dict[Any, Any]) -> None:
 
 
 def modules_in(value: Any) -> Iterator[Module]:
-    """The modules in lists, tuples and dictionaries of models; none of a model before its __init__ was called."""
+    """The modules in lists, dictionaries and torch.ao's objects; none of a model before its __init__ was called."""
     if isinstance(value, Module):
         if "_modules" in vars(value):
             yield from value.modules()
@@ -81,6 +73,8 @@ def modules_in(value: Any) -> Iterator[Module]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from modules_in(item)
+    elif any(cls.__module__.startswith("torch.ao.") for cls in type(value).__mro__):
+        yield from modules_in(getattr(value, "__dict__", {}))
 
 
 def translated(value: Any, names: dict[Any, Any]) -> Any:
@@ -104,7 +98,7 @@ def translated(value: Any, names: dict[Any, Any]) -> Any:
         if all(a is b for a, b in zip(elements, value)):
             return value
         return type(value)(*elements) if hasattr(value, "_fields") else type(value)(elements)
-    if type(value).__module__.startswith("torch.ao.") and not isinstance(value, Module):
+    if type(value).__module__.startswith("torch.ao.") and "Config" in type(value).__name__:
         attributes = translated(vars(value), names)
         if attributes is not vars(value):
             value = copy.copy(value)

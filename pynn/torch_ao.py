@@ -55,6 +55,8 @@ METHODS = {
         "generate_detector_report",
         "get_qconfig_info",
     },
+    "torch.ao.pruning.": {"prepare", "prune", "make_config_from_model", "squash_mask"},
+    "torch.ao.pruning._experimental.pruner.base_structured_sparsifier": {"__init__"},
 }
 """The same of classes, by how the name of their module begins: layers made of others, and what looks at a model."""
 
