@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import pynn
 
@@ -152,3 +153,18 @@ def test_gradient_of_every_sample(name: str, groups: int):
     weights = torch.stack([weight, 2 * weight])
     mapped = torch.func.vmap(lambda w: getattr(pynn.functional, name)(x, w, groups=groups))(weights)
     torch.testing.assert_close(mapped, torch.stack([getattr(F, name)(x, w, groups=groups) for w in weights]))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("name", ["Conv1d", "Conv2d", "ConvTranspose2d", "Conv3d"])
+def test_operations_are_counted_as_those_of_aten(name: str, groups: int):
+    """Products of matrices were counted in their place, and nothing for a depthwise convolution."""
+    x = torch.randn(2, 4, *[6] * int(name[-2]))
+    counts = []
+    for nn in (torch.nn, pynn):
+        layer = getattr(nn, name)(4, 4, 3, stride=2, groups=groups)
+        with FlopCounterMode(display=False) as outer, FlopCounterMode(display=False) as inner:
+            layer(x).sum().backward()
+        assert outer.get_flop_counts() == inner.get_flop_counts()
+        counts.append(inner.get_flop_counts())
+    assert counts[0] == counts[1] and len(counts[1]["Global"]) == 2

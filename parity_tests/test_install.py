@@ -3,11 +3,13 @@
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.utils import source_matcher_utils
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.common_modules import module_db
 
@@ -208,6 +210,40 @@ def test_torchscript_compiles_functions():
     x = torch.randn(1, 4, 4)
     torch.testing.assert_close(torch.jit.script(plain)(x), F.softmax(F.gelu(x), dim=-1))
     torch.testing.assert_close(torch.jit.script(pooled)(x), F.max_pool2d(x, 2))
+
+
+class Sourced(torch.nn.Module):
+    def __init__(self, nn):
+        super().__init__()
+        self.nn, self.linear, self.relu, self.conv = nn, nn.Linear(3, 3), nn.ReLU(), nn.Conv1d(2, 2, 1)
+
+    def forward(self, x):
+        x = self.conv(self.relu(self.linear(x)))
+        return self.nn.functional.relu(self.nn.functional.linear(x, self.linear.weight))
+
+
+def nodes_by_source(strict, made_of, asked_of):
+    graph = torch.export.export(Sourced(made_of), (torch.randn(2, 2, 3),), strict=strict).module().graph
+    functional = asked_of.functional
+    sources = [asked_of.Linear, asked_of.ReLU, asked_of.Conv1d, functional.linear, functional.relu]
+    before = [dict(node.meta) for node in graph.nodes]
+    found = source_matcher_utils.get_source_partitions(graph, sources)
+    assert [node.meta for node in graph.nodes] == before
+    assert all(part.source is source for source, parts in found.items() for part in parts)
+    parts = [found.get(source, []) for source in sources]
+    return [[n.name for part in each for n in part.nodes if n.op == "call_function"] for each in parts]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("installed", [True, False])
+def test_nodes_are_found_by_the_layer_or_function_that_made_them(strict, installed):
+    expected = nodes_by_source(strict, torch.nn, torch.nn)
+    assert all(expected) if strict else any(expected)
+    with pynn.install() if installed else nullcontext():
+        for made_of in (torch.nn, pynn):
+            for asked_of in (torch.nn, pynn):
+                torch._dynamo.reset()
+                assert nodes_by_source(strict, made_of, asked_of) == expected
 
 
 @pytest.mark.parametrize("name", ["Conv2d", "ConvTranspose2d", "AvgPool2d", "LayerNorm", "GELU"])

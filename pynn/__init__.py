@@ -25,9 +25,11 @@ from pynn.convert import convert
 from pynn.coverage import coverage
 from pynn.install import install, uninstall
 from pynn.source import source
+from pynn.torch_ao import teach_torch_ao
 from pynn.tracers import teach_tracers
 
 teach_tracers()
+teach_torch_ao()
 
 __version__ = "0.1.0"
 

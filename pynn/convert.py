@@ -22,20 +22,26 @@ def convert(model: Module, *, inverse: bool = False) -> Module:
              it; parametrized layers stay parametrized
     Thread:  do not run the model meanwhile
     """
+    for module in model.modules():
+        convert_layer(module, inverse=inverse)
+    return model
+
+
+def convert_layer(layer: Module, *, inverse: bool = False) -> bool:
+    """The same for one layer, without those inside it; whether anything was changed."""
+    parametrized = is_parametrized(layer)
+    cls = type(layer).__bases__[0] if parametrized else type(layer)
+    new_class = counterpart(cls, inverse)
+    if new_class is None:
+        return False
+    layer.__class__ = with_new_bases(type(layer), (new_class,)) if parametrized else new_class
     functions = function_pairs()
     if inverse:
         functions = {own: original for original, own in functions.items()}
-    for module in model.modules():
-        parametrized = is_parametrized(module)
-        cls = type(module).__bases__[0] if parametrized else type(module)
-        new_class = counterpart(cls, inverse)
-        if new_class is None:
-            continue
-        module.__class__ = with_new_bases(type(module), (new_class,)) if parametrized else new_class
-        for name, value in vars(module).items():  # TransformerEncoderLayer keeps its activation function
-            if isinstance(value, types.FunctionType | types.BuiltinFunctionType):
-                vars(module)[name] = functions.get(value, value)
-    return model
+    for name, value in vars(layer).items():  # TransformerEncoderLayer keeps its activation function
+        if isinstance(value, types.FunctionType | types.BuiltinFunctionType):
+            vars(layer)[name] = functions.get(value, value)
+    return True
 
 
 @functools.cache

@@ -72,3 +72,15 @@ def function_pairs() -> dict[Callable, Callable]:
             if inspect.unwrap(own).__module__.startswith("pynn."):
                 pairs[function] = own
     return pairs
+
+
+@functools.cache
+def pynns_objects() -> dict[Any, Any]:
+    """torch's class or function -> pynn's."""
+    return {**class_pairs(), **function_pairs()}
+
+
+@functools.cache
+def torchs_objects() -> dict[Any, Any]:
+    """pynn's class or function -> torch's."""
+    return {own: original for original, own in pynns_objects().items()}

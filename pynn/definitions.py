@@ -69,6 +69,7 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
     has_kernel says for which arguments torch's function can run at all; for others the definition is traced.
 
     A tensor subclass with __torch_function__ and torch.fx are told torch's function too: see pynn.overrides.
+    A quantised tensor goes there as well: the definitions are of numbers, not of integers with a scale.
 
     The graph then holds the ATen operation that Inductor, ONNX export and this project's own compiler know.
     The decorated function keeps its name, signature and documentation; `__wrapped__` is the definition and
@@ -86,8 +87,11 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
                     return torch_function(*args, **kwargs)
             elif has_override(args, kwargs):
                 return call_override(function, torch_function, args, kwargs)
-            if args and isinstance(args[0], Tensor) and args[0].is_mkldnn:
-                return of_dense_copies(function, args, kwargs)
+            if args and isinstance(args[0], Tensor):
+                if args[0].is_mkldnn:
+                    return of_dense_copies(function, args, kwargs)
+                if args[0].is_quantized:
+                    return torch_function(*args, **kwargs)
             if refuse_others is not None and not (args and isinstance(args[0], Tensor)):
                 refuse_others(args, kwargs)
             if checked_kinds is not None and (len(args) > 1 or kwargs):

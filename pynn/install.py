@@ -9,20 +9,21 @@ import importlib
 import sys
 import threading
 import types
-from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.nn.utils._expanded_weights.expanded_weights_impl import HANDLED_FUNCTIONS
 
 from pynn.counterparts import KINDS, class_pairs, object_pairs, pairs_of
-from pynn.sharing import written_submodules
+from pynn.sharing import AroundImport, written_submodules
 
 _lock = threading.Lock()
 _depth = 0
 _originals: list[tuple[types.ModuleType, str, Any]] = []
+_lent: list[tuple[types.ModuleType, str, Any]] = []
+_borrowers = 0
 
 
 class Installation:
@@ -77,6 +78,32 @@ def uninstall() -> None:
             sys.meta_path.remove(_LATER)
 
 
+def installed() -> bool:
+    """Whether torch.nn resolves to pynn."""
+    return _depth > 0
+
+
+@contextmanager
+def torchs_names() -> Iterator[None]:
+    """If pynn is installed: torch.nn's names hold torch's own for a while. Calls nest, also those of other threads."""
+    global _borrowers
+    with _lock:
+        if _borrowers == 0:
+            for module, name, original in _originals:
+                _lent.append((module, name, vars(module)[name]))
+                setattr(module, name, original)
+        _borrowers += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _borrowers -= 1
+            if _borrowers == 0:
+                for module, name, own in _lent if _depth else ():
+                    setattr(module, name, own)
+                _lent.clear()
+
+
 def _replaceable_names(replacements: dict[Any, Any]) -> list[tuple[types.ModuleType, str, Any]]:
     """(module, name, what it holds) for every name under torch.nn that holds something to replace."""
     modules = [torch.nn]
@@ -89,30 +116,17 @@ def _replaceable_names(replacements: dict[Any, Any]) -> list[tuple[types.ModuleT
     ]
 
 
-class _Later(MetaPathFinder, Loader):
+class _Later(AroundImport):
     """Replaces the names of a submodule of torch.nn that is first imported while pynn is installed."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def wants(self, fullname: str) -> bool:
         package, _, name = fullname.rpartition(".")
         own_package = f"pynn{package.removeprefix('torch.nn')}"
         is_own = getattr(sys.modules.get(own_package), "__name__", None) == own_package
-        if not package.startswith("torch.nn") or not is_own:
-            return None
-        if name not in written_submodules(own_package):
-            return None
-        spec = PathFinder.find_spec(fullname, path)
-        if spec is not None and spec.loader is not None:
-            spec.loader_state = spec.loader
-            spec.loader = self
-        return spec
+        return package.startswith("torch.nn") and is_own and name in written_submodules(own_package)
 
-    def exec_module(self, module: types.ModuleType) -> None:
-        spec = module.__spec__
-        assert spec is not None
-        spec.loader = module.__loader__ = spec.loader_state
-        spec.loader.exec_module(module)  # type: ignore[union-attr]
+    def around(self, module: types.ModuleType, run: Callable[[], None]) -> None:
+        run()
         own = importlib.import_module(f"pynn{module.__name__.removeprefix('torch.nn')}")
         replacements = pairs_of(module, own)
         for name, value in list(vars(module).items()):

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -45,6 +45,31 @@ class TorchPaths(MetaPathFinder, Loader):
 
 if not any(isinstance(finder, TorchPaths) for finder in sys.meta_path):
     sys.meta_path.insert(0, TorchPaths())
+
+
+class AroundImport(MetaPathFinder, Loader):
+    """Does something before and after the modules that it wants are run; subclasses say which and what."""
+
+    def wants(self, fullname: str) -> bool:
+        raise NotImplementedError
+
+    def around(self, module: ModuleType, run: Callable[[], None]) -> None:
+        raise NotImplementedError
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path) if self.wants(fullname) else None
+        if spec is not None and spec.loader is not None:
+            spec.loader_state = spec.loader
+            spec.loader = self
+        return spec
+
+    def exec_module(self, module: ModuleType) -> None:
+        spec = module.__spec__
+        assert spec is not None
+        loader = spec.loader = module.__loader__ = spec.loader_state
+        self.around(module, lambda: loader.exec_module(module))  # type: ignore[union-attr]
 
 
 def written_submodules(package: str) -> list[str]:

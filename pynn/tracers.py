@@ -1,7 +1,8 @@
 """torch.jit.script and torch.fx treat pynn's layers as the torch.nn layers that they stand for.
 
 Both decide by where a class comes from: TorchScript compiles the text of its methods, and torch.fx keeps a layer
-whole if its module's name begins with torch.nn. Neither asks anyone, so `import pynn` wraps two functions of each.
+whole, or says that it made a node, if its module's name begins with torch.nn. Neither asks anyone, so `import pynn`
+wraps a few functions of each.
 """
 
 import functools
@@ -12,22 +13,24 @@ from typing import Any
 import torch.fx
 import torch.jit._recursive
 import torch.jit._script
+from torch.fx.passes.utils import source_matcher_utils
 from torch.nn import Module, Sequential
 
 from pynn.convert import convert, with_new_bases
-from pynn.counterparts import class_pairs, function_pairs
+from pynn.counterparts import class_pairs, function_pairs, torchs_objects
 from pynn.overrides import is_installed
 
 
 def teach_tracers() -> None:
     """Wrap their functions; a second call changes nothing."""
-    _wrap(torch.jit._recursive, "create_script_module", _scripted_as_torchs)
-    _wrap(torch.jit._script, "_get_overloads", _with_torchs_overloads)
-    _wrap(torch.fx.Tracer, "is_leaf_module", _keeping_layers)
-    _wrap(torch.fx.Tracer, "trace", _tracing_torchs_functions)
+    wrap(torch.jit._recursive, "create_script_module", _scripted_as_torchs)
+    wrap(torch.jit._script, "_get_overloads", _with_torchs_overloads)
+    wrap(torch.fx.Tracer, "is_leaf_module", keeping_layers)
+    wrap(torch.fx.Tracer, "trace", _tracing_torchs_functions)
+    wrap(source_matcher_utils, "get_source_partitions", _by_layers)
 
 
-def _wrap(owner: Any, name: str, wrapper: Callable) -> None:
+def wrap(owner: Any, name: str, wrapper: Callable) -> None:
     original = getattr(owner, name)
     if not getattr(original, "_wrapped_by_pynn", False):
         wrapped = wrapper(original)
@@ -82,7 +85,9 @@ def over_torchs_layers(cls: type) -> type:
     return cls if bases == cls.__bases__ else with_new_bases(cls, bases)
 
 
-def _keeping_layers(is_leaf_module: Callable) -> Callable:
+def keeping_layers(is_leaf_module: Callable) -> Callable:
+    """For a subclass of torch.fx.Tracer, or itself: pynn's layers are leaves as torch.nn's are."""
+
     @functools.wraps(is_leaf_module)
     def is_leaf(self: torch.fx.Tracer, m: Module, module_qualified_name: str) -> bool:
         is_layer = type(m).__module__.startswith("pynn.") and not isinstance(m, Sequential)
@@ -106,3 +111,49 @@ def _tracing_torchs_functions(trace: Callable) -> Callable:
         return trace(self, root, *args, **kwargs)
 
     return trace_root
+
+
+def _by_layers(get_source_partitions: Callable) -> Callable:
+    """Which nodes come from which layer or function, of torch's or of pynn's."""
+
+    @functools.wraps(get_source_partitions)
+    def get(
+        graph: torch.fx.Graph, wanted_sources: list[Any], filter_fn: Callable | None = None
+    ) -> dict[Any, list]:
+        noted = [(node.meta, note) for node in graph.nodes for note in _as_noted_of_torchs(node.meta).items()]
+        before = [(meta, name, meta[name]) for meta, (name, _) in noted]
+        wanted = [torchs_objects().get(source, source) for source in wanted_sources]
+        try:
+            for meta, (name, note) in noted:
+                meta[name] = note
+            found = get_source_partitions(graph, wanted, filter_fn)
+        finally:
+            for meta, name, note in before:
+                meta[name] = note
+        partitions = {
+            source: found[torchs] for source, torchs in zip(wanted_sources, wanted) if torchs in found
+        }
+        for source, parts in partitions.items():
+            for part in parts:
+                part.source = source
+        return partitions
+
+    return get
+
+
+def _as_noted_of_torchs(meta: dict[str, Any]) -> dict[str, Any]:
+    """What would be noted otherwise if the node came from torch's layer: a layer of torch.nn is the source itself."""
+    layers, sources = meta.get("nn_module_stack"), meta.get("source_fn_stack")
+    key, (path, layer) = list(layers.items())[-1] if layers else (None, (None, None))
+    original = _layers_and_their_names().get(layer)
+    if sources:
+        name, source = sources[-1]
+        return {"source_fn_stack": [*sources[:-1], (name, original or torchs_objects().get(source, source))]}
+    return {"nn_module_stack": {**layers, key: (path, original)}} if original else {}
+
+
+@functools.cache
+def _layers_and_their_names() -> dict[Any, type]:
+    """pynn's layers and their names, as torch.export notes them -> torch's layers."""
+    names = {f"{own.__module__}.{own.__qualname__}": original for original, own in class_pairs().items()}
+    return {**names, **{own: original for original, own in class_pairs().items()}}

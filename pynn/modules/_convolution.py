@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from pynn.definitions import NARROW_DTYPES, Function, defines, widen
+from pynn.flops import counted_as
 from pynn.memory_format import in_format_of
 from pynn.modules._convolution_checks import expanded
 from pynn.windows import crop, overlap_add, pad_both_sides, place_of, sliding_windows
@@ -233,6 +234,7 @@ def transposed_size(
     return (size - 1) * stride - 2 * padding + dilation * (kernel_size - 1) + output_padding + 1
 
 
+@counted_as(aten.convolution)
 @defines(aten.convolution.default)
 def convolution_forward(
     input: Tensor,
@@ -276,6 +278,7 @@ def in_their_format(out: Tensor, input: Tensor, weight: Tensor) -> Tensor:
     return in_format_of(weight if is_plain else input, out)
 
 
+@counted_as(aten.convolution_backward)
 @defines(aten.convolution_backward.default)
 def convolution_backward(
     grad_output: Tensor,
