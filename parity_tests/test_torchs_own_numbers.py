@@ -349,3 +349,21 @@ def test_complex_norms_forwards(name):
     function = getattr(pynn.functional, name)
     assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, inputs, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize(
+    "name,shape",
+    [
+        ("avg_pool1d", (0, 3, 6)),
+        ("avg_pool2d", (0, 3, 4, 4)),
+        ("avg_pool3d", (0, 3, 4, 4, 4)),
+        ("unfold", (0, 3, 4, 4)),
+    ],
+)
+def test_jacobian_of_no_images(name, shape):
+    """jacrev of op_db's samples with an empty batch: a vmap of none."""
+    own, cpp = (
+        torch.func.jacrev(lambda x, f=getattr(functions, name): f(x, 2))(torch.ones(shape))
+        for functions in (pynn.functional, torch.nn.functional)
+    )
+    assert own.shape == cpp.shape

@@ -57,8 +57,10 @@ def overlap_add(
     for offsets in itertools.product(*map(range, kernel_size)):
         elements = term(offsets)
         if elements.numel() == 0:
-            # nothing to add: no write into an empty view, which the older vmap refuses in a double backward
-            return elements.new_zeros(*elements.shape[: elements.dim() - len(size)], *size) + elements.sum()
+            # nothing to add: no write into an empty view, which the older vmap refuses in a double backward; a vmap
+            # of none refuses the sum of a scalar
+            nothing = elements.sum().unsqueeze(0)
+            return elements.new_zeros(*elements.shape[: elements.dim() - len(size)], *size) + nothing
         if out is None:
             out = elements.new_zeros(*elements.shape[: elements.dim() - len(size)], *size)
         place = place_of(offsets, elements.shape[-len(size) :], stride, dilation)
