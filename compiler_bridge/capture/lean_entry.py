@@ -49,7 +49,7 @@ def is_known(context: Any) -> bool:
         and not getattr(context, "export", True)
         and all(hasattr(eval_frame, name) for name in ("_stance", "_in_optimized_module", "skip_code"))
         and hasattr(compiler, "_is_exporting_flag")
-        and hasattr(_symbolic_trace, "_is_fx_tracing_flag")
+        and hasattr(_symbolic_trace, "is_fx_symbolic_tracing")
         and hasattr(_guards, "_TLS")
         and is_default_stance(eval_frame._stance)
     )
@@ -71,6 +71,8 @@ def lean_call(wrapper: Callable[..., Any], context: Any, otherwise: Callable[...
     default_stance = eval_frame._stance
     tracing = _guards._TLS
     is_jit_tracing, in_transform = torch._C._is_tracing, torch._C._are_functorch_transforms_active
+    is_fx_tracing = _symbolic_trace.is_fx_symbolic_tracing
+    is_eager_when_nested = getattr(eval_frame, "_is_eager_on_nested_compile", None)  # from torch 2.14 on
     set_eval_frame = eval_frame.set_eval_frame
     set_region = getattr(eval_frame, "set_eval_frame_isolate_recompiles_id", nothing_to_set)
     region = getattr(context, "_isolate_recompiles_id", -1)
@@ -80,10 +82,11 @@ def lean_call(wrapper: Callable[..., Any], context: Any, otherwise: Callable[...
         if (
             eval_frame._stance is not default_stance
             or compiler._is_exporting_flag
-            or _symbolic_trace._is_fx_tracing_flag
+            or is_fx_tracing()
             or is_jit_tracing()
             or in_transform()
             or getattr(tracing, "tracing_context", None) is not None
+            or (is_eager_when_nested is not None and is_eager_when_nested())
         ):
             return otherwise(*args, **kwargs)
         prior = set_eval_frame(None)
@@ -146,6 +149,10 @@ class OptimizedModule(eval_frame.OptimizedModule):
         state = super().__getstate__()
         state.pop("_lean", None)
         return state
+
+    def __bool__(self) -> bool:
+        """As the module's; by torch's it is len(), which most modules haven't (Dynamo asks in torch 2.11)."""
+        return bool(self._modules["_orig_mod"])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if is_dynamo_compiling():  # a part of a larger function, which is compiled as a whole
