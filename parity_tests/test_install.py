@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.common_modules import module_db
 
 import pynn
+from parity_tests.torch_version import IS_OLDER
 from pynn.counterparts import class_pairs, object_pairs, twin_modules
 
 LAYERS = [info for info in module_db if info.module_cls in class_pairs()]
@@ -238,7 +239,7 @@ def nodes_by_source(strict, made_of, asked_of):
 @pytest.mark.parametrize("installed", [True, False])
 def test_nodes_are_found_by_the_layer_or_function_that_made_them(strict, installed):
     expected = nodes_by_source(strict, torch.nn, torch.nn)
-    assert all(expected) if strict else any(expected)
+    assert all(expected) if strict else any(expected) or IS_OLDER  # whose graphs don't say
     with pynn.install() if installed else nullcontext():
         for made_of in (torch.nn, pynn):
             for asked_of in (torch.nn, pynn):
