@@ -61,7 +61,7 @@ def measure_vision_models(
     for name in QUICK if quick else BUILDERS:
         if only not in name:
             continue
-        for record in speed_records(name, chosen, budget=2.0 if quick else 6.0):
+        for record in speed_records(name, chosen, budget=2.0 if quick else 3.0):
             add(record)
         if can_measure():
             add(memory_record(name, chosen))
