@@ -17,7 +17,6 @@ from compiler_bridge.ahead import likely_kernels
 from compiler_bridge.capture.annotations import without_annotations
 from compiler_bridge.capture.capture import BoxedCall, Kind, Options, boxed, capture
 from compiler_bridge.capture.fixed_shapes import set_only_while_compiling
-from compiler_bridge.capture.lean_entry import with_lean_entry
 from compiler_bridge.compile_pool import compile_ahead
 from compiler_bridge.errors import BridgeError, FallbackWarning
 
@@ -102,7 +101,12 @@ def compile(
         model, backend=pynn_backend, options=chosen, dynamic=dynamic, **torch_compile_arguments
     )
     compiled = set_only_while_compiling(compiled) if dynamic is False else compiled
-    return with_lean_entry(without_annotations(compiled))
+    compiled = without_annotations(compiled)
+    try:
+        from compiler_bridge.capture.lean_entry import with_lean_entry
+    except (ImportError, AttributeError):  # a torch that is built differently
+        return compiled
+    return with_lean_entry(compiled)
 
 
 def compile_or_fall_back(

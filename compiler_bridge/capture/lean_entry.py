@@ -90,20 +90,24 @@ def lean_call(wrapper: Callable[..., Any], context: Any, otherwise: Callable[...
         ):
             return otherwise(*args, **kwargs)
         prior = set_eval_frame(None)
-        take_back = [enter() for enter in hooks]
-        prior_region = set_region(region)
         try:
-            set_eval_frame(callback)
-            return function(*args, **kwargs)
-        except Exception as error:
-            set_eval_frame(None)
-            torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(0)  # pyright: ignore
-            raise_shortened(error)
+            take_back = [enter() for enter in hooks]
+            prior_region = set_region(region)
+            try:
+                set_eval_frame(callback)
+                return function(*args, **kwargs)
+            except BaseException as error:
+                set_eval_frame(None)
+                torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(0)  # pyright: ignore
+                if isinstance(error, OF_DYNAMO):
+                    raise_shortened(error)
+                raise
+            finally:
+                set_eval_frame(None)
+                set_region(prior_region)
+                for undo in take_back:
+                    undo()
         finally:
-            set_eval_frame(None)
-            set_region(prior_region)
-            for undo in take_back:
-                undo()
             set_eval_frame(prior)
 
     call._torchdynamo_wrapper_id = id(call)  # type: ignore[attr-defined]
@@ -117,13 +121,20 @@ def nothing_to_set(region: int) -> int:
     return region
 
 
+OF_DYNAMO = (
+    eval_frame.ShortenTraceback,
+    eval_frame.Unsupported,
+    eval_frame.UncapturedHigherOrderOpError,
+    eval_frame.UserError,
+)
+
+
 def raise_shortened(error: Exception) -> None:
-    """Raise it as torch.compile would: what went wrong in compiling, without Dynamo's own frames."""
+    """Raise what went wrong in compiling as torch.compile would, without Dynamo's own frames; not where it doesn't."""
     if isinstance(error, eval_frame.ShortenTraceback):
         raise error.remove_dynamo_frames() from None
-    kinds = (eval_frame.Unsupported, eval_frame.UncapturedHigherOrderOpError, eval_frame.UserError)
-    if not isinstance(error, kinds) or eval_frame.config.verbose:
-        raise error
+    if eval_frame.config.verbose:
+        return
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause.__cause__.with_traceback(None)
