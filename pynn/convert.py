@@ -10,7 +10,7 @@ import types
 from torch.nn import Module
 from torch.nn.utils.parametrize import is_parametrized
 
-from pynn.counterparts import class_pairs, function_pairs
+from pynn.counterparts import class_pairs, function_pairs, torchs_objects
 
 
 def convert(model: Module, *, inverse: bool = False) -> Module:
@@ -35,9 +35,7 @@ def convert_layer(layer: Module, *, inverse: bool = False) -> bool:
     if new_class is None:
         return False
     layer.__class__ = with_new_bases(type(layer), (new_class,)) if parametrized else new_class
-    functions = function_pairs()
-    if inverse:
-        functions = {own: original for original, own in functions.items()}
+    functions = torchs_objects() if inverse else function_pairs()
     for name, value in vars(layer).items():  # TransformerEncoderLayer keeps its activation function
         if isinstance(value, types.FunctionType | types.BuiltinFunctionType):
             vars(layer)[name] = functions.get(value, value)

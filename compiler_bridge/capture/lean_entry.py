@@ -117,7 +117,7 @@ def lean_call(wrapper: Callable[..., Any], context: Any, otherwise: Callable[...
 
 
 def nothing_to_set(region: int) -> int:
-    """Versions of torch before 2.13 have no regions."""
+    """Older versions of torch (2.11) have no regions."""
     return region
 
 

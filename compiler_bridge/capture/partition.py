@@ -82,11 +82,13 @@ def copy_saved_inputs(forward: fx.GraphModule) -> None:
     changing = {placeholders[index] for index in mutated if index < len(placeholders)}
     output = next(node for node in forward.graph.nodes if node.op == "output")
     results = list(output.args[0])
-    for position in range(metadata.num_forward, len(results)):
+    positions = [i for i in range(metadata.num_forward, len(results)) if results[i] in changing]
+    if not positions:
+        return
+    for position in positions:
         value = results[position]
-        if value in changing:
-            with forward.graph.inserting_before(output):
-                results[position] = forward.graph.call_function(torch.ops.aten.clone.default, (value,))
-            results[position].meta.update(value.meta)
+        with forward.graph.inserting_before(output):
+            results[position] = forward.graph.call_function(torch.ops.aten.clone.default, (value,))
+        results[position].meta.update(value.meta)
     output.args = (type(output.args[0])(results),)
     forward.recompile()
