@@ -255,7 +255,7 @@ def strided_form(node: Contract) -> MatrixForm | None:
     # the sum may run through its axes in any order, so C's strides (0) do not matter
     inner = merge_dimensions([dimension(a) for a in node.reduce_axes], arrays)
     for group in (rows, columns):  # one dimension is the matrix's own, others join the batch
-        group.sort(key=lambda d: 0 if isinstance(d.c, int) and d.c == 1 else 1)
+        group.sort(key=suits_the_matrix, reverse=True)
         batch += group[1:]
     inner.sort(key=lambda d: 0 if 1 in (d.a, d.b) else 1)
     # segments of the sum pay where C is one matrix: rows or columns that join the batch leave short ones
@@ -273,6 +273,12 @@ def strided_form(node: Contract) -> MatrixForm | None:
         made,
         first(inner[1:]),
     )
+
+
+def suits_the_matrix(dimension: Dimension) -> tuple[bool, int]:
+    """Contiguous in C before long, long before short: each matrix of the batch reads the other operand anew."""
+    extent = dimension.extent if isinstance(dimension.extent, int) else 0
+    return isinstance(dimension.c, int) and dimension.c == 1, extent
 
 
 def is_long(run: Dimension) -> bool:
