@@ -8,6 +8,7 @@ loop is computed again when cheap, else kept in a scratch row that stays in the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,13 +17,19 @@ from compiler_bridge.cpu.host import NATIVE_LANES
 from compiler_bridge.fuse import expr_cost, hint
 from compiler_bridge.group import Group, row_of
 from compiler_bridge.ir import (
+    Apply,
     Axis,
+    Constant,
+    Contract,
+    Expr,
     Index,
     IndexValue,
     Load,
     Reduce,
     Size,
+    axis_index,
     expr_axes,
+    map_expr,
     node_exprs,
     node_loads,
     size_equal,
@@ -147,9 +154,12 @@ def merge_axes(group: Group) -> Group:
         changed = False
         indices = [index for node in nodes for index in node_indices(node)]
         for axes in (outer, inner):
-            pair = next(
-                ((a, b) for a in axes for b in axes if a is not b and mergeable(a, b, nodes, indices)), None
-            )
+            pairs = [(a, b) for a in axes for b in axes if a is not b]
+            pair = next(((a, b) for a, b in pairs if mergeable(a, b, nodes, indices)), None)
+            if pair is None:
+                pair, nodes = next(
+                    ((p, made) for p in pairs if (made := with_conditions_scaled(*p, nodes))), (None, nodes)
+                )
             if pair is None:
                 continue
             a, b = pair
@@ -167,6 +177,47 @@ def mergeable(a: Axis, b: Axis, nodes: list[Any], indices: list[Index]) -> bool:
         if (a.name in kept) != (b.name in kept) or (a.name in reduced) != (b.name in reduced):
             return False
     return all(size_equal(i.coefficient(a.name), i.coefficient(b.name) * b.extent) for i in indices)
+
+
+def with_conditions_scaled(a: Axis, b: Axis, nodes: list[Any]) -> list[Any] | None:
+    """The nodes with `a + c >= d` as `a * B + b + c * B >= d * B` (and so with <), where b runs over B elements, if the
+    axes can be merged then: the pixels and channels of a padded image."""
+    if not isinstance(b.extent, int) or not all(
+        size_equal(i.coefficient(a.name), i.coefficient(b.name) * b.extent)
+        for node in nodes
+        for i in (node.store, *(load.index for load in node_loads(node)))
+    ):
+        return None
+    step = b.extent
+
+    def scale(old: Apply) -> Expr:
+        place, limit = old.args[0], old.args[-1]
+        if (
+            old.op not in ("ge", "lt")
+            or not isinstance(place, IndexValue)
+            or not isinstance(limit, Constant)
+            or place.index.values()
+            or place.index.coefficient(a.name) != 1
+            or place.index.coefficient(b.name) != 0
+        ):
+            return old
+        finer = IndexValue(place.dtype, place.index.scaled(step) + axis_index(b.name))
+        return replace(old, args=(finer, replace(limit, value=limit.value * step)))
+
+    scaled = [map_node(node, scale) for node in nodes]
+    indices = [index for node in scaled for index in node_indices(node)]
+    return scaled if mergeable(a, b, scaled, indices) else None
+
+
+def map_node(node: Any, apply: Callable[[Apply], Expr]) -> Any:
+    """The node with `apply` on every operation of its expressions."""
+
+    def rewrite(expr: Expr) -> Expr:
+        return map_expr(expr, lambda index: index, lambda load: load, apply)
+
+    if isinstance(node, Contract):
+        return replace(node, lhs=rewrite(node.lhs), rhs=rewrite(node.rhs))
+    return replace(node, value=rewrite(node.value))
 
 
 def merge_in_node(node: Any, gone: Axis, merged: Axis) -> Any:

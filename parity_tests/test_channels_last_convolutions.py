@@ -1,4 +1,5 @@
-"""Compiled channels-last convolutions: windows and panels found where they lie (compiler_bridge/cpu/gemm_indirect.py).
+"""Compiled channels-last convolutions: windows and panels found where they lie (compiler_bridge/cpu/gemm_indirect.py,
+gemm_runs.py).
 
 Geometries that make whole and partial tiles, panels that straddle taps, taps that a stride skips, several blocks of
 rows and of segments; on every executor that compiles.
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+import pynn
 from parity_tests.executors import in_executor_process, prepare
 
 
@@ -36,11 +38,15 @@ GEOMETRIES = {
     "image": Geometry(2, 3, 16, (11, 10), (7, 7), 2, 3),
     "image 3x3": Geometry(1, 3, 8, (6, 5), (3, 3), 2, 1),
     "image of 14 channels, dilated": Geometry(1, 14, 8, (8, 6), (3, 2), 1, 1, 2),
+    "image of 2 channels": Geometry(2, 2, 33, (9, 12), (3, 4), 1, 3),
+    "image, windows side by side": Geometry(2, 3, 70, (8, 12), (4, 4), 4),
+    "image 16x16": Geometry(1, 3, 5, (48, 32), (16, 16), 16),
     "3d image": Geometry(1, 4, 8, (4, 5, 6), (2, 3, 3), 1, 1),
     "3d": Geometry(1, 8, 12, (4, 3, 5), (2, 3, 3), 2, 1),
 }
 LARGE = {
     "many rows": Geometry(2, 32, 64, (30, 31), (3, 3), padding=1),
+    "image": Geometry(1, 3, 40, (67, 70), (7, 7), 2, 3),
     "blocks of segments": Geometry(1, 600, 40, (4, 4), (3, 3), padding=1),
 }
 
@@ -109,6 +115,24 @@ def test_small(name: str, dtype: str, executor: str):
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_channels_last_weight(name: str):
     check(GEOMETRIES[name], "float32", "numba", last=True)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("name", ["image", "image, windows side by side"])
+def test_threads_share_the_sum_of_an_images_weight_gradient(name: str, threads: int):
+    """Each keeps its part of the sums, transposed, in scratch (cpu/gemm_runs.py)."""
+    tensors, steps = draw(GEOMETRIES[name]._replace(batch=4), "float32", False)
+
+    def of_weight(x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        return convolve(x, weight, gradient, *steps)[2]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ours = pynn.compile(of_weight, strict=True)(*tensors)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(ours, of_weight(*tensors))
 
 
 @pytest.mark.slow

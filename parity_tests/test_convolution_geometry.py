@@ -242,6 +242,17 @@ def test_columns_of_an_images_gradient_are_taps_and_channels(image, taps, stride
     assert_computes(compile_graph(module, inputs)(*inputs), wanted)
 
 
+def test_rows_of_a_strided_convolution_make_matrices_as_high_as_they_can() -> None:
+    """Each matrix reads the weight anew: 112 matrices of 7 rows took 1.5 times as long as 7 of 112."""
+    x, weight = values(16, 32, 14, 14).contiguous(memory_format=torch.channels_last), values(64, 32, 1, 1)
+    case = traced(("conv2d", [x, weight], {"stride": 2}))
+    assert case is not None
+    module, inputs, wanted = case
+    forms = [packed_form(node) for node in lower_graph(module).nodes if isinstance(node, Contract)]
+    assert (16 * 7, 7) in [(form.m.extent, form.batch[1].extent) for form in forms if form is not None]
+    assert_computes(compile_graph(module, inputs)(*inputs), wanted)
+
+
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(ANY_CALL)
 def test_loop_ir_of_a_few(call: tuple) -> None:

@@ -277,3 +277,13 @@ def test_vectors_of_pairs_are_no_gathers() -> None:
     (kernel,) = pool["forward"].kernels
     schedule = schedule_group(join_all(single(kernel.nodes[0], {}), kernel.nodes[1:], {}), set(), {})
     assert schedule.vector is not None and schedule.vector.extent == 14
+
+
+def test_pixels_and_channels_of_a_padded_image_are_one_axis() -> None:
+    """Vectors of three channels made the copy 17 times as long."""
+    x = torch.randn(2, 3, 9, 11).to(memory_format=torch.channels_last)
+    record = compiled_records(lambda x: F.pad(x, (2, 1, 3, 0)), [x.requires_grad_()], ("forward",))["forward"]
+    (kernel,) = record.kernels
+    schedule = schedule_group(single(kernel.nodes[0], {}), set(), {})
+    assert schedule.vector is not None and schedule.vector.extent == (11 + 3) * 3
+    assert_no_worse(lambda x: F.pad(x, (2, 1, 3, 0), value=0.5), [x])

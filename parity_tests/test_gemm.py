@@ -384,6 +384,21 @@ def test_threads_share_out_a_long_sum(dtype: torch.dtype, m: int, n: int, k: int
         assert_no_worse(out, a, b, start)
 
 
+@pytest.mark.parametrize("dtype, run, threads, kernels", (
+    ("float32", 21, 1, ["runs"]),
+    ("float64", 21, 2, ["runs", "sum_parts"]),
+    ("float32", 84, 1, ["multiply"]),  # copying so long a run is little beside its products
+    ("bfloat16", 21, 1, ["multiply"]),  # widened while it is copied
+))  # fmt: skip
+def test_short_runs_of_columns_are_read_where_they_lie(
+    dtype: str, run: int, threads: int, kernels: list[str]
+):
+    plan = plan_gemm(
+        64, 168, 4096, 1, dtype, (0, 1, 64), (0, 0, 0), (0, 168, 1), threads, has_pack_b=True, run=run
+    )
+    assert [entry.kernel for entry in plan.entries] == kernels
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="dtype 'int8'"):
         plan_gemm(1, 1, 1, 1, "int8", (0, 1, 1), (0, 1, 1), (0, 1, 1), 1)

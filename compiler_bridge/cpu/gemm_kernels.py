@@ -11,7 +11,7 @@ from typing import Any
 
 from compiler_bridge.cpu.gemm_plan import DTYPES
 
-KERNELS = ("pack_b", "multiply", "sum_parts", "pack_indirect", "indirect", "dot", "axpy")
+KERNELS = ("pack_b", "multiply", "sum_parts", "pack_indirect", "indirect", "runs", "dot", "axpy")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _address(name: str, dtype: str) -> int:
 
 def kernel_function(name: str, dtype: str) -> Callable[..., Any]:
     """The kernel as a plain Python function (imports the kernel language)."""
-    from compiler_bridge.cpu import gemm_axpy, gemm_dot, gemm_indirect, gemm_multiply
+    from compiler_bridge.cpu import gemm_axpy, gemm_dot, gemm_indirect, gemm_multiply, gemm_runs
 
     kernels = {
         "pack_b": gemm_multiply.pack_b_kernel,
@@ -71,6 +71,7 @@ def kernel_function(name: str, dtype: str) -> Callable[..., Any]:
         "sum_parts": gemm_multiply.sum_parts_kernel,
         "pack_indirect": gemm_indirect.pack_indirect_kernel,
         "indirect": gemm_indirect.indirect_kernel,
+        "runs": gemm_runs.runs_kernel,
         "dot": gemm_dot.dot_kernel,
         "axpy": gemm_axpy.axpy_kernel,
     }

@@ -50,6 +50,12 @@ go to memory."""
 MAX_ROWS_OF_FOUND_B = 240
 """Rows of A packed at a time where each panel of B is packed once for each block of rows."""
 
+MAX_SHORT_RUN = 48
+"""Runs of so many elements are read where they lie, not copied into panels of B (`gemm_runs`)."""
+
+RUNS_K_BLOCK = 128
+"""k that `gemm_runs` sums at a time: their panel of A stays in L1."""
+
 MAX_PLACES_BYTES = 128 * 1024
 """Places of the tiles of a block of rows: a part of L2."""
 
@@ -257,7 +263,44 @@ def _plan(problem: _Problem, swapped: bool) -> GemmPlan:
         return _plan_dot(problem, swapped)
     if not packs and problem.b[3] == 1 and problem.m <= MAX_AXPY_ROWS:
         return _plan_axpy(problem, swapped)
+    if problem.run > 0 and _suits_runs(problem):
+        return _plan_runs(problem, swapped)
     return _plan_packed(problem, swapped)
+
+
+def _suits_runs(problem: _Problem) -> bool:
+    """Whether short runs of B are read where they lie: then threads share out K, and each keeps all sums in L2."""
+    fits = _bytes_of_sums(problem) <= cache_bytes(2) // 4
+    shared = problem.threads == 1 or _parts_of_k(problem) > 1
+    in_place = problem.dtype == compute_dtype(problem.dtype)
+    return problem.run <= MAX_SHORT_RUN and problem.batch == 1 and in_place and fits and shared
+
+
+def _bytes_of_sums(problem: _Problem) -> int:
+    """Of a thread of `gemm_runs`: [panel of A][segment][run][lane], in whole register tiles."""
+    width, itemsize = panel_columns(problem.dtype), 8 if problem.dtype == "float64" else 4
+    rows = problem.n // problem.run * _round_up(problem.run, ROWS)
+    return _divide_up(problem.m, width) * rows * width * itemsize
+
+
+def _plan_runs(problem: _Problem, swapped: bool) -> GemmPlan:
+    """Columns of B that are short runs: each thread takes a part of K (`gemm_runs`)."""
+    width, itemsize = panel_columns(problem.dtype), 8 if problem.dtype == "float64" else 4
+    parts = _parts_of_k(problem)
+    k_part = _round_up(_divide_up(problem.k, parts), 8)
+    k_block = min(RUNS_K_BLOCK, _round_up(k_part, ENTRY))
+    scratch_b = TILE_BYTES + _round_up(problem.run * itemsize, LINE)
+    scratch_panel = scratch_b + problem.n // problem.run * k_block * 8
+    scratch = scratch_panel + k_block * width * itemsize + _bytes_of_sums(problem)
+    table = problem.table(swapped) | {
+        "K_BLOCK": k_block, "K_PARTS": parts, "K_PART": k_part, "PARTIAL": 0,
+        "SCRATCH_B": scratch_b, "SCRATCH_PANEL": scratch_panel, "SCRATCH_BYTES": scratch,
+    }  # fmt: skip
+    entries = (GemmEntry("runs", parts),)
+    if parts > 1:
+        entries = (*entries, GemmEntry("sum_parts", problem.m))
+    workspace = (parts - 1) * problem.m * problem.n * itemsize
+    return GemmPlan(problem.dtype, entries, table, workspace, scratch, problem.threads)
 
 
 def _plan_dot(problem: _Problem, swapped: bool) -> GemmPlan:
