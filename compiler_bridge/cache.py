@@ -18,6 +18,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 import tempfile
 import threading
@@ -165,6 +166,9 @@ def environment_key() -> str:
     return _digest(*texts, *versions, platform.python_version(), machine_code.describe_host())
 
 
+WORD = re.compile(r"[A-Za-z_]\w*")
+
+
 class ModuleText:
     """The definitions of a module's text, to find what a kernel's meaning depends on."""
 
@@ -172,6 +176,7 @@ class ModuleText:
         self.lines = source.splitlines()
         self.common: list[str] = []  # imports: every kernel may depend on them
         self.definitions: dict[str, list[ast.stmt]] = {}
+        self.keys: dict[str, str] = {}
         for statement in ast.parse(source).body:
             if isinstance(statement, (ast.Import, ast.ImportFrom)):
                 self.common.append(self._text(statement))
@@ -180,16 +185,21 @@ class ModuleText:
 
     def kernel_key(self, name: str) -> str:
         """Content address of a kernel; kernels that differ in name, comments or docstring share it."""
-        own = self.definitions[name]
+        if name not in self.keys:
+            self.keys[name] = self._find_key(name)
+        return self.keys[name]
+
+    def _find_key(self, name: str) -> str:
         seen = {name}
-        texts = [self._text(statement).replace(f"def {name}(", "def kernel(", 1) for statement in own]
-        waiting = list(own)
+        texts = [self._text(own).replace(f"def {name}(", "def kernel(", 1) for own in self.definitions[name]]
+        waiting = list(texts)
         while waiting:
-            for used in _used_names(waiting.pop()):
+            for used in dict.fromkeys(WORD.findall(waiting.pop())):
                 if used in self.definitions and used not in seen:
                     seen.add(used)
-                    texts.extend(self._text(statement) for statement in self.definitions[used])
-                    waiting.extend(self.definitions[used])
+                    reached = [self._text(statement) for statement in self.definitions[used]]
+                    texts += reached
+                    waiting += reached
         return _digest(environment_key(), *sorted(self.common), *texts)
 
     def _text(self, statement: ast.stmt) -> str:
@@ -217,11 +227,6 @@ def _bound_names(statement: ast.stmt) -> Iterator[str]:
         for node in ast.walk(statement):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 yield node.id
-
-
-def _used_names(statement: ast.stmt) -> list[str]:
-    names = [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
-    return list(dict.fromkeys(names))  # in order of appearance, so that keys don't depend on hashing
 
 
 def function_key(function: Any) -> str:

@@ -34,6 +34,7 @@ from compiler_bridge.ir import (
     Scan,
     Scatter,
     Size,
+    Value,
     all_axes,
     children,
     exact_quotient,
@@ -71,13 +72,8 @@ def hint(size: Size, hints: dict[Any, int] | None = None) -> int:
 
 def expr_cost(expr: Expr) -> int:
     """Rough arithmetic operations to evaluate an expression once."""
-    seen: set[int] = set()
-    total = 0
-    for part in walk(expr):
-        if isinstance(part, Apply) and id(part) not in seen:
-            seen.add(id(part))
-            total += OPS[part.op].cost if part.op in OPS else 1
-    return total
+    applied = (part for part in walk(expr) if isinstance(part, Apply))
+    return sum(OPS[part.op].cost if part.op in OPS else 1 for part in applied)
 
 
 def count_ops(expr: Expr) -> int:
@@ -266,6 +262,9 @@ def replace_load(node: Any, old: Load, new: Expr) -> Any:
 
     if isinstance(node, Contract):
         return replace(node, lhs=rewrite(node.lhs), rhs=rewrite(node.rhs))
+    if isinstance(node, Scatter):  # where it stores is data, too
+        terms = [(Value(rewrite(a.expr)) if isinstance(a, Value) else a, c) for a, c in node.store.terms]
+        node = replace(node, store=Index(tuple(terms), node.store.const))
     return replace(node, value=rewrite(node.value))
 
 

@@ -74,7 +74,7 @@ class Expr:
         return known
 
     def __getstate__(self) -> dict[str, Any]:  # strings have another hash in another process
-        return {name: value for name, value in self.__dict__.items() if name != "_hash"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_hash", "_loads")}
 
 
 @dataclass(frozen=True)
@@ -334,9 +334,15 @@ def children(expr: Expr) -> Iterator[Expr]:
 
 
 def walk(expr: Expr) -> Iterator[Expr]:
-    yield expr
-    for child in children(expr):
-        yield from walk(child)
+    """The expression and all below it, each object once: values are shared, a tree of them can be huge."""
+    seen: set[int] = set()
+    waiting = [expr]
+    while waiting:
+        part = waiting.pop()
+        if id(part) not in seen:
+            seen.add(id(part))
+            yield part
+            waiting += list(children(part))[::-1]
 
 
 def node_exprs(node: Node) -> list[Expr]:
@@ -350,7 +356,15 @@ def node_exprs(node: Node) -> list[Expr]:
 
 
 def node_loads(node: Node) -> list[Load]:
-    return [e for expr in node_exprs(node) for e in walk(expr) if isinstance(e, Load)]
+    return [load for expr in node_exprs(node) for load in expr_loads(expr)]
+
+
+def expr_loads(expr: Expr) -> tuple[Load, ...]:
+    """The loads of an expression, remembered in it: every pass asks for them."""
+    known = expr.__dict__.get("_loads")
+    if known is None:
+        known = expr.__dict__["_loads"] = tuple(e for e in walk(expr) if isinstance(e, Load))
+    return known
 
 
 def node_outputs(node: Node) -> list[str]:

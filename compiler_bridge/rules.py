@@ -139,8 +139,14 @@ def fold_not(expr: Apply, extents: Extents) -> Expr | None:
 
 
 def fold_cast(expr: Apply, extents: Extents) -> Expr | None:
-    """cast(x) -> x when x has the dtype already."""
-    return expr.args[0] if expr.op == "cast" and expr.args[0].dtype == expr.dtype else None
+    """cast(x) -> x when x has the dtype already, or had it before it was widened to int64."""
+    if expr.op != "cast":
+        return None
+    inner = expr.args[0]
+    if inner.dtype == expr.dtype:
+        return inner
+    is_widened = isinstance(inner, Apply) and inner.op == "cast" and inner.dtype == "int64"
+    return inner.args[0] if is_widened and inner.args[0].dtype == expr.dtype == "int32" else None
 
 
 RULES = (fold_index_arithmetic, fold_floor_division, fold_comparison, fold_logic, fold_not, fold_cast)

@@ -7,6 +7,7 @@ lie side by side and windows are few and small, a sum over those that may cover 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,7 @@ from compiler_bridge.lower.pool_windows import (
     gradient_loops,
     is_small,
     masked,
+    pairwise,
     per_dim,
     position_value,
     sliding,
@@ -75,14 +77,14 @@ def lower_max_pool(lowering: Lowering, node: fx.Node) -> Any:
     x, dims = lowering.view(given["self"]), spatial_dims(node)
     padding, dilation = given.get("padding", 0), given.get("dilation", 1)
     windows = sliding(lowering, x.shape, given["kernel_size"], given.get("stride"), padding, dims, dilation)
-    return largest(lowering, x, windows, node.meta["val"])
+    return largest(lowering, x, windows, node)
 
 
 @lowers("aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d")
 def lower_adaptive_max_pool(lowering: Lowering, node: fx.Node) -> Any:
     x, dims, vals = lowering.view(node.args[0]), spatial_dims(node), node.meta["val"]
     windows = Adaptive.over(x.shape[len(x.shape) - dims :], sizes(vals[0].shape)[len(x.shape) - dims :])
-    return largest(lowering, x, windows, vals)
+    return largest(lowering, x, windows, node)
 
 
 @lowers("aten.fractional_max_pool2d", "aten.fractional_max_pool3d")
@@ -101,7 +103,7 @@ def lower_fractional_max_pool(lowering: Lowering, node: fx.Node) -> Any:
         loads = [lowering.load_view(table, [*lead, place]) for table, place in zip(tables, places)]
         return [Index(((Value(load), 1),), 0) for load in loads]
 
-    return largest(lowering, x, Placed(widths, extents, starts), vals)
+    return largest(lowering, x, Placed(widths, extents, starts), node)
 
 
 def random_starts(
@@ -135,8 +137,11 @@ def random_starts(
     return lowering.map_into(lowering.new_buffer([*batch, count], "int64"), value)
 
 
-def largest(lowering: Lowering, x: BufferView, windows: Windows, vals: Any) -> tuple[BufferView, BufferView]:
+def largest(
+    lowering: Lowering, x: BufferView, windows: Windows, node: fx.Node
+) -> tuple[BufferView, BufferView]:
     """(the largest element of each window, its place in the flattened spatial dimensions)"""
+    vals = node.meta["val"]
     stored = dtype_name(vals[0].dtype)
     dtype = compute_dtype(stored)
     lowest = reduce_identity("max", dtype)
@@ -146,33 +151,58 @@ def largest(lowering: Lowering, x: BufferView, windows: Windows, vals: Any) -> t
     def seen(tap: Sequence[Index]) -> tuple[Expr, Expr | None]:
         return element(lowering, windows, x, axes, tap, dtype, lowest)
 
+    places = windows.split(axes)[1]
+    if is_small(windows.taps) and windows.begins_with_first_tap and is_place_wanted(node):
+        best, index = place_by_taps(windows, places, [(tap, seen(tap)[0]) for tap in all_taps(windows.taps)])
+        return lowering.map_into(buffer, lambda _: best), lowering.map(vals[1], lambda _: index)
     store = strided_index(axes, buffer.strides)
     values = combine(lowering, buffer, axes, store, windows.taps, "max", lambda tap: seen(tap)[0])
-    places = windows.split(axes)[1]
-    if not (is_small(windows.taps) and windows.begins_with_first_tap):
-        best = lowering.load_view(values, axes)
-        return values, place_by_reduction(lowering, windows, places, seen, best, vals[1])
-    index = place_by_taps(windows, places, [(tap, seen(tap)[0]) for tap in all_taps(windows.taps)])
-    return values, lowering.map(vals[1], lambda _: index)
+    best = lowering.load_view(values, axes)
+    return values, place_by_reduction(lowering, windows, places, seen, best, vals[1])
 
 
-def place_by_taps(windows: Windows, places: Sequence[Axis], taps: list[tuple[list[Index], Expr]]) -> Expr:
-    """Tap after tap, the latest that is larger than all before it, or NaN; as an offset in int32 until the end.
+def is_place_wanted(node: fx.Node) -> bool:
+    """Alone, a maximum takes one operation a tap less."""
+    return any(user.args[1:] == (1,) and user.users for user in node.users)
+
+
+def place_by_taps(
+    windows: Windows, places: Sequence[Axis], taps: list[tuple[list[Index], Expr]]
+) -> tuple[Expr, Expr]:
+    """The largest element, or the last NaN, and its place; that in int32, which has as many lanes as a float, until
+    the end.
 
     Taps outside of the input are as small as can be, so the first one inside has to be known.
     """
     extents = windows.extents
-    chosen = cast(first_inside(windows, places), "int32")
-    best = taps[0][1]
-    for tap, value in taps[1:]:
-        better = apply("gt", value, best)
-        if dtype_kind(value.dtype) == "float":
-            better = apply("bitwise_or", better, apply("isnan", value))
-        offset = constant(flat_place(windows.offset(tap), extents).const, "int32")
-        chosen = apply("where", better, offset, chosen)
-        best = apply("maximum", best, value)
+    offsets: list[Expr] = [
+        constant(flat_place(windows.offset(tap), extents).const, "int32") for tap, _ in taps
+    ]
+    offsets[0] = cast(first_inside(windows, places), "int32")
+    best, chosen = pairwise(later_if_better, list(zip((value for _, value in taps), offsets)))
     origin = position_value(flat_place(windows.begin(places), extents))
-    return unless_empty(windows, places, apply("add", cast(chosen, "int64"), origin))
+    dtype = place_dtype(extents)
+    place = apply("add", cast(chosen, dtype), cast(origin, dtype))
+    return best, unless_empty(windows, places, cast(place, "int64"))
+
+
+def later_if_better(first: tuple[Expr, Expr], later: tuple[Expr, Expr]) -> tuple[Expr, Expr]:
+    """(element, place) of the later one where that is larger, or NaN."""
+    (best, chosen), (value, offset) = first, later
+    if dtype_kind(value.dtype) == "float":
+        # not <= also holds for a NaN, and where `best` is one nothing else exceeds infinity: one comparison, not two
+        infinity = constant(math.inf, value.dtype)
+        bar = apply("where", apply("lt", best, infinity), best, infinity)
+        better = apply("logical_not", apply("le", value, bar))
+    else:
+        better = apply("gt", value, best)
+    return apply("where", better, value, best), apply("where", better, offset, chosen)
+
+
+def place_dtype(extents: Sequence[Size]) -> str:
+    """What a place in the flattened dimensions is computed in."""
+    count = size_product(extents)
+    return "int32" if isinstance(count, int) and count < 2**31 else "int64"
 
 
 def first_inside(windows: Windows, places: Sequence[Axis]) -> Expr:
@@ -202,8 +232,7 @@ def place_by_reduction(
     With all their bits flipped the smallest place is the one that was largest.
     """
     extents = windows.extents
-    count = size_product(extents)
-    dtype = "int32" if isinstance(count, int) and count < 2**31 else "int64"
+    dtype = place_dtype(extents)
     is_float = dtype_kind(best.dtype) == "float"
     flip = apply("where", apply("isnan", best), constant(-1, dtype), constant(0, dtype))
 

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx
@@ -302,6 +302,17 @@ def all_taps(counts: Sequence[Size]) -> list[list[Index]]:
     return [[Index((), k) for k in tap] for tap in itertools.product(*(range(n) for n in counts))]  # pyright: ignore
 
 
+T = TypeVar("T")
+
+
+def pairwise(combined: Callable[[T, T], T], values: Sequence[T]) -> T:
+    """Neighbours first, then what came of two pairs: no long chain in which each operation waits for the last."""
+    while len(values) > 1:
+        pairs = [combined(*pair) for pair in zip(values[::2], values[1::2])]
+        values = [*pairs, *values[2 * len(pairs) :]]
+    return values[0]
+
+
 def combine(
     lowering: Lowering, buffer: Buffer, axes: Sequence[Axis], store: Index, counts: Sequence[Size],
     op: str, term: Term,
@@ -310,9 +321,7 @@ def combine(
     origin, real = lowering.origin(), real_axes(axes)
     if is_small(counts):
         word = {"max": "maximum", "min": "minimum", "sum": "add"}[op]
-        total, *rest = (term(tap) for tap in all_taps(counts))
-        for value in rest:
-            total = apply(word, total, value)
+        total = pairwise(lambda a, b: apply(word, a, b), [term(tap) for tap in all_taps(counts)])
         lowering.append(Map(buffer.name, origin, real, store, to_storage(total, buffer.dtype)))
     else:
         taps = [Axis(f"w{k}", extent) for k, extent in enumerate(counts)]
