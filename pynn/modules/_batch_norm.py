@@ -1,6 +1,6 @@
 """Batch normalisation: the ATen operations' definitions and the function. Its classes are in batchnorm.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -472,13 +472,24 @@ def normalise(
         return _RunningNorm.apply(input, weight, bias, running_mean, running_var, eps)
     out, mean, variance = _BatchNorm.apply(input, weight, bias, eps)
     if running_mean is not None and running_var is not None:
-        # aliases: in the transforms of torch.func these may be tensors from outside, which may not be written
-        running = aten.alias(running_mean), aten.alias(running_var)
+        running = running_mean, running_var
         observed = mean.detach(), variance.detach()
-        moved = moved_statistics(running, *observed, values_per_channel(input), momentum)
-        running[0].copy_(moved[0])
-        running[1].copy_(moved[1])
+        write_statistics(running, moved_statistics(running, *observed, values_per_channel(input), momentum))
     return out
+
+
+def write_statistics(running: Sequence[Tensor], moved: Sequence[Tensor]) -> None:
+    """running <- moved, in place: one operation for all of them, as the update is one part of ATen's batch_norm.
+
+    A tensor subclass meets it whole, and may have observed an input whose running statistics are plain tensors.
+    """
+    if not torch._C._are_functorch_transforms_active():
+        if running:
+            torch._foreach_copy_(running, moved)
+        return
+    # one by one, which vmap has rules for; aliases: these may be tensors from outside, which may not be written
+    for old, new in zip(running, moved, strict=True):
+        aten.alias(old).copy_(new)
 
 
 def has_tangent(*tensors: Tensor | None) -> bool:
