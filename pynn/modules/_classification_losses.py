@@ -14,6 +14,7 @@ from pynn.definitions import (
     defines,
     differentiable,
     linear_in,
+    refuse_complex_gradient,
     require_floating_point,
     require_no_gradient,
     traced_as,
@@ -380,7 +381,10 @@ def binary_cross_entropy_with_logits(
             f"result type {type_name(input)} can't be cast to the desired output type {type_name(target)}"
         )
     refuse_complex_weight(target, pos_weight)
+    if pos_weight is not None:  # pos_weight * target multiplies log(s)
+        refuse_complex_weight(input, target)
     refuse_complex_weight(target, weight)
+    refuse_complex_gradient("binary_cross_entropy_with_logits", input, target)
     return _logistic(input, target, weight, pos_weight, number).to(target.dtype)
 
 
