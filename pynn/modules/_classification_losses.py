@@ -46,7 +46,7 @@ def _class_dim(x: Tensor) -> int:
 def class_weights(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
     """weight[target], 1 without weights, and 0 where target is ignore_index."""
     is_counted = target != ignore_index
-    if weight is None:
+    if weight is None or x.size(_class_dim(x)) == 0:
         return is_counted.to(x.dtype)
     safe_target = torch.where(is_counted, target, 0)
     picked = weight.reshape(-1).index_select(0, safe_target.reshape(-1)).view(target.shape)
@@ -64,7 +64,10 @@ def nll_loss_forward(
     is_counted = target != ignore_index
     safe_target = torch.where(is_counted, target, 0)
     dim = _class_dim(x)
-    picked = x.gather(dim, safe_target.unsqueeze(dim)).squeeze(dim)
+    if x.size(dim) > 0:
+        picked = x.gather(dim, safe_target.unsqueeze(dim)).squeeze(dim)
+    else:  # no target is counted
+        picked = x.sum(dim)
     losses = torch.where(is_counted, -picked * weights, 0)
     if reduction == NONE and x.dim() > 1:
         return losses, torch.zeros((), dtype=x.dtype, device=x.device)
