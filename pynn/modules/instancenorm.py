@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.modules import instancenorm as _torch_instancenorm
 
 from pynn.definitions import traced_as
-from pynn.modules._batch_norm import normalise, write_statistics
+from pynn.modules._batch_norm_functions import normalise, write_statistics
 from pynn.modules.batchnorm import _LazyNormBase, _NormBase, require_dims
 
 __all__ = [
