@@ -26,7 +26,7 @@ INDEXING = """
 CREATION = """
     arange clone copy empty empty_like eye empty_strided fill full full_like new_empty new_empty_strided new_full
     new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like zero lift_fresh _to_copy
-    _efficientzerotensor
+    _efficientzerotensor _foreach_copy
     _sparse_coo_tensor_unsafe _sparse_coo_tensor_with_dims_and_tensors
 """
 RANDOM = "bernoulli exponential normal rand rand_like randn randn_like uniform"

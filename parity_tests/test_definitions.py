@@ -242,7 +242,8 @@ def problems(operation: OpOverload, args: tuple, kwargs: dict, dtype: torch.dtyp
     return texts
 
 
-TORCH_DECOMPOSES = {aten.upsample_bilinear2d.default}  # before a decomposition table is asked
+# by a text of its own, before a decomposition table is asked
+TORCH_DECOMPOSES = {aten.upsample_bilinear2d.default, aten.multilabel_margin_loss_forward.default}
 PRODUCTS = {aten.mm.default, aten.bmm.default, aten.mv.default, aten.addcmul.default}
 OPERATIONS = sorted(set(DEFINITIONS) - OTHER_RANDOM_NUMBERS, key=str)
 

@@ -145,6 +145,25 @@ def test_running_statistics_of_a_variance_that_overflows() -> None:
     assert torch.equal(found[1][1], found[0][1]) and found[0][1].isinf().all()
 
 
+@pytest.mark.parametrize("scale", [1e30, 1e37, 1e38, 3.4e38])
+@pytest.mark.parametrize("spread", [0, 1e-3, 1, 2])
+def test_sums_that_overflow(scale: float, spread: float) -> None:
+    """The mean was infinite where it is not, and the variance of equal numbers where the mean is rounded: C++ adds
+    float32 in float64."""
+    torch.manual_seed(0)
+    x = (1 - spread * torch.rand(16, 6, 16)) * scale
+    if spread < 1:  # else sums of the gradient overflow as well
+        for name in ("batch_norm", "instance_norm"):
+            assert_as_in_cpp(NORMALISED[name], x)
+    found = []
+    for f in (F, pynn.functional):
+        running = torch.zeros(6), torch.ones(6)
+        out = f.batch_norm(x, *running, training=True)
+        found.append(running)
+    assert out.isfinite().all()  # pynn's
+    torch.testing.assert_close(*found)
+
+
 # ---------------------------------------------------------------- CTC
 
 

@@ -17,7 +17,7 @@ from torch.autograd.gradcheck import GradcheckError
 from torch.func import functional_call, grad, jacfwd, jacrev, vmap
 
 import pynn
-from pynn.modules._batch_norm import batch_norm
+from pynn.modules._batch_norm_functions import batch_norm
 from pynn.modules._sync_batch_norm import sync_batch_norm
 
 pytestmark = pytest.mark.slow  # `make check` leaves the whole file to `make test`

@@ -45,3 +45,11 @@ def _under_vmap(backward: Callable, grads: tuple, is_batched: list[bool]) -> tup
     batch = [x for x, batched in zip(stacked, is_batched, strict=True) if batched]
     found = iter(torch.vmap(present_results)(*batch))
     return tuple(None if none else torch._add_batch_dim(next(found), 0, level) for none in absent)
+
+
+def outside_older_vmap() -> Any:
+    """Where random numbers that are not batched may be drawn: the older vmap refuses every draw inside it."""
+    return torch._C._ExcludeDispatchKeyGuard(_VMAP_MODE)
+
+
+_VMAP_MODE = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))  # type: ignore[attr-defined]

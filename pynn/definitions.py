@@ -390,3 +390,22 @@ def require_no_gradient(function: str, **arguments: Tensor | None) -> None:
                 f"The function '{function}' is not differentiable with respect to argument '{name}'. This input cannot "
                 "have requires_grad True."
             )
+
+
+def refuse_complex_gradient(function: str, *inputs: Tensor) -> None:
+    """Raise what ATen raises where it has gradient formulas for real numbers only."""
+    if (
+        any(x.is_complex() for x in inputs)
+        and torch.is_grad_enabled()
+        and any(x.requires_grad for x in inputs)
+    ):
+        raise RuntimeError(
+            f"{function} does not support automatic differentiation for outputs with complex dtype."
+        )
+
+
+def refuse_complex_half(kernel: str, *inputs: Tensor) -> None:
+    """Raise what a CPU kernel of ATen raises that has none for 16-bit complex numbers."""
+    for x in inputs:
+        if x.dtype == torch.complex32 and x.is_cpu:
+            raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(x)}'")

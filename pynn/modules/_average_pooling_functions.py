@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from pynn.definitions import NARROW_DTYPES, Function, traced_as, type_name
+from pynn.definitions import (
+    NARROW_DTYPES,
+    Function,
+    refuse_complex_gradient,
+    refuse_complex_half,
+    traced_as,
+    type_name,
+)
 from pynn.memory_format import with_channels_last_strides
 from pynn.modules import _average_pooling as average
 from pynn.modules import _max_pooling as largest
@@ -203,6 +210,10 @@ def _adaptive_avg_pool(dims: int, input: Tensor, output_size: Any) -> Tensor:
     # C++ has what is empty over areas of any dtype, and the mean over everything of complex numbers
     is_empty = dims < 3 and 0 in (*x.shape[:-2], *sizes)
     has_kernel = input.is_complex() and (is_empty or is_mean)
+    if is_mean:
+        refuse_complex_half("sum_cpu" if input.numel() > 0 else "div_cpu", input)
+    elif is_empty:
+        refuse_complex_gradient("_adaptive_avg_pool2d", input)
     if not input.is_floating_point() and not has_kernel:
         if is_mean:
             raise RuntimeError(

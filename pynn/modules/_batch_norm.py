@@ -1,26 +1,16 @@
-"""Batch normalisation: the ATen operations' definitions and the function. Its classes are in batchnorm.py."""
+"""Batch normalisation: the ATen operations' definitions. The function is in _batch_norm_functions.py."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from pynn.blocks import in_slices
-from pynn.definitions import Function, defines, traced_as, widen
+from pynn.definitions import defines, widen
 from pynn.memory_format import in_contiguous_format_of
-from pynn.modules._normalization_checks import (
-    check_parameter_dtypes,
-    check_statistics,
-    require_several_values,
-)
 
 aten = torch.ops.aten
-
-
-# ---- definitions -----------------------------------------------------------------------------------------
 
 
 def along_channels(vector: Tensor, x: Tensor) -> Tensor:
@@ -87,6 +77,16 @@ def normalised_by_batch(
     return in_contiguous_format_of(x, out), mean, variance
 
 
+def normalised_in_float64(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """normalised_by_batch where a sum, or the square of a rounding, overflows float32: C++ adds in float64."""
+    wide = [None if value is None else value.to(torch.float64) for value in (x, weight, bias)]
+    out, mean, variance = normalised_by_batch(*wide, eps)  # type: ignore[arg-type]
+    dtype = widen(x).dtype
+    return out.to(x.dtype), mean.to(dtype), variance.to(dtype)
+
+
 def normalised_by_running(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
 ) -> Tensor:
@@ -107,7 +107,8 @@ def moved_statistics(
     Args:    variance: the biased one, of count values
     """
     observed = mean, variance * count / (count - 1)
-    moved = [(1 - momentum) * widen(old) + momentum * new for old, new in zip(running, observed, strict=True)]
+    pairs = zip(running, observed, strict=True)
+    moved = [torch.add((1 - momentum) * widen(old), new, alpha=momentum) for old, new in pairs]
     return moved[0].to(running[0].dtype), moved[1].to(running[1].dtype)
 
 
@@ -303,196 +304,3 @@ def batch_norm_backward_with_reserve(
     """The same; nothing is kept in the reserve."""
     statistics = running_mean, running_var, mean, rstd
     return batch_norm_backward(grad, x, weight, *statistics, update, eps, output_mask)
-
-
-# ---- public function -------------------------------------------------------------------------------------
-
-
-class _BatchNorm(Function):
-    """normalised_by_batch with batch_norm_backward.
-
-    The statistics are outputs with gradients of their own, so that what the backward pass makes of them is
-    differentiated in its turn.
-    """
-
-    @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return normalised_by_batch(x, weight, bias, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, weight, _, ctx.eps = inputs
-        _, mean, variance = output
-        ctx.save_for_backward(x, weight, mean, variance)
-        ctx.save_for_forward(
-            x, weight, mean, variance
-        )  # as many: the generated vmap rule takes one list for both
-        # gradients that nobody asks for stay None, which the generated vmap rule does not take
-        ctx.set_materialize_grads(torch._C._are_functorch_transforms_active())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_mean: Tensor | None, grad_variance: Tensor | None) -> tuple:
-        x, weight, mean, variance = ctx.saved_tensors
-        gradients: tuple = (None, None, None)
-        if grad is not None:
-            rstd = torch.rsqrt(variance + ctx.eps)
-            mask = list(ctx.needs_input_grad[:3])
-            gradients = batch_norm_backward(grad, x, weight, None, None, mean, rstd, True, ctx.eps, mask)
-        if ctx.needs_input_grad[0] and grad_mean is not None and grad_variance is not None:
-            # d mean / dx = 1 / count,   d variance / dx = 2 * (x - mean) / count
-            centred = widen(x) - along_channels(mean, x)
-            through = along_channels(grad_mean, x) + 2 * centred * along_channels(grad_variance, x)
-            through = (through / values_per_channel(x)).to(x.dtype)
-            gradients = (through if grad is None else gradients[0] + through, *gradients[1:])
-        return (*gradients, None)
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, _: None) -> tuple:
-        """The Jacobian of x -> n = (x - mean) * rstd is symmetric, so batch_norm_backward applies it."""
-        x, weight, *_ = ctx.saved_tensors
-        n, mean, variance = normalised_by_batch(widen(x), None, None, ctx.eps)
-        out, mean_tangent, variance_tangent = (
-            torch.zeros_like(n),
-            torch.zeros_like(mean),
-            torch.zeros_like(mean),
-        )
-        if dx is not None:
-            dx, dims = widen(dx), all_but_channels(x)
-            rstd, mask = torch.rsqrt(variance + ctx.eps), [True, False, False]
-            out = batch_norm_backward(dx, widen(x), weight, None, None, mean, rstd, True, ctx.eps, mask)[0]
-            mean_tangent = dx.mean(dims)
-            variance_tangent = 2 * (dx * (widen(x) - along_channels(mean, x))).mean(dims)
-        if dweight is not None:
-            out = out + n * along_channels(dweight, x)
-        if dbias is not None:
-            out = out + along_channels(dbias, x)
-        return out.to(x.dtype), mean_tangent, variance_tangent
-
-
-class _RunningNorm(Function):
-    """normalised_by_running with batch_norm_backward; the statistics get no gradient."""
-
-    @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
-    ) -> Tensor:
-        return normalised_by_running(x, weight, bias, mean, variance, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, weight, _, mean, variance, ctx.eps = inputs
-        # copies: a step of training between here and the backward pass moves the running statistics
-        kept = x, weight, mean.clone(), variance.clone()
-        ctx.save_for_backward(*kept)
-        ctx.save_for_forward(*kept)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        x, weight, mean, variance = ctx.saved_tensors
-        mask = list(ctx.needs_input_grad[:3])
-        found = batch_norm_backward(grad, x, weight, mean, variance, None, None, False, ctx.eps, mask)
-        return (*found, None, None, None)
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: Any) -> Tensor:
-        x, weight, mean, variance = ctx.saved_tensors
-        out = torch.zeros_like(widen(x))
-        if dx is not None:
-            out = normalised_by_running(widen(dx), weight, None, torch.zeros_like(mean), variance, ctx.eps)
-        if dweight is not None:
-            out = out + normalised_by_running(widen(x), dweight, None, mean, variance, ctx.eps)
-        if dbias is not None:
-            out = out + along_channels(dbias, x)
-        return out.to(x.dtype)
-
-
-@traced_as(F.batch_norm)
-def batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """out = (x - mean) / sqrt(variance + eps) * weight + bias, channel by channel.
-
-    In training, mean and (biased) variance are the batch's, and the running statistics move in place:
-
-        running = (1 - momentum) * running + momentum * observed      (observed variance: the unbiased one)
-
-    Shape:   input: [batch, channels, *]   the others: [channels]   returns: same as input
-    dtype:   computes in float32 for 16-bit inputs; the others may then all be float32
-    Raises:  ValueError for one value per channel in training, or eps out of range; RuntimeError when sizes or
-             dtypes do not match, or running statistics are missing outside training
-    Source:  Ioffe and Szegedy, Batch normalization, 2015; aten/native/Normalization.cpp. Differs from torch in:
-             a step of training between the evaluation and its backward pass does not change the gradient
-    """
-    if training:
-        require_several_values(input.size())
-    if eps < 0.0 or (training and eps <= 0.0):
-        kind = "positive during training" if training else "non-negative"
-        raise ValueError(f"batch_norm eps must be {kind}, but got {eps}")
-    return normalise(input, running_mean, running_var, weight, bias, training, momentum, eps)
-
-
-def normalise(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    """batch_norm without the checks that torch makes in Python: at::batch_norm, which instance_norm calls too."""
-    if input.numel() == 0:
-        return _of_nothing(input, weight, bias)
-    channels = input.size(1) if input.dim() > 1 else 0
-    statistics = {"running_mean": running_mean, "running_var": running_var}
-    for name, value in {**statistics, "weight": weight, "bias": bias}.items():
-        if value is not None and value.numel() != channels:
-            raise RuntimeError(f"{name} should contain {channels} elements not {value.numel()}")
-        if value is None and name in statistics and not training:
-            raise RuntimeError(f"{name} must be defined in evaluation mode")
-    check_parameter_dtypes("batch_norm", input, weight, bias, running_mean, running_var)
-    check_statistics(input, running_mean, running_var, training)
-    input.size(1)  # raises IndexError where there are no channels
-    if not training:
-        if has_tangent(input, weight, bias) and has_tangent(running_mean, running_var):
-            raise RuntimeError(
-                "batch_norm is not differentiable wrt running_mean and running_var, they cannot have forward grad "
-                "defined"
-            )
-        return _RunningNorm.apply(input, weight, bias, running_mean, running_var, eps)
-    out, mean, variance = _BatchNorm.apply(input, weight, bias, eps)
-    if running_mean is not None and running_var is not None:
-        # aliases: in the transforms of torch.func these may be tensors from outside, which may not be written
-        running = aten.alias(running_mean), aten.alias(running_var)
-        observed = mean.detach(), variance.detach()
-        moved = moved_statistics(running, *observed, values_per_channel(input), momentum)
-        running[0].copy_(moved[0])
-        running[1].copy_(moved[1])
-    return out
-
-
-def has_tangent(*tensors: Tensor | None) -> bool:
-    """Whether forward-mode AD differentiates one of these."""
-    if forward_ad._current_level < 0:
-        return False
-    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
-
-
-def _of_nothing(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """No values: an empty result that gives its parameters gradients of 0, and no statistics."""
-    out = input.clone()
-    if weight is not None:
-        out = out * weight.reshape([1, -1, *[1] * (input.dim() - 2)])
-    if bias is not None:
-        out = out + bias.reshape([1, -1, *[1] * (input.dim() - 2)])
-    return out.to(input.dtype)

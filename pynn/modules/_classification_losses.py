@@ -14,6 +14,7 @@ from pynn.definitions import (
     defines,
     differentiable,
     linear_in,
+    refuse_complex_gradient,
     require_floating_point,
     require_no_gradient,
     traced_as,
@@ -45,7 +46,7 @@ def _class_dim(x: Tensor) -> int:
 def class_weights(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
     """weight[target], 1 without weights, and 0 where target is ignore_index."""
     is_counted = target != ignore_index
-    if weight is None:
+    if weight is None or x.size(_class_dim(x)) == 0:
         return is_counted.to(x.dtype)
     safe_target = torch.where(is_counted, target, 0)
     picked = weight.reshape(-1).index_select(0, safe_target.reshape(-1)).view(target.shape)
@@ -63,7 +64,10 @@ def nll_loss_forward(
     is_counted = target != ignore_index
     safe_target = torch.where(is_counted, target, 0)
     dim = _class_dim(x)
-    picked = x.gather(dim, safe_target.unsqueeze(dim)).squeeze(dim)
+    if x.size(dim) > 0:
+        picked = x.gather(dim, safe_target.unsqueeze(dim)).squeeze(dim)
+    else:  # no target is counted
+        picked = x.sum(dim)
     losses = torch.where(is_counted, -picked * weights, 0)
     if reduction == NONE and x.dim() > 1:
         return losses, torch.zeros((), dtype=x.dtype, device=x.device)
@@ -380,7 +384,10 @@ def binary_cross_entropy_with_logits(
             f"result type {type_name(input)} can't be cast to the desired output type {type_name(target)}"
         )
     refuse_complex_weight(target, pos_weight)
+    if pos_weight is not None:  # pos_weight * target multiplies log(s)
+        refuse_complex_weight(input, target)
     refuse_complex_weight(target, weight)
+    refuse_complex_gradient("binary_cross_entropy_with_logits", input, target)
     return _logistic(input, target, weight, pos_weight, number).to(target.dtype)
 
 

@@ -36,10 +36,20 @@ def check_batched(function: str, input: Tensor, dims: int) -> None:
         )
 
 
-def check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None, dims: int, transposed: bool) -> None:
-    """One dtype for all, and one that ATen has a kernel for: no bool, transposed no integers but int64."""
+def check_dtypes(
+    input: Tensor, weight: Tensor, bias: Tensor | None, dims: int, dilation: list[Any], transposed: bool
+) -> None:
+    """One dtype for all, and one that ATen has a kernel for: no bool, transposed or dilated no integers but int64."""
     kernel = f"slow_conv_transpose{max(dims, 2)}d_out_cpu" if transposed else f"slow_conv{max(dims, 2)}d_cpu"
-    is_narrow = transposed and input.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32)
+    is_dilated = not transposed and any(spread != 1 for spread in dilation)
+    if is_dilated:
+        kernel = "slow_conv_dilated<>"
+    is_narrow = (transposed or is_dilated) and input.dtype in (
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+    )
     if input.dtype == torch.bool or is_narrow:
         raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
     if weight.dtype != input.dtype:

@@ -12,7 +12,9 @@ from pynn.definitions import (
     Function,
     can_read_values,
     defines,
+    refuse_complex_gradient,
     traced_as,
+    type_name,
     widen,
 )
 from pynn.dtype_names import full_type_name
@@ -84,7 +86,16 @@ def embedding_sparse_backward(
 
 
 def limit_row_norms(weight: Tensor, indices: Tensor, max_norm: float, norm_type: float) -> None:
-    """Scale the rows of weight that indices name, in place, so that no p-norm exceeds max_norm."""
+    """Scale the rows of weight that indices name, in place, so that no p-norm exceeds max_norm.
+
+    Raises:  RuntimeError for integers
+    """
+    if indices.numel() == 0:
+        return
+    if not (weight.is_floating_point() or weight.is_complex()):
+        raise RuntimeError(
+            f"norm(): input dtype should be either floating point or complex. Got {type_name(weight)} instead."
+        )
     with torch.no_grad():
         table = weight.detach()
         flat_indices = indices.reshape(-1).long()
@@ -173,6 +184,7 @@ def embedding(
     input = beside(weight, input)
     if max_norm is not None:
         limit_row_norms(weight, input, max_norm, norm_type)
+    refuse_complex_gradient("embedding", weight)
     return _Embedding.apply(weight, input, padding_idx, scale_grad_by_freq, sparse)
 
 

@@ -27,6 +27,10 @@ def check_target(input: Tensor, target: Tensor) -> None:
             )
         wanted = [input.size(0), *input.shape[2:]]
         raise RuntimeError(f"Expected target size {wanted}, got {list(target.shape)}")
+    if input.dim() not in (1, 2, 4) and input.numel() == 0 and target.numel() > 0:
+        # C++ calls them areas of input.size(0) images, and those of nothing have no pixels
+        found = [*input.shape[:2], 0, 0], [input.size(0), 1, target.shape[1:].numel()]
+        raise RuntimeError(f"size mismatch (got input: {found[0]} , target: {found[1]}")
     if target.dtype not in (torch.int64, torch.uint8):
         raise RuntimeError(f"expected target dtype to be Long or Byte, but got {type_name(target)}")
     if input.dim() == 1 and target.dim() == 1 and target.size(0) != 1:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pynn.batched_gradients import outside_older_vmap
 from pynn.definitions import (
     apply_in_place,
     can_read_through_gradients,
@@ -459,11 +460,17 @@ def rrelu(
 def _random_slopes(x: Tensor, lower: float, upper: float) -> Tensor:
     """1 where x > 0, else uniform [lower, upper)."""
     is_negative = x <= 0
-    if not can_read_through_gradients(x):  # how many to draw can't be known: draw one for every element
-        return torch.where(is_negative, torch.rand_like(x) * (upper - lower) + lower, 1)
-    draws = torch.empty(int(is_negative.sum()), dtype=torch.float64, device=x.device).uniform_(lower, upper)
-    slopes = torch.ones_like(x, memory_format=torch.contiguous_format)
-    return slopes.masked_scatter_(is_negative, draws.to(x.dtype))
+    if can_read_through_gradients(x):
+        with outside_older_vmap():
+            draws = torch.empty(int(is_negative.sum()), dtype=torch.float64, device=x.device).uniform_(
+                lower, upper
+            )
+        slopes = torch.ones_like(x, memory_format=torch.contiguous_format)
+        return slopes.masked_scatter_(is_negative, draws.to(x.dtype))
+    # how many to draw can't be known: as many as there could be, of which the first ones are used
+    draws = torch.rand(x.numel(), dtype=torch.float64, device=x.device) * (upper - lower) + lower
+    order = (is_negative.flatten().cumsum(0) - 1).clamp_min(0)
+    return torch.where(is_negative, draws.to(x.dtype).index_select(0, order).view(x.shape), 1)
 
 
 @traced_as(F.rrelu_)

@@ -11,6 +11,7 @@ from pynn.definitions import (
     computes_in_float32,
     defines,
     differentiable,
+    refuse_complex_half,
     require_floating_point,
     traced_as,
     type_name,
@@ -356,6 +357,7 @@ def gaussian_nll_loss(
     with torch.no_grad():
         var.clamp_(min=eps)
     difference = input - target
+    refuse_complex_half("pow", difference)  # which squares it, in C++
     loss = 0.5 * (torch.log(var) + difference * difference / var)
     if full:
         loss = loss + 0.5 * math.log(2 * math.pi)

@@ -16,6 +16,8 @@ from pynn.definitions import (
     computes_in_float32,
     defines,
     differentiable,
+    refuse_complex_gradient,
+    refuse_complex_half,
     refuse_negative_slope,
     require_floating_point,
     traced_as,
@@ -293,8 +295,12 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
     Raises:  NotImplementedError for integers
     Source:  Elfwing et al., Sigmoid-weighted linear units, 2017
     """
+    refuse_complex_half("silu_cpu", input)
     if input.is_complex():
-        return input.mul_(torch.sigmoid(input)) if inplace else input * torch.sigmoid(input)
+        if inplace:
+            return input.mul_(torch.sigmoid(input))
+        refuse_complex_gradient("silu", input)
+        return input * torch.sigmoid(input)
     require_floating_point("silu_cpu", input)
     return apply_in_place(_silu, input) if inplace else _silu(input)
 

@@ -8,6 +8,8 @@ from pynn.definitions import (
     computes_in_float32,
     defines,
     differentiable,
+    refuse_complex_gradient,
+    refuse_complex_half,
     require_no_gradient,
     traced_as,
     type_name,
@@ -99,6 +101,8 @@ def soft_margin_loss(
     number = reduction_number(reduction, size_average, reduce)
     require_no_gradient("soft_margin_loss", target=target)
     target = _check_fits_input(input, target)
+    refuse_complex_half("exp_vml_cpu", input)
+    refuse_complex_gradient("soft_margin_loss", input)
     return _soft_margin_loss(input, target, number).to(input.dtype)
 
 

@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pynn.definitions import Function, defines, require_floating_point, traced_as, widen
+from pynn.definitions import (
+    Function,
+    defines,
+    refuse_complex_gradient,
+    require_floating_point,
+    traced_as,
+    widen,
+)
 
 __all__ = [
     "gumbel_softmax",
@@ -186,7 +193,9 @@ def log_softmax(
 
 def _require_floating_point(name: str, input: Tensor, dim: int) -> None:
     """Raises: NotImplementedError in the name of the kernel, of which the last dimension has its own"""
-    if input.numel() > 0:
+    if input.numel() == 0:
+        refuse_complex_gradient(f"_{name}", input)
+    else:
         is_last = dim in (-1, input.dim() - 1) or input.dim() == 0
         require_floating_point(f"{name}_{'lastdim_' * is_last}kernel_impl", input)
 

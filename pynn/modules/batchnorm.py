@@ -8,7 +8,7 @@ from torch.nn import Module, Parameter, UninitializedBuffer, UninitializedParame
 from torch.nn.modules import batchnorm as _torch_batchnorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from pynn.modules._batch_norm import batch_norm
+from pynn.modules._batch_norm_functions import batch_norm
 from pynn.modules._sync_batch_norm import sync_batch_norm
 
 __all__ = [

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from pynn.definitions import defines, traced_as
+from pynn.definitions import defines, refuse_complex_half, traced_as
 from pynn.memory_format import in_format_of
 
 __all__ = ["ChannelShuffle", "channel_shuffle", "native_channel_shuffle"]
@@ -34,6 +34,8 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
         raise RuntimeError(
             f"Number of channels must be divisible by groups. Got {channels} channels and {groups} groups."
         )
+    if input.numel() > 0:
+        refuse_complex_half("channel_shuffle", input)
     grouped = input.unflatten(1, (groups, channels // groups))
     return in_format_of(input, grouped.transpose(1, 2).reshape(input.shape))
 

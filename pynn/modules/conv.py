@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules import conv as torch_conv
 
-from pynn.definitions import traced_as, type_name
+from pynn.definitions import refuse_complex_gradient, refuse_complex_half, traced_as, type_name
 from pynn.modules._convolution import Convolution, conv_tbc_forward
 from pynn.modules._convolution_checks import (
     check_batched,
@@ -79,7 +79,7 @@ def _convolution(
     geometry = stride, expanded("padding", padding, spatial), dilation, transposed
     geometry = *geometry, expanded("output_padding", output_padding, spatial), groups
     check_shapes(x, weight, bias, *geometry)
-    check_dtypes(x, weight, bias, dims, transposed)
+    check_dtypes(x, weight, bias, dims, dilation, transposed)
     out = Convolution.apply(x, weight, None if bias is None else bias.to(x.dtype), *geometry)
     return out if is_batched else out.squeeze(0)
 
@@ -278,6 +278,8 @@ def conv_tbc(input: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tenso
         )
     if input.dtype == torch.bool:
         raise NotImplementedError("\"addmm_impl_cpu_\" not implemented for 'Bool'")
+    refuse_complex_half("addmm_impl_cpu_", input)
+    refuse_complex_gradient("conv_tbc", input, weight)
     return conv_tbc_forward(input, weight, bias.to(input.dtype), pad)
 
 

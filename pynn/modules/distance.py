@@ -218,17 +218,21 @@ def pdist_backward(grad: Tensor, x: Tensor, p: float, pdist: Tensor) -> Tensor:
     if p == 2 and x.dtype == torch.float32:
         return euclidean_backward(grad, x, pdist)
     gradients, distances = matrix_of(grad, x.size(0)), matrix_of(pdist, x.size(0))
-    columns, total = x.t().contiguous(), torch.zeros_like(x.t())
+    columns = x.t().contiguous()
+    lines, earlier = (
+        [],
+        torch.zeros_like(columns),
+    )  # what earlier blocks' pairs give the rows from the block on
     for begin, end in row_blocks(x):
         block = (slice(begin, end), slice(begin, None))
         # [cols, block, rows from the block on]
         difference = columns[:, block[0]].unsqueeze(2) - columns[:, block[1]].unsqueeze(1)
         slope = pair_gradient(gradients[block], difference, distances[block], p)
         slope.diagonal(dim1=1, dim2=2).zero_()  # no pairs: an infinite row minus itself is NaN
-        total[:, begin:end].add_(slope.sum(2))
+        lines.append(earlier[:, : end - begin] + slope.sum(2))
         # the pairs with later blocks count there as well, the other way round
-        total[:, end:].sub_(slope[:, :, end - begin :].sum(1))
-    return total.t().contiguous()
+        earlier = earlier[:, end - begin :] - slope[:, :, end - begin :].sum(1)
+    return torch.cat(lines, 1).t().contiguous()
 
 
 def euclidean_backward(grad: Tensor, x: Tensor, distance: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.modules import instancenorm as _torch_instancenorm
 
 from pynn.definitions import traced_as
-from pynn.modules._batch_norm import normalise
+from pynn.modules._batch_norm_functions import normalise, write_statistics
 from pynn.modules.batchnorm import _LazyNormBase, _NormBase, require_dims
 
 __all__ = [
@@ -64,9 +64,10 @@ def instance_norm(
     weights = for_every_sample(weight), for_every_sample(bias)
     out = normalise(spread, mean, variance, *weights, use_input_stats, momentum, eps)
     if use_input_stats:
-        for running, moved in ((running_mean, mean), (running_var, variance)):
-            if running is not None and moved is not None:
-                torch.ops.aten.alias(running).copy_(moved.view(batch, channels).mean(0))
+        pairs = [(running_mean, mean), (running_var, variance)]
+        kept = [(running, moved) for running, moved in pairs if running is not None and moved is not None]
+        averages = [moved.view(batch, channels).mean(0) for _, moved in kept]
+        write_statistics([running for running, _ in kept], averages)
     return out.view(input.shape)
 
 

@@ -12,6 +12,8 @@ from pynn.definitions import (
     can_read_values,
     computes_in_float32,
     defines,
+    refuse_complex_gradient,
+    refuse_complex_half,
     traced_as,
     type_name,
     widen,
@@ -106,6 +108,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is None:
         return torch.matmul(input, columns)
     check_one_dtype(input, weight, bias)
+    if input.is_complex() and input.numel() > 0 and weight.numel() > 0:
+        refuse_complex_half("addmm_impl_cpu_", input)
     if bias.shape != weight.shape[:1] or weight.dim() == 1:
         bias = bias_of_rows(bias, input, weight)
     if multiplies_bfloat16(input, weight, bias):
@@ -153,6 +157,7 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
     Raises:  RuntimeError when batch dimensions or features do not match
     """
     _check_bilinear(input1, input2, weight, bias)
+    refuse_complex_gradient("_trilinear", input1, weight, input2)
     out_features, in1_features, in2_features = weight.shape
     x1 = input1.reshape(-1, in1_features)
     x2 = input2.reshape(-1, in2_features)

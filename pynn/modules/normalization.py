@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Size, Tensor
 from torch.nn import Module, Parameter
 
-from pynn.definitions import Function, defines, require_floating_point, traced_as, widen
+from pynn.definitions import Function, defines, refuse_complex_half, require_floating_point, traced_as, widen
 from pynn.memory_format import suggest_memory_format
 from pynn.modules._group_norm import group_norm
 from pynn.modules._normalization_checks import check_parameter_dtypes
@@ -266,6 +266,7 @@ def rms_norm(
     # contiguous, or channels-last, so that the result is, as in C++
     input = input.contiguous(memory_format=suggest_memory_format(input))
     if input.is_complex():  # plain autograd: the formulas of the gradient are those of real numbers
+        refuse_complex_half("rms_norm", input)
         return rms_norm_forward(input, normalized_shape, weight, eps)[0]
     require_floating_point("rms_norm", input)
     return _RmsNorm.apply(input, weight, len(normalized_shape), eps)

@@ -148,20 +148,31 @@ def _constant_block(x: Tensor, dim: int, width: int, value: float) -> Tensor:
 
 
 def pad_circular(x: Tensor, padding: Sequence[int]) -> Tensor:
-    """... 2 3 | 0 1 2 3 | 0 1 ...: crop where padding is negative, then wrap around at most once."""
-    for dim, left, right in _per_dim(padding):
+    """... 2 3 | 0 1 2 3 | 0 1 ...: crop where padding is negative, then wrap around what is left."""
+    for dim, left, right in reversed(_per_dim(padding)):
         if left > x.size(dim) or right > x.size(dim):
             raise RuntimeError("Padding value causes wrapping around more than once.")
         if x.size(dim) + left + right < 0:
             raise RuntimeError("Negative padding value is resulting in an empty dimension")
+    for dim, left, right in _per_dim(padding):
         x = x.narrow(dim, max(-left, 0), x.size(dim) + min(left, 0) + min(right, 0))
     for dim, left, right in _per_dim([max(width, 0) for width in padding]):
-        size = x.size(dim)
+        x = _wrapped(x, dim, left, right)
+    return x.contiguous()
+
+
+def _wrapped(x: Tensor, dim: int, left: int, right: int) -> Tensor:
+    """x, with the end of it before it and its beginning behind it."""
+    size = x.size(dim)
+    if left <= size and right <= size:
         parts = [(size - left, left), (0, size), (0, right)]
-        x = torch.cat(
+        return torch.cat(
             [x.narrow(dim, start, width) for start, width in parts if width > 0 or width == size], dim
         )
-    return x.contiguous()
+    if size == 0:
+        raise RuntimeError("Negative padding value is resulting in an empty dimension")
+    # so much was cropped that it goes around again; on the left C++ reads what it has not written
+    return x.index_select(dim, torch.arange(-left, size + right, device=x.device) % size)
 
 
 # ---- public function -------------------------------------------------------------------------------------

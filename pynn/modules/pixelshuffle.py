@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from pynn.definitions import defines, traced_as
+from pynn.definitions import defines, refuse_complex_half, traced_as
 from pynn.memory_format import in_format_of
 
 __all__ = ["PixelShuffle", "PixelUnshuffle", "pixel_shuffle", "pixel_unshuffle"]
@@ -33,6 +33,8 @@ def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
             "pixel_shuffle expects its input's 'channel' dimension to be divisible by the square of "
             f"upscale_factor, but input.size(-3)={channels} is not divisible by {r * r}"
         )
+    if input.numel() > 0:
+        refuse_complex_half("pixel_shuffle", input)
     if r == 1:
         return in_format_of(input, input.clone())  # a copy, as for any other factor
     blocks = input.reshape(*batch, channels // (r * r), r, r, height, width)
@@ -57,6 +59,8 @@ def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
                 f"pixel_unshuffle expects {name} to be divisible by downscale_factor, "
                 f"but input.size({dim})={size} is not divisible by {r}"
             )
+    if input.numel() > 0:
+        refuse_complex_half("pixel_unshuffle", input)
     if r == 1:
         return in_format_of(input, input.clone())  # a copy, as for any other factor
     blocks = input.reshape(*batch, channels, height // r, r, width // r, r)

@@ -5,7 +5,7 @@ import warnings
 import torch.nn.functional as F
 from torch import Tensor
 
-from pynn.definitions import traced_as, type_name
+from pynn.definitions import refuse_complex_gradient, traced_as, type_name
 from pynn.modules._grid_sampling import AffineGrid, GridSample
 
 __all__ = [
@@ -53,6 +53,11 @@ def grid_sample(
         warnings.warn(CHANGED_DEFAULT, stacklevel=3)
         align_corners = False
     _check_samples(input, grid, mode)
+    if not input.is_floating_point():  # of nothing
+        refuse_complex_gradient("grid_sampler_2d", input, grid)
+        return input.new_empty(*input.shape[:2], *grid.shape[1:-1])
+    if grid.dtype != input.dtype:
+        grid = (grid.real if grid.is_complex() else grid).to(input.dtype)
     # contiguous, so that the result is, as in C++
     return GridSample.apply(input, grid.contiguous(), MODES[mode], PADDING_MODES[padding_mode], align_corners)
 
@@ -81,10 +86,11 @@ def _check_samples(input: Tensor, grid: Tensor, mode: str) -> None:
         )
     if input.dim() == 5 and mode == "bicubic":
         raise RuntimeError("grid_sampler(): bicubic interpolation only supports 4D input")
-    if not input.is_floating_point():
+    is_of_nothing = 0 in (*input.shape[:2], *grid.shape[1:-1])  # where C++ looks at no dtype, but of volumes
+    if not input.is_floating_point() and not (is_of_nothing and input.dim() == 4):
         kernel = "grid_sampler_2d_cpu_kernel_impl" if input.dim() == 4 else "grid_sampler3d_cpu"
         raise NotImplementedError(f"\"{kernel}\" not implemented for '{type_name(input)}'")
-    if input.dtype != grid.dtype:
+    if input.dtype != grid.dtype and not is_of_nothing:
         raise RuntimeError(f"expected scalar type {type_name(input)} but found {type_name(grid)}")
 
 
