@@ -7,7 +7,9 @@ wraps a few functions of each.
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch.fx
@@ -19,6 +21,9 @@ from torch.nn import Module, Sequential
 from pynn.convert import convert, with_new_bases
 from pynn.counterparts import class_pairs, function_pairs, torchs_objects
 from pynn.overrides import is_installed
+from pynn.sharing import AroundImport
+
+SERIALIZER = "torch._export.serde.serialize"
 
 
 def teach_tracers() -> None:
@@ -28,6 +33,10 @@ def teach_tracers() -> None:
     wrap(torch.fx.Tracer, "is_leaf_module", keeping_layers)
     wrap(torch.fx.Tracer, "trace", _tracing_torchs_functions)
     wrap(source_matcher_utils, "get_source_partitions", _by_layers)
+    if SERIALIZER in sys.modules:
+        _write_torchs_sources(sys.modules[SERIALIZER])
+    elif not any(isinstance(finder, _LaterSerializer) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _LaterSerializer())
 
 
 def wrap(owner: Any, name: str, wrapper: Callable) -> None:
@@ -150,6 +159,33 @@ def _as_noted_of_torchs(meta: dict[str, Any]) -> dict[str, Any]:
         name, source = sources[-1]
         return {"source_fn_stack": [*sources[:-1], (name, original or torchs_objects().get(source, source))]}
     return {"nn_module_stack": {**layers, key: (path, original)}} if original else {}
+
+
+class _LaterSerializer(AroundImport):
+    """What writes exported programs is imported when the first is saved."""
+
+    def wants(self, fullname: str) -> bool:
+        return fullname == SERIALIZER
+
+    def around(self, module: ModuleType, run: Callable[[], None]) -> None:
+        run()
+        _write_torchs_sources(module)
+
+
+def _write_torchs_sources(serializer: ModuleType) -> None:
+    wrap(serializer.GraphModuleSerializer, "serialize_operator", _by_torchs_name)
+
+
+def _by_torchs_name(serialize_operator: Callable) -> Callable:
+    """A saved program names torch's layer or function as a node's source: names below torch alone are looked up
+    when it is loaded. While pynn is installed, most of these names hold pynn's.
+    """
+
+    @functools.wraps(serialize_operator)
+    def serialize(self: Any, target: Any) -> str:
+        return serialize_operator(self, torchs_objects().get(target, target))
+
+    return serialize
 
 
 @functools.cache
