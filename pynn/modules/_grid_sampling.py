@@ -142,12 +142,24 @@ def far_slope(x: Tensor, a: float) -> Tensor:
 def all_taps(
     grid: Tensor, sizes: Sequence[Any], mode: int, padding_mode: int, align_corners: bool
 ) -> list[AxisTaps]:
-    """One dimension after the other; the grid's last coordinate belongs to the first dimension."""
+    """One dimension after the other; the grid's last coordinate belongs to the first dimension.
+
+    The elements around a place at infinity, or at NaN, weigh NaN. C++ multiplies an image's zeros outside by that,
+    but leaves out what is outside of a volume.
+    """
     dims = len(sizes)
-    return [
+    taps = [
         axis_taps(grid[..., dims - 1 - i], size, mode, padding_mode, align_corners)
         for i, size in enumerate(sizes)
     ]
+    return [weighing_0_outside(axis) for axis in taps] if dims == 3 and padding_mode == ZEROS else taps
+
+
+def weighing_0_outside(taps: AxisTaps) -> AxisTaps:
+    assert taps.inside is not None
+    weight = [torch.where(inside, weight, 0) for inside, weight in zip(taps.inside, taps.weight)]
+    slope = [torch.where(inside, slope, 0) for inside, slope in zip(taps.inside, taps.slope)]
+    return AxisTaps(taps.index, taps.inside, weight, slope)
 
 
 def combinations(taps: list[AxisTaps], sizes: Sequence[Any]):
