@@ -309,11 +309,14 @@ def affine_grid_generator(theta: Tensor, size: list[int], align_corners: bool) -
 
 
 def places(count: Any, align_corners: bool, like: Tensor) -> Tensor:
-    """From -1 to 1: the centres of `count` pixels whose outer edges are -1 and 1, or whose outer centres are."""
-    o = torch.arange(count, device=like.device).to(like.dtype)
-    if align_corners:
-        return o * 2 / (count - 1) - 1 if count > 1 else o * 0
-    return (2 * o + 1) / count - 1
+    """From -1 to 1: the centres of `count` pixels whose outer edges are -1 and 1, or whose outer centres are.
+
+    Rounded as C++ rounds them: what a map takes to 0 there is 0 here.
+    """
+    if count <= 1:
+        return like.new_zeros([count])
+    centres = torch.linspace(-1, 1, count, dtype=like.dtype, device=like.device)
+    return centres if align_corners else centres * (count - 1) / count
 
 
 @defines(aten.affine_grid_generator_backward.default)
