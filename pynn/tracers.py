@@ -20,6 +20,7 @@ from torch.nn import Module, Sequential
 
 from pynn.convert import convert, with_new_bases
 from pynn.counterparts import class_pairs, function_pairs, torchs_objects
+from pynn.install import torchs_names
 from pynn.overrides import is_installed
 from pynn.sharing import AroundImport
 
@@ -108,16 +109,18 @@ def keeping_layers(is_leaf_module: Callable) -> Callable:
 def _tracing_torchs_functions(trace: Callable) -> Callable:
     """symbolic_trace(pynn.functional.f) takes the text of torch's f apart.
 
-    A function of C++ has no text, and torch.fx refuses it; pynn's is refused only while it has torch's name.
+    What it calls by the names of torch.nn.functional is torch's, too. A function of C++ has no text, and torch.fx
+    refuses it; pynn's is refused only while it has torch's name.
     """
 
     @functools.wraps(trace)
     def trace_root(self: torch.fx.Tracer, root: Any, *args: Any, **kwargs: Any) -> torch.fx.Graph:
         originals = {own: original for original, own in function_pairs().items()}
         original = None if isinstance(root, Module) else originals.get(root)
-        if original is not None and (inspect.isfunction(original) or is_installed(root)):
-            root = original
-        return trace(self, root, *args, **kwargs)
+        if original is None or not (inspect.isfunction(original) or is_installed(root)):
+            return trace(self, root, *args, **kwargs)
+        with torchs_names():
+            return trace(self, original, *args, **kwargs)
 
     return trace_root
 
