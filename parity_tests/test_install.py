@@ -188,6 +188,22 @@ def test_fx_traces_what_a_function_calls_as_torchs(name, monkeypatch):
         assert traced() == expected
 
 
+@pytest.mark.parametrize("name", ["ReLU", "Hardtanh", "Dropout", "Softmax", "Flatten", "MSELoss"])
+def test_layers_made_in_a_compiled_function(name):
+    """test_hf_classinstantier of dynamo/test_repros.py, for layers without parameters: Dynamo follows super() alone."""
+    torch._dynamo.reset()
+    x = torch.linspace(-1, 1, 6).view(1, 2, 3)
+    arguments = (-1,) if name == "Softmax" else ()
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def made(x):
+        layer = getattr(pynn, name)(*arguments).eval()
+        return layer(x, x * 2) if name == "MSELoss" else layer(x)
+
+    layer = getattr(torch.nn, name)(*arguments).eval()
+    torch.testing.assert_close(made(x), layer(x, x * 2) if name == "MSELoss" else layer(x))
+
+
 def test_fx_refuses_a_function_of_cpp_while_it_has_torchs_name():
     with pynn.install(), pytest.raises(AssertionError):
         torch.fx.symbolic_trace(F.conv2d)
