@@ -24,8 +24,8 @@ INDEXING = """
     masked_select nonzero scatter scatter_add scatter_reduce stack tril triu flip roll repeat sort topk
 """
 CREATION = """
-    arange clone copy empty empty_like eye empty_strided fill full full_like new_empty new_empty_strided new_full
-    new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like zero lift_fresh _to_copy
+    arange clone copy empty empty_like eye empty_strided fill full full_like linspace new_empty new_empty_strided
+    new_full new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like zero lift_fresh _to_copy
     _efficientzerotensor _foreach_copy
     _sparse_coo_tensor_unsafe _sparse_coo_tensor_with_dims_and_tensors
 """

@@ -201,12 +201,13 @@ def test_ctc_of_what_is_impossible(absent: str, reduction: str, zero_infinity: b
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 1e5])
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
-def test_places_that_are_nowhere(mode: str, value: float, executor: str) -> None:
+@pytest.mark.parametrize("dims", [2, 3])
+def test_places_that_are_nowhere(dims: int, mode: str, value: float, executor: str) -> None:
     """No element is there, so that the coordinate has no gradient, and was given NaN; with another padding mode C++
-    reads past its memory."""
+    reads past its memory. What C++ reads there is NaN in an image, 0 in a volume."""
     torch.manual_seed(0)
-    image, grid = torch.randn(1, 2, 4, 4), torch.rand(1, 3, 8, 2) * 2 - 1
-    grid[0, 0, :, 0], grid[0, 1, :, 1] = value, value
+    image, grid = torch.randn(1, 2, *[4] * dims), torch.rand(1, 3, *[8] * (dims - 1), dims) * 2 - 1
+    grid[0, 0, ..., 0], grid[0, 1, ..., 1] = value, value
     assert_as_in_cpp(
         lambda f, grid: f.grid_sample(image.to(grid), grid, mode=mode, align_corners=True),
         grid,

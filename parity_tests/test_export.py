@@ -5,7 +5,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ import pynn
 from parity_tests.cases import Row, Sample, defined_rows
 from parity_tests.elementary import is_elementary
 from parity_tests.test_pynn_package import CONSTRUCTORS, PAIRS
+from pynn.counterparts import torchs_objects
 
 aten = torch.ops.aten
 
@@ -319,6 +322,22 @@ def test_saved_program_loads_without_pynn():
     torch.export.save(torch.export.export(network, (IMAGES,)), file)
     run = subprocess.run([sys.executable, "-c", LOAD], input=file.getvalue(), capture_output=True, check=True)
     torch.testing.assert_close(torch.tensor(json.loads(run.stdout)).view(2, 4), network(IMAGES))
+
+
+@pytest.mark.parametrize("name", ["Linear", "functional.relu", "functional.gelu", "functional.max_pool2d"])
+@pytest.mark.parametrize("installed", [True, False])
+def test_saved_program_keeps_the_sources_of_its_nodes(name, installed):  # torch's export/test_serialize.py
+    get = attrgetter(name)
+    program, file = torch.export.export(torch.nn.ReLU(), (IMAGES,)), io.BytesIO()
+    with pynn.install() if installed else nullcontext():
+        (node,) = (node for node in program.graph.nodes if node.op == "call_function")
+        # as Dynamo notes if pynn was installed before it began
+        node.meta["source_fn_stack"] = [("node", get(pynn))]
+        torch.export.save(program, file)
+        file.seek(0)
+        (loaded,) = (node for node in torch.export.load(file).graph.nodes if node.op == "call_function")
+        ((_, source),) = loaded.meta["source_fn_stack"]
+        assert source is get(torch.nn) or source is torchs_objects()[get(pynn)]
 
 
 @pytest.mark.slow

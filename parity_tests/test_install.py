@@ -171,6 +171,39 @@ def test_fx_traces_a_function_as_torchs(name):
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("name", ["upsample", "upsample_bilinear", "relu"])
+def test_fx_traces_what_a_function_calls_as_torchs(name, monkeypatch):
+    """The same tests, which look into functions that torch.fx would take as a whole."""
+    for question in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
+        monkeypatch.setattr(F, question, lambda *_: False)
+
+    def traced():
+        try:
+            return torch.fx.symbolic_trace(getattr(F, name)).code
+        except (torch.fx.proxy.TraceError, TypeError, ValueError) as error:
+            return type(error), str(error)
+
+    expected = traced()
+    with pynn.install():
+        assert traced() == expected
+
+
+@pytest.mark.parametrize("name", ["ReLU", "Hardtanh", "Dropout", "Softmax", "Flatten", "MSELoss"])
+def test_layers_made_in_a_compiled_function(name):
+    """test_hf_classinstantier of dynamo/test_repros.py, for layers without parameters: Dynamo follows super() alone."""
+    torch._dynamo.reset()
+    x = torch.linspace(-1, 1, 6).view(1, 2, 3)
+    arguments = (-1,) if name == "Softmax" else ()
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def made(x):
+        layer = getattr(pynn, name)(*arguments).eval()
+        return layer(x, x * 2) if name == "MSELoss" else layer(x)
+
+    layer = getattr(torch.nn, name)(*arguments).eval()
+    torch.testing.assert_close(made(x), layer(x, x * 2) if name == "MSELoss" else layer(x))
+
+
 def test_fx_refuses_a_function_of_cpp_while_it_has_torchs_name():
     with pynn.install(), pytest.raises(AssertionError):
         torch.fx.symbolic_trace(F.conv2d)

@@ -367,3 +367,14 @@ def test_jacobian_of_no_images(name, shape):
         for functions in (pynn.functional, torch.nn.functional)
     )
     assert own.shape == cpp.shape
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_places_that_a_map_takes_to_the_middle(dims, align_corners):  # torch's export/test_export.py
+    """x + y + 1 is 0 or a rounding, which no relative tolerance allows for: the grid is rounded as C++'s is."""
+    theta, size = torch.ones(1, dims, dims + 1), (1, 3, *[24] * dims)
+    ours, theirs = (
+        nn.functional.affine_grid(theta, size, align_corners=align_corners) for nn in (pynn, torch.nn)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)

@@ -7,7 +7,9 @@ wraps a few functions of each.
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch.fx
@@ -18,7 +20,11 @@ from torch.nn import Module, Sequential
 
 from pynn.convert import convert, with_new_bases
 from pynn.counterparts import class_pairs, function_pairs, torchs_objects
+from pynn.install import torchs_names
 from pynn.overrides import is_installed
+from pynn.sharing import AroundImport
+
+SERIALIZER = "torch._export.serde.serialize"
 
 
 def teach_tracers() -> None:
@@ -28,6 +34,10 @@ def teach_tracers() -> None:
     wrap(torch.fx.Tracer, "is_leaf_module", keeping_layers)
     wrap(torch.fx.Tracer, "trace", _tracing_torchs_functions)
     wrap(source_matcher_utils, "get_source_partitions", _by_layers)
+    if SERIALIZER in sys.modules:
+        _write_torchs_sources(sys.modules[SERIALIZER])
+    elif not any(isinstance(finder, _LaterSerializer) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _LaterSerializer())
 
 
 def wrap(owner: Any, name: str, wrapper: Callable) -> None:
@@ -99,16 +109,18 @@ def keeping_layers(is_leaf_module: Callable) -> Callable:
 def _tracing_torchs_functions(trace: Callable) -> Callable:
     """symbolic_trace(pynn.functional.f) takes the text of torch's f apart.
 
-    A function of C++ has no text, and torch.fx refuses it; pynn's is refused only while it has torch's name.
+    What it calls by the names of torch.nn.functional is torch's, too. A function of C++ has no text, and torch.fx
+    refuses it; pynn's is refused only while it has torch's name.
     """
 
     @functools.wraps(trace)
     def trace_root(self: torch.fx.Tracer, root: Any, *args: Any, **kwargs: Any) -> torch.fx.Graph:
         originals = {own: original for original, own in function_pairs().items()}
         original = None if isinstance(root, Module) else originals.get(root)
-        if original is not None and (inspect.isfunction(original) or is_installed(root)):
-            root = original
-        return trace(self, root, *args, **kwargs)
+        if original is None or not (inspect.isfunction(original) or is_installed(root)):
+            return trace(self, root, *args, **kwargs)
+        with torchs_names():
+            return trace(self, original, *args, **kwargs)
 
     return trace_root
 
@@ -150,6 +162,33 @@ def _as_noted_of_torchs(meta: dict[str, Any]) -> dict[str, Any]:
         name, source = sources[-1]
         return {"source_fn_stack": [*sources[:-1], (name, original or torchs_objects().get(source, source))]}
     return {"nn_module_stack": {**layers, key: (path, original)}} if original else {}
+
+
+class _LaterSerializer(AroundImport):
+    """What writes exported programs is imported when the first is saved."""
+
+    def wants(self, fullname: str) -> bool:
+        return fullname == SERIALIZER
+
+    def around(self, module: ModuleType, run: Callable[[], None]) -> None:
+        run()
+        _write_torchs_sources(module)
+
+
+def _write_torchs_sources(serializer: ModuleType) -> None:
+    wrap(serializer.GraphModuleSerializer, "serialize_operator", _by_torchs_name)
+
+
+def _by_torchs_name(serialize_operator: Callable) -> Callable:
+    """A saved program names torch's layer or function as a node's source: names below torch alone are looked up
+    when it is loaded. While pynn is installed, most of these names hold pynn's.
+    """
+
+    @functools.wraps(serialize_operator)
+    def serialize(self: Any, target: Any) -> str:
+        return serialize_operator(self, torchs_objects().get(target, target))
+
+    return serialize
 
 
 @functools.cache

@@ -142,12 +142,24 @@ def far_slope(x: Tensor, a: float) -> Tensor:
 def all_taps(
     grid: Tensor, sizes: Sequence[Any], mode: int, padding_mode: int, align_corners: bool
 ) -> list[AxisTaps]:
-    """One dimension after the other; the grid's last coordinate belongs to the first dimension."""
+    """One dimension after the other; the grid's last coordinate belongs to the first dimension.
+
+    The elements around a place at infinity, or at NaN, weigh NaN. C++ multiplies an image's zeros outside by that,
+    but leaves out what is outside of a volume.
+    """
     dims = len(sizes)
-    return [
+    taps = [
         axis_taps(grid[..., dims - 1 - i], size, mode, padding_mode, align_corners)
         for i, size in enumerate(sizes)
     ]
+    return [weighing_0_outside(axis) for axis in taps] if dims == 3 and padding_mode == ZEROS else taps
+
+
+def weighing_0_outside(taps: AxisTaps) -> AxisTaps:
+    assert taps.inside is not None
+    weight = [torch.where(inside, weight, 0) for inside, weight in zip(taps.inside, taps.weight)]
+    slope = [torch.where(inside, slope, 0) for inside, slope in zip(taps.inside, taps.slope)]
+    return AxisTaps(taps.index, taps.inside, weight, slope)
 
 
 def combinations(taps: list[AxisTaps], sizes: Sequence[Any]):
@@ -297,11 +309,14 @@ def affine_grid_generator(theta: Tensor, size: list[int], align_corners: bool) -
 
 
 def places(count: Any, align_corners: bool, like: Tensor) -> Tensor:
-    """From -1 to 1: the centres of `count` pixels whose outer edges are -1 and 1, or whose outer centres are."""
-    o = torch.arange(count, device=like.device).to(like.dtype)
-    if align_corners:
-        return o * 2 / (count - 1) - 1 if count > 1 else o * 0
-    return (2 * o + 1) / count - 1
+    """From -1 to 1: the centres of `count` pixels whose outer edges are -1 and 1, or whose outer centres are.
+
+    Rounded as C++ rounds them: what a map takes to 0 there is 0 here.
+    """
+    if count <= 1:
+        return like.new_zeros([count])
+    centres = torch.linspace(-1, 1, count, dtype=like.dtype, device=like.device)
+    return centres if align_corners else centres * (count - 1) / count
 
 
 @defines(aten.affine_grid_generator_backward.default)

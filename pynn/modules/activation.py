@@ -75,7 +75,7 @@ class ReLU(torch.nn.ReLU):
     __constants__ = ["inplace"]
 
     def __init__(self, inplace: bool = False) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class RReLU(torch.nn.RReLU):
     __constants__ = ["lower", "upper", "inplace"]
 
     def __init__(self, lower: float = 1.0 / 8, upper: float = 1.0 / 3, inplace: bool = False) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.lower = lower
         self.upper = upper
         self.inplace = inplace
@@ -119,7 +119,7 @@ class Hardtanh(torch.nn.Hardtanh):
         min_value: float | None = None,
         max_value: float | None = None,
     ) -> None:
-        Module.__init__(self)
+        super().__init__()
         if min_value is not None:
             _warn_renamed("min_value", "min_val")
             min_val = min_value
@@ -168,7 +168,7 @@ class Hardsigmoid(torch.nn.Hardsigmoid):
     __constants__ = ["inplace"]
 
     def __init__(self, inplace: bool = False) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ class SiLU(torch.nn.SiLU):
     __constants__ = ["inplace"]
 
     def __init__(self, inplace: bool = False) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ class Mish(torch.nn.Mish):
     __constants__ = ["inplace"]
 
     def __init__(self, inplace: bool = False) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ class Hardswish(torch.nn.Hardswish):
     __constants__ = ["inplace"]
 
     def __init__(self, inplace: bool = False) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ class ELU(torch.nn.ELU):
     __constants__ = ["alpha", "inplace"]
 
     def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.alpha = alpha
         self.inplace = inplace
 
@@ -250,7 +250,7 @@ class CELU(torch.nn.CELU):
     __constants__ = ["alpha", "inplace"]
 
     def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.alpha = alpha
         self.inplace = inplace
 
@@ -267,7 +267,7 @@ class SELU(torch.nn.SELU):
     __constants__ = ["inplace"]
 
     def __init__(self, inplace: bool = False) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
@@ -287,7 +287,7 @@ class GLU(torch.nn.GLU):
     __constants__ = ["dim"]
 
     def __init__(self, dim: int = -1) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.dim = dim
 
     def forward(self, input: Tensor) -> Tensor:
@@ -303,7 +303,7 @@ class GELU(torch.nn.GELU):
     __constants__ = ["approximate"]
 
     def __init__(self, approximate: str = "none") -> None:
-        Module.__init__(self)
+        super().__init__()
         self.approximate = approximate
 
     def forward(self, input: Tensor) -> Tensor:
@@ -319,7 +319,7 @@ class Hardshrink(torch.nn.Hardshrink):
     __constants__ = ["lambd"]
 
     def __init__(self, lambd: float = 0.5) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.lambd = lambd
 
     def forward(self, input: Tensor) -> Tensor:
@@ -335,7 +335,7 @@ class LeakyReLU(torch.nn.LeakyReLU):
     __constants__ = ["inplace", "negative_slope"]
 
     def __init__(self, negative_slope: float = 1e-2, inplace: bool = False) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.negative_slope = negative_slope
         self.inplace = inplace
 
@@ -359,7 +359,7 @@ class Softplus(torch.nn.Softplus):
     __constants__ = ["beta", "threshold"]
 
     def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.beta = beta
         self.threshold = threshold
 
@@ -376,7 +376,7 @@ class Softshrink(torch.nn.Softshrink):
     __constants__ = ["lambd"]
 
     def __init__(self, lambd: float = 0.5) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.lambd = lambd
 
     def forward(self, input: Tensor) -> Tensor:
@@ -440,7 +440,7 @@ class _AlongDim:
         is_integer = dim is None or (isinstance(dim, int) and not isinstance(dim, bool))
         if SINCE_2_14 and not (is_integer or isinstance(self, Softmin)):
             raise TypeError(f"dim must be an int or None, got {type(dim)}")
-        Module.__init__(self)  # type: ignore[arg-type]
+        super().__init__()
         self.dim = dim
 
     def extra_repr(self) -> str:

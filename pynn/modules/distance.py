@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
 
 from pynn.blocks import BLOCK
 from pynn.definitions import Function, can_read_values, defines, traced_as, type_name, widen
@@ -414,7 +413,7 @@ class PairwiseDistance(torch.nn.PairwiseDistance):
     __constants__ = ["norm", "eps", "keepdim"]
 
     def __init__(self, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.norm = p
         self.eps = eps
         self.keepdim = keepdim
@@ -433,7 +432,7 @@ class CosineSimilarity(torch.nn.CosineSimilarity):
     __constants__ = ["dim", "eps"]
 
     def __init__(self, dim: int = 1, eps: float = 1e-8) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.dim = dim
         self.eps = eps
 

@@ -10,7 +10,6 @@ import warnings
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
 
 from pynn.definitions import defines, traced_as
 
@@ -219,7 +218,7 @@ class _DropoutNd:
     inplace: bool
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
-        Module.__init__(self)  # type: ignore[arg-type]
+        super().__init__()
         _check_probability(p)
         self.p = p
         self.inplace = inplace

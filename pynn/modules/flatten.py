@@ -17,7 +17,7 @@ class Flatten(torch.nn.Flatten):
     __constants__ = ["start_dim", "end_dim"]
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
-        Module.__init__(self)
+        super().__init__()
         self.start_dim = start_dim
         self.end_dim = end_dim
 

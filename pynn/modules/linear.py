@@ -202,7 +202,7 @@ class Identity(torch.nn.Identity):
     """out = x, whatever the arguments of the constructor.  Shape: x: [*]"""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        Module.__init__(self)
+        super().__init__()
 
     def forward(self, input: Tensor) -> Tensor:
         return input

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import Module, _reduction
+from torch.nn import _reduction
 from typing_extensions import deprecated
 
 from pynn.modules import (
@@ -69,7 +69,7 @@ class _Loss:
     reduction: str
 
     def __init__(self, size_average=None, reduce=None, reduction: str = "mean") -> None:
-        Module.__init__(self)  # type: ignore[arg-type]
+        super().__init__()
         if size_average is not None or reduce is not None:
             reduction = _reduction.legacy_get_string(size_average, reduce)
         self.reduction = reduction
