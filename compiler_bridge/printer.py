@@ -57,7 +57,8 @@ def print_node(graph: ir.Graph, node: ir.Node) -> list[str]:
     lines = [f"# {text}" for text in origin_lines(node.origin)]
     lines += [print_buffer(graph.buffers[name]) for name in ir.node_outputs(node) if name in graph.buffers]
     if isinstance(node, ir.Map):
-        return lines + loops(node.axes, [f"{place(node)} = {print_expr(node.value)}"])
+        named, value = print_value(node.value)
+        return lines + loops(node.axes, [*named, f"{place(node)} = {value}"])
     if isinstance(node, ir.Reduce):
         return lines + print_reduce(node)
     if isinstance(node, ir.Scan):
@@ -90,10 +91,10 @@ def place(node: Any) -> str:
 
 
 def print_reduce(node: ir.Reduce) -> list[str]:
-    target, value = place(node), print_expr(node.value)
+    target, (named, value) = place(node), print_value(node.value)
     step = ASSIGN.get(node.op, f"{{0}} = {node.op}({{0}}, {{1}})").format(target, value)
     start = f"{target} = {START.get(node.op, '...')}"
-    return loops(node.axes, [start, *loops(node.reduce_axes, [step])])
+    return loops(node.axes, [start, *loops(node.reduce_axes, [*named, step])])
 
 
 def print_scan(node: ir.Scan) -> list[str]:
@@ -141,11 +142,48 @@ def print_argument(arg: Any) -> str:
 # ---------------------------------------------------------------- expressions
 
 
-def print_index(index: ir.Index) -> str:
+LONGEST_VALUE = 40  # operations that are written out, those of a shared value each time
+
+
+def print_value(expr: ir.Expr) -> tuple[list[str], str]:
+    """Lines that name what a long expression uses several times (v0 = ...), and the expression."""
+    if tree_size(expr, {}) <= LONGEST_VALUE:
+        return [], print_expr(expr)
+    users: dict[int, int] = {}
+    for part in ir.walk(expr):
+        for child in ir.children(part):
+            users[id(child)] = users.get(id(child), 0) + 1
+    lines, names, seen = list[str](), Names(), set[int]()
+
+    def name_shared(part: ir.Expr) -> None:
+        if id(part) in seen:
+            return
+        seen.add(id(part))
+        for child in ir.children(part):
+            name_shared(child)
+        if isinstance(part, ir.Apply) and users.get(id(part), 0) > 1:
+            lines.append(f"v{len(lines)} = {print_expr(part, names)}")
+            names[id(part)] = f"v{len(lines) - 1}"
+
+    name_shared(expr)
+    return lines, print_expr(expr, names)
+
+
+def tree_size(expr: ir.Expr, known: dict[int, int]) -> int:
+    """Operations of an expression that is written out."""
+    if id(expr) not in known:
+        known[id(expr)] = isinstance(expr, ir.Apply) + sum(tree_size(x, known) for x in ir.children(expr))
+    return known[id(expr)]
+
+
+Names = dict[int, str]  # id of a value -> what it was called
+
+
+def print_index(index: ir.Index, names: Names | None = None) -> str:
     """2 * i0 + i1 + 7"""
     parts: list[str] = []
     for atom, coefficient in index.terms:
-        name = atom if isinstance(atom, str) else print_expr(atom.expr)
+        name = atom if isinstance(atom, str) else print_expr(atom.expr, names)
         if coefficient == 1:
             parts.append(name)
         else:
@@ -156,18 +194,20 @@ def print_index(index: ir.Index) -> str:
     return " + ".join(parts).replace("+ -", "- ")
 
 
-def print_expr(expr: ir.Expr) -> str:
-    """An expression as Python: b1[i0*256 + i1] * 2.0 + exp(b2[i1])"""
+def print_expr(expr: ir.Expr, names: Names | None = None) -> str:
+    """An expression as Python: b1[i0*256 + i1] * 2.0 + exp(b2[i1]); values that have names by these."""
+    if names and id(expr) in names:
+        return names[id(expr)]
     if isinstance(expr, ir.Constant):
         return str(expr.value)
     if isinstance(expr, ir.IndexValue):
-        text = print_index(expr.index)
+        text = print_index(expr.index, names)
         return text if len(expr.index.terms) + (expr.index.const != 0) <= 1 else f"({text})"
     if isinstance(expr, ir.Load):
-        load = f"{expr.buffer}[{print_index(expr.index)}]"
-        return load if expr.mask is None else f"({load} if {print_expr(expr.mask)} else 0)"
+        load = f"{expr.buffer}[{print_index(expr.index, names)}]"
+        return load if expr.mask is None else f"({load} if {print_expr(expr.mask, names)} else 0)"
     assert isinstance(expr, ir.Apply)
-    args = [print_expr(arg) for arg in expr.args]
+    args = [print_expr(arg, names) for arg in expr.args]
     if expr.op == "cast":
         return f"{expr.dtype}({args[0]})"
     if expr.op == "where":

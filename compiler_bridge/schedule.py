@@ -390,13 +390,18 @@ def choose_kept(schedule: Schedule, outputs: set[str]) -> None:
 
 
 def consumers(name: str, schedule: Schedule) -> list[Any]:
-    """Nodes that read a full value, directly or through values computed on the fly."""
-    direct = [n for n in schedule.nodes if name in local_reads(n, schedule)]
-    result = list(direct)
-    for node in direct:
-        if schedule.roles[node.output] == "full" and node.output not in schedule.kept:
-            result += consumers(node.output, schedule)
-    return result
+    """Nodes that read a full value, directly or through values computed on the fly; each once, they may share much."""
+    found: dict[str, Any] = {}
+    waiting = [name]
+    while waiting:
+        source = waiting.pop()
+        for node in schedule.nodes:
+            if node.output in found or source not in local_reads(node, schedule):
+                continue
+            found[node.output] = node
+            if schedule.roles[node.output] == "full" and node.output not in schedule.kept:
+                waiting.append(node.output)
+    return list(found.values())
 
 
 def numel(axes: tuple[Axis, ...]) -> Size:

@@ -288,3 +288,16 @@ def test_pixels_and_channels_of_a_padded_image_are_one_axis() -> None:
     schedule = schedule_group(single(kernel.nodes[0], {}), set(), {})
     assert schedule.vector is not None and schedule.vector.extent == (11 + 3) * 3
     assert_no_worse(lambda x: F.pad(x, (2, 1, 3, 0), value=0.5), [x])
+
+
+def test_values_that_are_used_again_and_again_are_looked_at_once() -> None:
+    """Each step uses the one before four times: as a tree 4**24 operations. In training that never ended."""
+
+    def steps(x: Tensor) -> Tensor:
+        for i in range(24):
+            x = torch.where(x > 0.1 * i, x * 1.01, x - 0.3 * x)
+        return x
+
+    x = torch.randn(100, requires_grad=True)
+    compiled_records(steps, [x], ("forward", "backward"))
+    assert_no_worse(steps, [x])

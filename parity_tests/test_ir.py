@@ -23,7 +23,7 @@ from compiler_bridge.explain import explain
 from compiler_bridge.interpret import interpret
 from compiler_bridge.lower import lower_graph
 from compiler_bridge.pipeline import compile_graph, inline_with_checks, legalize
-from compiler_bridge.printer import print_expr, print_graph
+from compiler_bridge.printer import print_expr, print_graph, print_value
 from compiler_bridge.verify import verify
 
 ROW, COLUMN = ir.Axis("i", 3), ir.Axis("j", 4)
@@ -265,3 +265,14 @@ def test_explain_shows_stages_kernels_and_externs() -> None:
         "for i0 in range(6)",
     ):
         assert part in text.getvalue()
+
+
+def test_a_shared_value_is_walked_and_printed_once():
+    value: ir.Expr = LOAD
+    for _ in range(100):
+        value = ir.Apply("float32", "add", (value, value))
+    assert len(list(ir.walk(value))) == 101
+    named, last = print_value(value)
+    assert len(named) == 99 and named[0] == "v0 = (x[i*4 + j] + x[i*4 + j])" and last == "(v98 + v98)"
+    short = ir.Apply("float32", "exp", (ir.Apply("float32", "add", (LOAD, LOAD)),))
+    assert print_value(short) == ([], print_expr(short))
