@@ -188,20 +188,76 @@ def test_fx_traces_what_a_function_calls_as_torchs(name, monkeypatch):
         assert traced() == expected
 
 
-@pytest.mark.parametrize("name", ["ReLU", "Hardtanh", "Dropout", "Softmax", "Flatten", "MSELoss"])
+MADE_IN_COMPILED_FUNCTIONS = {
+    "ReLU": (),
+    "Threshold": (0.5, 2.0),
+    "Hardtanh": (),
+    "Dropout": (),
+    "Softmax": (-1,),
+    "Flatten": (),
+    "Unflatten": (1, (2, 2)),
+    "PixelShuffle": (2,),
+    "PixelUnshuffle": (2,),
+    "ChannelShuffle": (2,),
+    "ZeroPad2d": (1,),
+    "ReflectionPad2d": (1,),
+    "LocalResponseNorm": (2,),
+    "PairwiseDistance": (),
+    "MSELoss": (),
+}
+
+
+@pytest.mark.parametrize("name", MADE_IN_COMPILED_FUNCTIONS)
 def test_layers_made_in_a_compiled_function(name):
-    """test_hf_classinstantier of dynamo/test_repros.py, for layers without parameters: Dynamo follows super() alone."""
+    """test_hf_classinstantier of dynamo/test_repros.py: Dynamo goes to Module.__init__ through super() alone."""
     torch._dynamo.reset()
-    x = torch.linspace(-1, 1, 6).view(1, 2, 3)
-    arguments = (-1,) if name == "Softmax" else ()
+    x = torch.linspace(-1, 1, 64).view(1, 4, 4, 4)
+    inputs = (x, x * 2) if name in ("MSELoss", "PairwiseDistance") else (x,)
 
-    @torch.compile(backend="eager", fullgraph=True)
-    def made(x):
-        layer = getattr(pynn, name)(*arguments).eval()
-        return layer(x, x * 2) if name == "MSELoss" else layer(x)
+    def made(nn, *inputs):
+        return getattr(nn, name)(*MADE_IN_COMPILED_FUNCTIONS[name]).eval()(*inputs)
 
-    layer = getattr(torch.nn, name)(*arguments).eval()
-    torch.testing.assert_close(made(x), layer(x, x * 2) if name == "MSELoss" else layer(x))
+    compiled = torch.compile(made, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(pynn, *inputs), made(torch.nn, *inputs))
+
+
+def test_dynamo_stops_at_the_parameters_of_a_layer():
+    """In torch's Linear and in pynn's: not before, at Module.__init__."""
+
+    def stop(nn):
+        torch._dynamo.reset()
+        with pytest.raises(torch._dynamo.exc.Unsupported) as caught:
+            torch.compile(lambda x: nn.Linear(3, 3)(x), backend="eager", fullgraph=True)(torch.ones(3))
+        return caught.value.msg
+
+    assert stop(pynn) == stop(torch.nn)
+
+
+class Tag(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tag = "made"
+
+
+@pytest.mark.parametrize("name", ["Linear", "ReLU", "CircularPad1d"])
+def test_a_further_base_of_a_users_layer_is_initialised(name):
+    """super().__init__() in torch's layers goes on to it."""
+    arguments = {"Linear": (2, 2), "ReLU": (), "CircularPad1d": (1,)}[name]
+    tagged = type("Tagged", (getattr(pynn, name), Tag), {})(*arguments)
+    assert tagged.tag == type("Tagged", (getattr(torch.nn, name), Tag), {})(*arguments).tag
+
+
+@pytest.mark.parametrize("name", ["Bilinear", "ReLU", "Dropout", "MSELoss"])
+def test_classes_made_before_install_call_a_constructor_by_name(name):
+    arguments = (2, 2, 2) if name == "Bilinear" else ()
+
+    def init(self):
+        getattr(torch.nn, name).__init__(self, *arguments)
+
+    own = type("Own", (getattr(torch.nn, name),), {"__init__": init})
+    expected = repr(own())
+    with pynn.install():
+        assert repr(own()) == expected
 
 
 def test_fx_refuses_a_function_of_cpp_while_it_has_torchs_name():

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
 
+from pynn.construction import init_module
 from pynn.definitions import Function, can_read_values, defines, traced_as
 from pynn.modules._ctc_checks import (
     Lengths,
@@ -362,7 +362,7 @@ class CTCLoss(torch.nn.CTCLoss):
     __constants__ = ["blank", "reduction"]
 
     def __init__(self, blank: int = 0, reduction: str = "mean", zero_infinity: bool = False) -> None:
-        Module.__init__(self)
+        init_module(CTCLoss, self)
         self.reduction = reduction
         self.blank = blank
         self.zero_infinity = zero_infinity

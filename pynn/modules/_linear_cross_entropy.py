@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import LinearCrossEntropyOptions, Module
+from torch.nn import LinearCrossEntropyOptions
 
+from pynn.construction import init_module
 from pynn.definitions import Function, defines, traced_as, widen
 from pynn.modules._classification_losses import class_weights, cross_entropy
 from pynn.modules._softmax import log_softmax_of
@@ -353,7 +354,7 @@ class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
             raise RuntimeError(f"expected weight shape to be {(num_classes,)}, got {tuple(weight.shape)}")
         if label_smoothing < 0 or label_smoothing > 1.0:
             raise RuntimeError(f"expected label_smoothing to be in range [0, 1], got {label_smoothing}")
-        Module.__init__(self)
+        init_module(LinearCrossEntropyLoss, self)
         self.reduction = reduction
         self.register_buffer("weight", weight)
         self.num_classes = num_classes

@@ -4,8 +4,9 @@ import warnings
 
 import torch
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Parameter
 
+from pynn.construction import init_module
 from pynn.modules import _rectifiers, _smooth_activations, _softmax
 from pynn.modules._rectifiers import *  # noqa: F403
 from pynn.modules._smooth_activations import *  # noqa: F403
@@ -57,7 +58,7 @@ class Threshold(torch.nn.Threshold):
     __constants__ = ["threshold", "value", "inplace"]
 
     def __init__(self, threshold: float, value: float, inplace: bool = False) -> None:
-        Module.__init__(self)
+        init_module(Threshold, self)
         self.threshold = threshold
         self.value = value
         self.inplace = inplace
@@ -75,7 +76,7 @@ class ReLU(torch.nn.ReLU):
     __constants__ = ["inplace"]
 
     def __init__(self, inplace: bool = False) -> None:
-        super().__init__()
+        init_module(ReLU, self)
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class RReLU(torch.nn.RReLU):
     __constants__ = ["lower", "upper", "inplace"]
 
     def __init__(self, lower: float = 1.0 / 8, upper: float = 1.0 / 3, inplace: bool = False) -> None:
-        super().__init__()
+        init_module(RReLU, self)
         self.lower = lower
         self.upper = upper
         self.inplace = inplace
@@ -119,7 +120,7 @@ class Hardtanh(torch.nn.Hardtanh):
         min_value: float | None = None,
         max_value: float | None = None,
     ) -> None:
-        super().__init__()
+        init_module(Hardtanh, self)
         if min_value is not None:
             _warn_renamed("min_value", "min_val")
             min_val = min_value
@@ -168,7 +169,7 @@ class Hardsigmoid(torch.nn.Hardsigmoid):
     __constants__ = ["inplace"]
 
     def __init__(self, inplace: bool = False) -> None:
-        super().__init__()
+        init_module(Hardsigmoid, self)
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
@@ -188,7 +189,7 @@ class SiLU(torch.nn.SiLU):
     __constants__ = ["inplace"]
 
     def __init__(self, inplace: bool = False) -> None:
-        super().__init__()
+        init_module(SiLU, self)
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
@@ -204,7 +205,7 @@ class Mish(torch.nn.Mish):
     __constants__ = ["inplace"]
 
     def __init__(self, inplace: bool = False) -> None:
-        super().__init__()
+        init_module(Mish, self)
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
@@ -220,7 +221,7 @@ class Hardswish(torch.nn.Hardswish):
     __constants__ = ["inplace"]
 
     def __init__(self, inplace: bool = False) -> None:
-        super().__init__()
+        init_module(Hardswish, self)
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
@@ -233,7 +234,7 @@ class ELU(torch.nn.ELU):
     __constants__ = ["alpha", "inplace"]
 
     def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
-        super().__init__()
+        init_module(ELU, self)
         self.alpha = alpha
         self.inplace = inplace
 
@@ -250,7 +251,7 @@ class CELU(torch.nn.CELU):
     __constants__ = ["alpha", "inplace"]
 
     def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
-        super().__init__()
+        init_module(CELU, self)
         self.alpha = alpha
         self.inplace = inplace
 
@@ -267,7 +268,7 @@ class SELU(torch.nn.SELU):
     __constants__ = ["inplace"]
 
     def __init__(self, inplace: bool = False) -> None:
-        super().__init__()
+        init_module(SELU, self)
         self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
@@ -287,7 +288,7 @@ class GLU(torch.nn.GLU):
     __constants__ = ["dim"]
 
     def __init__(self, dim: int = -1) -> None:
-        super().__init__()
+        init_module(GLU, self)
         self.dim = dim
 
     def forward(self, input: Tensor) -> Tensor:
@@ -303,7 +304,7 @@ class GELU(torch.nn.GELU):
     __constants__ = ["approximate"]
 
     def __init__(self, approximate: str = "none") -> None:
-        super().__init__()
+        init_module(GELU, self)
         self.approximate = approximate
 
     def forward(self, input: Tensor) -> Tensor:
@@ -319,7 +320,7 @@ class Hardshrink(torch.nn.Hardshrink):
     __constants__ = ["lambd"]
 
     def __init__(self, lambd: float = 0.5) -> None:
-        super().__init__()
+        init_module(Hardshrink, self)
         self.lambd = lambd
 
     def forward(self, input: Tensor) -> Tensor:
@@ -335,7 +336,7 @@ class LeakyReLU(torch.nn.LeakyReLU):
     __constants__ = ["inplace", "negative_slope"]
 
     def __init__(self, negative_slope: float = 1e-2, inplace: bool = False) -> None:
-        super().__init__()
+        init_module(LeakyReLU, self)
         self.negative_slope = negative_slope
         self.inplace = inplace
 
@@ -359,7 +360,7 @@ class Softplus(torch.nn.Softplus):
     __constants__ = ["beta", "threshold"]
 
     def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
-        super().__init__()
+        init_module(Softplus, self)
         self.beta = beta
         self.threshold = threshold
 
@@ -376,7 +377,7 @@ class Softshrink(torch.nn.Softshrink):
     __constants__ = ["lambd"]
 
     def __init__(self, lambd: float = 0.5) -> None:
-        super().__init__()
+        init_module(Softshrink, self)
         self.lambd = lambd
 
     def forward(self, input: Tensor) -> Tensor:
@@ -399,7 +400,7 @@ class PReLU(torch.nn.PReLU):
 
     def __init__(self, num_parameters: int = 1, init: float = 0.25, device=None, dtype=None) -> None:
         self.num_parameters = num_parameters
-        Module.__init__(self)
+        init_module(PReLU, self)
         self.init = init
         self.weight = Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
         self.reset_parameters()
@@ -440,7 +441,7 @@ class _AlongDim:
         is_integer = dim is None or (isinstance(dim, int) and not isinstance(dim, bool))
         if SINCE_2_14 and not (is_integer or isinstance(self, Softmin)):
             raise TypeError(f"dim must be an int or None, got {type(dim)}")
-        super().__init__()
+        init_module(_AlongDim, self)
         self.dim = dim
 
     def extra_repr(self) -> str:

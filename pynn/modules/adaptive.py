@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import Module, ModuleList, Sequential
+from torch.nn import ModuleList, Sequential
 from torch.nn.modules.adaptive import _ASMoutput
 
+from pynn.construction import init_module
 from pynn.definitions import can_read_values
 from pynn.modules._softmax import log_softmax
 from pynn.modules.linear import Linear
@@ -42,7 +43,7 @@ class AdaptiveLogSoftmaxWithLoss(torch.nn.AdaptiveLogSoftmaxWithLoss):
         device=None,
         dtype=None,
     ) -> None:
-        Module.__init__(self)
+        init_module(AdaptiveLogSoftmaxWithLoss, self)
         cutoffs = list(cutoffs)
         if not cutoffs:
             raise ValueError("cutoffs should be a sequence of length larger than 0")

@@ -8,6 +8,7 @@ from torch.nn import Module, Parameter, UninitializedBuffer, UninitializedParame
 from torch.nn.modules import batchnorm as _torch_batchnorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from pynn.construction import init_module
 from pynn.modules._batch_norm_functions import batch_norm
 from pynn.modules._sync_batch_norm import sync_batch_norm
 
@@ -46,7 +47,7 @@ class _NormBase(_torch_batchnorm._NormBase):
         *,
         bias: bool = True,
     ) -> None:
-        Module.__init__(self)
+        init_module(_NormBase, self)
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum

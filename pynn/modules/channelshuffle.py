@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
 
+from pynn.construction import init_module
 from pynn.definitions import defines, refuse_complex_half, traced_as
 from pynn.memory_format import in_format_of
 
@@ -60,7 +60,7 @@ class ChannelShuffle(torch.nn.ChannelShuffle):
     __constants__ = ["groups"]
 
     def __init__(self, groups: int) -> None:
-        Module.__init__(self)
+        init_module(ChannelShuffle, self)
         self.groups = groups
 
     def forward(self, input: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pynn.blocks import BLOCK
+from pynn.construction import init_module
 from pynn.definitions import Function, can_read_values, defines, traced_as, type_name, widen
 
 __all__ = [
@@ -413,7 +414,7 @@ class PairwiseDistance(torch.nn.PairwiseDistance):
     __constants__ = ["norm", "eps", "keepdim"]
 
     def __init__(self, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> None:
-        super().__init__()
+        init_module(PairwiseDistance, self)
         self.norm = p
         self.eps = eps
         self.keepdim = keepdim
@@ -432,7 +433,7 @@ class CosineSimilarity(torch.nn.CosineSimilarity):
     __constants__ = ["dim", "eps"]
 
     def __init__(self, dim: int = 1, eps: float = 1e-8) -> None:
-        super().__init__()
+        init_module(CosineSimilarity, self)
         self.dim = dim
         self.eps = eps
 

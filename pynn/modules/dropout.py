@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pynn.construction import init_module
 from pynn.definitions import defines, traced_as
 
 __all__ = [
@@ -218,7 +219,7 @@ class _DropoutNd:
     inplace: bool
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
-        super().__init__()
+        init_module(_DropoutNd, self)
         _check_probability(p)
         self.p = p
         self.inplace = inplace

@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 from torch.types import _size
+
+from pynn.construction import init_module
 
 __all__ = ["Flatten", "Unflatten"]
 
@@ -17,7 +18,7 @@ class Flatten(torch.nn.Flatten):
     __constants__ = ["start_dim", "end_dim"]
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
-        super().__init__()
+        init_module(Flatten, self)
         self.start_dim = start_dim
         self.end_dim = end_dim
 
@@ -38,7 +39,7 @@ class Unflatten(torch.nn.Unflatten):
     __constants__ = ["dim", "unflattened_size"]
 
     def __init__(self, dim: int, unflattened_size: _size) -> None:
-        Module.__init__(self)
+        init_module(Unflatten, self)
         self._require_tuple_int(unflattened_size)
         self.dim = dim
         self.unflattened_size = unflattened_size

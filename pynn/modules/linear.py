@@ -6,8 +6,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module, Parameter, UninitializedParameter
+from torch.nn import Parameter, UninitializedParameter
 
+from pynn.construction import init_module
 from pynn.definitions import (
     can_read_values,
     computes_in_float32,
@@ -202,7 +203,7 @@ class Identity(torch.nn.Identity):
     """out = x, whatever the arguments of the constructor.  Shape: x: [*]"""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
+        init_module(Identity, self)
 
     def forward(self, input: Tensor) -> Tensor:
         return input
@@ -219,7 +220,7 @@ class Linear(torch.nn.Linear):
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None
     ) -> None:
-        Module.__init__(self)
+        init_module(Linear, self)
         self.in_features = in_features
         self.out_features = out_features
         self.weight = Parameter(torch.empty((out_features, in_features), device=device, dtype=dtype))
@@ -270,7 +271,7 @@ class Bilinear(torch.nn.Bilinear):
         device=None,
         dtype=None,
     ) -> None:
-        Module.__init__(self)
+        init_module(Bilinear, self)
         self.in1_features = in1_features
         self.in2_features = in2_features
         self.out_features = out_features

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import _reduction
 from typing_extensions import deprecated
 
+from pynn.construction import init_module
 from pynn.modules import (
     _classification_losses,
     _ctc,
@@ -69,7 +70,7 @@ class _Loss:
     reduction: str
 
     def __init__(self, size_average=None, reduce=None, reduction: str = "mean") -> None:
-        super().__init__()
+        init_module(_Loss, self)
         if size_average is not None or reduce is not None:
             reduction = _reduction.legacy_get_string(size_average, reduce)
         self.reduction = reduction

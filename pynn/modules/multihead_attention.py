@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.init import constant_, xavier_normal_, xavier_uniform_
 from torch.nn.parameter import Parameter
 
+from pynn.construction import init_module
 from pynn.definitions import PUBLIC, defines
 from pynn.overrides import scripts_as
 
@@ -30,7 +31,6 @@ from .attention_masks import (
 )
 from .dropout import dropout
 from .linear import NonDynamicallyQuantizableLinear, linear
-from .module import Module
 
 __all__ = ["MultiheadAttention", "multi_head_attention_forward"]
 
@@ -256,7 +256,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 f"embed_dim and num_heads must be greater than 0,"
                 f" got embed_dim={embed_dim} and num_heads={num_heads} instead"
             )
-        Module.__init__(self)
+        init_module(MultiheadAttention, self)
         self.embed_dim = embed_dim
         self.kdim = embed_dim if kdim is None else kdim
         self.vdim = embed_dim if vdim is None else vdim

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Parameter
 
+from pynn.construction import init_module
 from pynn.definitions import Function, defines, refuse_complex_half, require_floating_point, traced_as, widen
 from pynn.memory_format import suggest_memory_format
 from pynn.modules._group_norm import group_norm
@@ -314,7 +315,7 @@ class LayerNorm(torch.nn.LayerNorm):
         device=None,
         dtype=None,
     ) -> None:
-        Module.__init__(self)
+        init_module(LayerNorm, self)
         if isinstance(normalized_shape, numbers.Integral):
             normalized_shape = (normalized_shape,)  # type: ignore[assignment]
         self.normalized_shape = tuple(normalized_shape)  # type: ignore[arg-type]
@@ -360,7 +361,7 @@ class RMSNorm(torch.nn.RMSNorm):
         device=None,
         dtype=None,
     ) -> None:
-        Module.__init__(self)
+        init_module(RMSNorm, self)
         if isinstance(normalized_shape, numbers.Integral):
             normalized_shape = (normalized_shape,)  # type: ignore[assignment]
         self.normalized_shape = tuple(normalized_shape)  # type: ignore[arg-type]
@@ -407,7 +408,7 @@ class GroupNorm(torch.nn.GroupNorm):
         *,
         bias: bool = True,
     ) -> None:
-        Module.__init__(self)
+        init_module(GroupNorm, self)
         if num_channels % num_groups != 0:
             raise ValueError(f"num_channels ({num_channels}) must be divisible by num_groups ({num_groups})")
         self.num_groups = num_groups
@@ -447,7 +448,7 @@ class _ResponseNorm:
     k: float
 
     def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
-        Module.__init__(self)  # type: ignore[arg-type]
+        init_module(_ResponseNorm, self)  # type: ignore[arg-type]
         self.size = size
         self.alpha = alpha
         self.beta = beta

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
 from torch.nn.modules.utils import _ntuple
 
+from pynn.construction import init_module
 from pynn.definitions import defines, linear_in, traced_as, type_name, widen
 from pynn.memory_format import in_format_of, with_gradient_in_its_format
 
@@ -259,7 +259,7 @@ class _Pad:
     mode: str
 
     def __init__(self, padding: int | tuple[int, ...]) -> None:
-        Module.__init__(self)  # type: ignore[arg-type]
+        init_module(_Pad, self)  # type: ignore[arg-type]
         self.padding = _ntuple(2 * self.dims)(padding)
 
     def forward(self, input: Tensor) -> Tensor:

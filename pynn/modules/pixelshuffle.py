@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
 
+from pynn.construction import init_module
 from pynn.definitions import defines, refuse_complex_half, traced_as
 from pynn.memory_format import in_format_of
 
@@ -93,7 +93,7 @@ class PixelShuffle(torch.nn.PixelShuffle):
     __constants__ = ["upscale_factor"]
 
     def __init__(self, upscale_factor: int) -> None:
-        Module.__init__(self)
+        init_module(PixelShuffle, self)
         self.upscale_factor = upscale_factor
 
     def forward(self, input: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class PixelUnshuffle(torch.nn.PixelUnshuffle):
     __constants__ = ["downscale_factor"]
 
     def __init__(self, downscale_factor: int) -> None:
-        Module.__init__(self)
+        init_module(PixelUnshuffle, self)
         self.downscale_factor = downscale_factor
 
     def forward(self, input: Tensor) -> Tensor:

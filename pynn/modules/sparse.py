@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Parameter
 
+from pynn.construction import init_module
 from pynn.modules import _embedding, _embedding_bag
 from pynn.modules._embedding import *  # noqa: F403
 from pynn.modules._embedding import embedding, normalized_padding_idx
@@ -53,7 +54,7 @@ class Embedding(torch.nn.Embedding):
         device=None,
         dtype=None,
     ) -> None:
-        Module.__init__(self)
+        init_module(Embedding, self)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         if padding_idx is not None:
@@ -175,7 +176,7 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
         device=None,
         dtype=None,
     ) -> None:
-        Module.__init__(self)
+        init_module(EmbeddingBag, self)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.max_norm = max_norm

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.init import xavier_uniform_
 
+from pynn.construction import init_module
+
 from ._nested import gives_zeros_for_padding, layer_gives_nan_without_keys, sequence_by_sequence
 from .activation import relu
 from .attention_masks import canonical_mask, dtype_of
@@ -71,7 +73,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         dtype=None,
     ) -> None:
         factory = {"device": device, "dtype": dtype}
-        Module.__init__(self)
+        init_module(TransformerEncoderLayer, self)
         self.self_attn = MultiheadAttention(
             d_model, nhead, dropout=dropout, bias=bias, batch_first=batch_first, **factory
         )
@@ -155,7 +157,7 @@ class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
     ) -> None:
         factory = {"device": device, "dtype": dtype}
         attention = {"dropout": dropout, "batch_first": batch_first, "bias": bias, **factory}
-        Module.__init__(self)
+        init_module(TransformerDecoderLayer, self)
         self.self_attn = MultiheadAttention(d_model, nhead, **attention)
         self.multihead_attn = MultiheadAttention(d_model, nhead, **attention)
         self.linear1 = Linear(d_model, dim_feedforward, bias=bias, **factory)
@@ -239,7 +241,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         enable_nested_tensor: bool = True,
         mask_check: bool = True,
     ) -> None:
-        Module.__init__(self)
+        init_module(TransformerEncoder, self)
         self.layers = copies(encoder_layer, num_layers)
         self.num_layers = num_layers
         self.norm = norm
@@ -292,7 +294,7 @@ class TransformerDecoder(torch.nn.TransformerDecoder):
     def __init__(
         self, decoder_layer: "TransformerDecoderLayer", num_layers: int, norm: Module | None = None
     ) -> None:
-        Module.__init__(self)
+        init_module(TransformerDecoder, self)
         self.layers = copies(decoder_layer, num_layers)
         self.num_layers = num_layers
         self.norm = norm
@@ -357,7 +359,7 @@ class Transformer(torch.nn.Transformer):
     ) -> None:
         factory = {"device": device, "dtype": dtype}
         layer_options = (nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first)
-        Module.__init__(self)
+        init_module(Transformer, self)
         if custom_encoder is not None:
             self.encoder = custom_encoder
         else:

@@ -13,6 +13,7 @@ from torch.nn import Module
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm
 
+from pynn.construction import init_module
 from pynn.utils.weight_norm import norm_except_dim, normalised_weight
 
 __all__ = ["orthogonal", "spectral_norm", "weight_norm"]
@@ -22,7 +23,7 @@ class _WeightNorm(_torch_parametrizations._WeightNorm):
     """(g, v) -> g * v / norm(v), the norm over all dimensions but dim; None: over all."""
 
     def __init__(self, dim: int | None = 0) -> None:
-        Module.__init__(self)
+        init_module(_WeightNorm, self)
         self.dim = -1 if dim is None else dim
 
     def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
