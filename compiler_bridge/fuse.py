@@ -11,7 +11,7 @@ computes them once inside the shared kernel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -257,9 +257,11 @@ def replace_load(node: Any, old: Load, new: Expr) -> Any:
     def swap(load: Load) -> Expr:
         return new if load == old else load
 
-    def rewrite(expr: Expr) -> Expr:
-        return map_expr(expr, lambda index: index, swap)
+    return rewrite_node(node, lambda expr: map_expr(expr, lambda index: index, swap))
 
+
+def rewrite_node(node: Any, rewrite: Callable[[Expr], Expr]) -> Any:
+    """The node with all its expressions rewritten."""
     if isinstance(node, Contract):
         return replace(node, lhs=rewrite(node.lhs), rhs=rewrite(node.rhs))
     if isinstance(node, Scatter):  # where it stores is data, too

@@ -8,19 +8,17 @@ loop is computed again when cheap, else kept in a scratch row that stays in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compiler_bridge.cpu.gemm_plan import panel_columns
 from compiler_bridge.cpu.host import NATIVE_LANES
-from compiler_bridge.fuse import expr_cost, hint
+from compiler_bridge.fuse import expr_cost, hint, rewrite_node
 from compiler_bridge.group import Group, row_of
 from compiler_bridge.ir import (
     Apply,
     Axis,
     Constant,
-    Contract,
     Expr,
     Index,
     IndexValue,
@@ -204,20 +202,12 @@ def with_conditions_scaled(a: Axis, b: Axis, nodes: list[Any]) -> list[Any] | No
         finer = IndexValue(place.dtype, place.index.scaled(step) + axis_index(b.name))
         return replace(old, args=(finer, replace(limit, value=limit.value * step)))
 
-    scaled = [map_node(node, scale) for node in nodes]
+    def rewrite(expr: Expr) -> Expr:
+        return map_expr(expr, lambda index: index, lambda load: load, scale)
+
+    scaled = [rewrite_node(node, rewrite) for node in nodes]
     indices = [index for node in scaled for index in node_indices(node)]
     return scaled if mergeable(a, b, scaled, indices) else None
-
-
-def map_node(node: Any, apply: Callable[[Apply], Expr]) -> Any:
-    """The node with `apply` on every operation of its expressions."""
-
-    def rewrite(expr: Expr) -> Expr:
-        return map_expr(expr, lambda index: index, lambda load: load, apply)
-
-    if isinstance(node, Contract):
-        return replace(node, lhs=rewrite(node.lhs), rhs=rewrite(node.rhs))
-    return replace(node, value=rewrite(node.value))
 
 
 def merge_in_node(node: Any, gone: Axis, merged: Axis) -> Any:

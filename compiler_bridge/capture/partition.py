@@ -106,9 +106,10 @@ def save_places_in_short(forward: fx.GraphModule, backward: fx.GraphModule, num_
         with backward.graph.inserting_before(first):
             full.replace_all_uses_with(convert(backward.graph, taken, torch.int64))
         backward.graph.erase_node(full)
-    output.args = (type(output.args[0])(results),)
-    forward.recompile()
-    backward.recompile()
+    if results != list(output.args[0]):
+        output.args = (type(output.args[0])(results),)
+        forward.recompile()
+        backward.recompile()
 
 
 def convert(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:

@@ -219,10 +219,8 @@ def pdist_backward(grad: Tensor, x: Tensor, p: float, pdist: Tensor) -> Tensor:
         return euclidean_backward(grad, x, pdist)
     gradients, distances = matrix_of(grad, x.size(0)), matrix_of(pdist, x.size(0))
     columns = x.t().contiguous()
-    lines, earlier = (
-        [],
-        torch.zeros_like(columns),
-    )  # what earlier blocks' pairs give the rows from the block on
+    # earlier: what pairs with earlier blocks give the rows from the block on
+    lines, earlier = [], torch.zeros_like(columns)
     for begin, end in row_blocks(x):
         block = (slice(begin, end), slice(begin, None))
         # [cols, block, rows from the block on]
