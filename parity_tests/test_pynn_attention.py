@@ -17,6 +17,7 @@ from parity_tests.tolerances import compare
 from pynn.definitions import DEFINITIONS
 
 aten = torch.ops.aten
+SDPA = pynn.functional.scaled_dot_product_attention
 EMBED, HEADS, QUERIES, KEYS, BATCH = 8, 2, 4, 5, 3
 
 
@@ -214,6 +215,47 @@ def test_dropout_draws_torchs_numbers():
     own = pynn.functional.scaled_dot_product_attention(q, k, v, dropout_p=0.4)
     assert torch.equal(own == 0, expected == 0)
     torch.testing.assert_close(own, expected)
+
+
+def projected(seq, heads=2, batch=2):
+    """[batch, heads, seq, 4], of a projection [batch, seq, heads * 4] that was only transposed."""
+    return tensor(batch, seq, heads, 4).transpose(1, 2)
+
+
+LAYOUTS = {
+    "plain": lambda: (projected(3), projected(5), projected(5), {}),
+    "causal": lambda: (projected(3), projected(5), projected(5), {"is_causal": True}),
+    "masked": lambda: (projected(3), projected(5), projected(5), {"attn_mask": tensor(2, 1, 1, 5)}),
+    "three-dimensional mask": lambda: (
+        projected(3),
+        projected(5),
+        projected(5),
+        {"attn_mask": tensor(2, 3, 5)},
+    ),
+    "learned mask": lambda: (
+        projected(3),
+        projected(5),
+        projected(5),
+        {"attn_mask": tensor(3, 5).requires_grad_()},
+    ),
+    "shared heads": lambda: (projected(3, 4), projected(5), projected(5), {"enable_gqa": True}),
+    "broadcast keys": lambda: (projected(3), projected(5, batch=1), projected(5, batch=1), {}),
+    "wider values": lambda: (projected(3), projected(5), tensor(2, 2, 5, 6), {}),
+    "dropout": lambda: (projected(3), projected(5), projected(5), {"dropout_p": 0.5}),
+    "half": lambda: tuple(projected(n).half() for n in (3, 5, 5)) + ({},),
+    "expanded": lambda: (tensor(1, 2, 3, 4).expand(2, -1, -1, -1), projected(5), projected(5), {}),
+    "one projection for three": lambda: (*tensor(2, 3, 3, 2, 4).permute(2, 0, 3, 1, 4), {}),
+    "sliced": lambda: (tensor(2, 2, 3, 8)[..., ::2], projected(5), projected(5), {}),
+    "no batch": lambda: (projected(3)[0], projected(5)[0], projected(5)[0], {}),
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_answers_lie_in_memory_as_torchs(case):
+    """Its flash kernel answers in the query's order: out.transpose(1, 2).view(batch, seq, -1) works there."""
+    q, k, v, options = LAYOUTS[case]()
+    theirs, ours = (f(q, k, v, **options) for f in (F.scaled_dot_product_attention, SDPA))
+    assert ours.stride() == theirs.stride()
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (2, 3, 0, 8)])
