@@ -192,6 +192,15 @@ def test_no_cpp_leaf_is_left():
     assert left == {}
 
 
+def test_coverage_prints_whole_words_and_the_reasons(capsys):
+    """At 180 columns the reasons had none left, and long names ended in dots."""
+    pynn.coverage()
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    for text in {entry.reason for entry in coverage()} | {entry.location for entry in coverage()}:
+        assert text in printed
+
+
 def test_coverage_lists_exactly_torchs_names():
     entries = {entry.name: entry for entry in coverage()}
     modules = {name for name, entry in entries.items() if entry.kind == "module"}
