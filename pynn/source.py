@@ -3,20 +3,31 @@
 import importlib
 import inspect
 from collections.abc import Iterator
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
+
+import torch.nn.functional as F
 
 from pynn.coverage import location_of
 from pynn.definitions import DEFINITIONS, PUBLIC
 
-# Looked through in this order; the last two are loaded when a name is not found before.
-PLACES = ("pynn.functional", "pynn.modules", "pynn.attention.flex_attention", "pynn.attention.varlen")
+# Looked through in this order; those of attention are loaded when a name is not found before.
+PLACES = (
+    "pynn.functional",
+    "pynn.modules",
+    "pynn.grad",
+    "pynn.utils.rnn",
+    "pynn.utils.parametrizations",
+    "pynn.utils",
+    "pynn.attention.flex_attention",
+    "pynn.attention.varlen",
+)
 
 
 def source(name: Any, *, show: bool = True) -> str:
     """The Python text behind a layer or function, with everything of pynn's that it calls.
 
-    Args:    name: "layer_norm", "LayerNorm", "functional.layer_norm", or the object itself
+    Args:    name: "layer_norm", "LayerNorm", "functional.layer_norm", "nn.utils.weight_norm", or the object itself
              show: also print it
     Returns: the text; each part is headed by its file and line and the ATen operation it defines
     Raises:  ValueError when pynn has no definition under this name
@@ -33,19 +44,28 @@ def _find(name: Any) -> Any:
     if not isinstance(name, str):
         found = name
     else:
-        short = name.rpartition(".")[2]
-        places = map(importlib.import_module, PLACES)
+        path, _, short = name.rpartition(".")
+        places = _places(path.removeprefix("torch.").removeprefix("nn.").removeprefix("nn"))
         found = next((getattr(place, short) for place in places if hasattr(place, short)), None)
     if not getattr(inspect.unwrap(found) if callable(found) else found, "__module__", "").startswith("pynn."):
         raise ValueError(f"{name!r} has no pynn definition; pynn.coverage() lists the names that do")
     return inspect.unwrap(found)
 
 
+def _places(path: str) -> Iterator[ModuleType]:
+    """The module of pynn at this path, where there is one, before the others."""
+    for place in (f"pynn.{path}" if path else "pynn", *PLACES):
+        try:
+            yield importlib.import_module(place)
+        except ModuleNotFoundError:  # "F.conv2d"
+            continue
+
+
 def _part(value: Any) -> str:
     replaced = [str(overload) for overload, own in DEFINITIONS.items() if inspect.unwrap(own) is value]
     public = [name for name, own in PUBLIC.items() if inspect.unwrap(own) is value]
     head = f"# {location_of(value)}"
-    head += "".join(f"    replaces torch.nn.functional.{name}" for name in public)
+    head += "".join(f"    replaces torch.nn.functional.{name}" for name in public if hasattr(F, name))
     head += f"    defines {', '.join(replaced)}" if replaced else ""
     return f"{head}\n{inspect.getsource(value).rstrip()}"
 
@@ -66,7 +86,8 @@ def _called_by(value: Any) -> Iterator[Any]:
         [value] if inspect.isfunction(value) else [f for f in vars(value).values() if inspect.isfunction(f)]
     )
     functions += [f.__func__ for f in vars(value).values() if isinstance(f, staticmethod)]
-    for function in map(inspect.unwrap, functions):
+    # a deprecated constructor wraps one that is C (NLLLoss2d)
+    for function in filter(inspect.isfunction, map(inspect.unwrap, functions)):
         closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(value) else {}
         for name in _names(function.__code__):
             called = closure.get(name, function.__globals__.get(name))
