@@ -258,6 +258,17 @@ def test_answers_lie_in_memory_as_torchs(case):
     assert ours.stride() == theirs.stride()
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_multihead_attention_lies_in_memory_as_torchs(with_gradients, batch_first):
+    """Of torch's fast path in one piece, elsewhere transposed."""
+    x = tensor(3, 2, EMBED)
+    layers = [nn.MultiheadAttention(EMBED, HEADS, batch_first=batch_first).eval() for nn in (torch.nn, pynn)]
+    with torch.set_grad_enabled(with_gradients):
+        theirs, ours = (layer(x, x, x)[0] for layer in layers)
+    assert ours.stride() == theirs.stride()
+
+
 @pytest.mark.parametrize("shape", [(0, 8), (2, 3, 0, 8)])
 def test_no_keys_give_zeros(shape):
     q, k = tensor(*shape[:-2], 4, 8), tensor(*shape)

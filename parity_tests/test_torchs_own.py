@@ -174,6 +174,11 @@ def test_results_are_written_into_out(name):
         function(overlapping, out=overlapping)
 
 
+def test_linear_writes_into_out():
+    x, weight, out = torch.randn(2, 3), torch.randn(4, 3), torch.empty(2, 4)
+    assert F.linear(x, weight, out=out) is out and torch.equal(out, F.linear(x, weight))
+
+
 def refusals() -> dict:
     empty = torch.randn(0, 1, 10)
     return {

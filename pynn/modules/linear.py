@@ -22,6 +22,7 @@ from pynn.definitions import (
 from pynn.dtype_names import cpp_name
 from pynn.modules import _grouped_products
 from pynn.modules._grouped_products import *  # noqa: F403
+from pynn.out import takes_out
 
 __all__ = [
     *_grouped_products.__all__,
@@ -93,6 +94,7 @@ def product_with_bias(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @traced_as(F.linear)
+@takes_out
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """out = input @ weight^T + bias.
 

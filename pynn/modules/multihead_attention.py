@@ -11,10 +11,10 @@ from torch.nn.init import constant_, xavier_normal_, xavier_uniform_
 from torch.nn.parameter import Parameter
 
 from pynn.construction import init_module
-from pynn.definitions import PUBLIC, defines
+from pynn.definitions import PUBLIC, defines, is_traced
 from pynn.overrides import scripts_as
 
-from ._nested import attend_by_sequence, gives_nan_without_keys, require_fast_path
+from ._nested import attend_by_sequence, gives_nan_without_keys, require_fast_path, why_not_fast_path
 from ._softmax import softmax_of
 from .activation import softmax
 from .attention import scaled_dot_product_attention
@@ -335,7 +335,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             key_padding_mask, "key_padding_mask", dtype_of(attn_mask), "attn_mask", query.dtype
         )
         attn_mask = canonical_mask(attn_mask, "attn_mask", None, "", query.dtype, check_other=False)
-        is_batched = query.dim() == 3
+        given, is_batched = (query, key, value), query.dim() == 3
         if self.batch_first and is_batched:
             query, key, value = transpose_batch(query, key, value)
         out, weights = multi_head_attention_forward(
@@ -363,7 +363,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             average_attn_weights=average_attn_weights,
             is_causal=is_causal,
         )
-        out = out.transpose(0, 1) if self.batch_first and is_batched else out
+        if self.batch_first and is_batched:
+            out = out.transpose(0, 1)
+            if not is_traced() and not why_not_fast_path(self, *given):
+                out = out.contiguous()  # as the kernel of torch's fast path answers
         return out, weights if need_weights else None
 
 
