@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.grad as _torch_grad
 from torch import Tensor
 
 from pynn.modules._convolution import convolution_backward
 from pynn.modules._convolution_checks import check_shapes, expanded
+from pynn.sharing import share_helpers
 from pynn.windows import output_size
+
+share_helpers(__name__, _torch_grad)
 
 
 def _gradient(
