@@ -277,3 +277,16 @@ def test_real_indices_of_a_meta_weight(mode):
         (grad,) = torch.autograd.grad(out.sum(), weight)
         assert out.is_meta and out.shape == (len(INDICES if mode == "embedding" else OFFSETS), 4)
         assert grad.is_meta and grad.shape == weight.shape
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_a_bag_with_max_norm_is_used_twice(mode: str) -> None:
+    """The second use scales the weights in place; the first one's backward had kept them, and raised."""
+    gradients = []
+    for nn in (torch.nn, pynn):
+        torch.manual_seed(0)
+        layer = nn.EmbeddingBag(5, 3, max_norm=0.1, mode=mode)
+        indices = torch.tensor([[1, 2], [3, 3]])
+        (layer(indices) + layer(indices + 1)).square().sum().backward()
+        gradients.append(layer.weight.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])

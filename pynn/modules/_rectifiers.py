@@ -206,7 +206,9 @@ def rrelu_with_noise_backward(
 
 # ---- public functions ------------------------------------------------------------------------------------
 
-_relu = differentiable(relu_forward, lambda grad, x: threshold_backward(grad, x, 0), is_short=True)
+_relu = differentiable(
+    relu_forward, lambda grad, y: threshold_backward(grad, y, 0), is_short=True, keeps_result=True
+)
 _threshold = differentiable(
     threshold_forward, lambda grad, x, threshold, value: threshold_backward(grad, x, threshold), is_short=True
 )

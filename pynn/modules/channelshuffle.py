@@ -37,7 +37,9 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     if input.numel() > 0:
         refuse_complex_half("channel_shuffle", input)
     grouped = input.unflatten(1, (groups, channels // groups))
-    return in_format_of(input, grouped.transpose(1, 2).reshape(input.shape))
+    # a copy also where nothing changes places
+    shuffled = grouped.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return in_format_of(input, shuffled.view(input.shape))
 
 
 defines(aten.channel_shuffle.default, aten.native_channel_shuffle.default)(channel_shuffle.__wrapped__)

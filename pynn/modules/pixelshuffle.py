@@ -35,12 +35,10 @@ def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
         )
     if input.numel() > 0:
         refuse_complex_half("pixel_shuffle", input)
-    if r == 1:
-        return in_format_of(input, input.clone())  # a copy, as for any other factor
     blocks = input.reshape(*batch, channels // (r * r), r, r, height, width)
     # [*, channels, height, r, width, r]
-    pixels = blocks.movedim((-2, -4, -1, -3), (-4, -3, -2, -1))
-    return in_format_of(input, pixels.reshape(*batch, channels // (r * r), height * r, width * r))
+    pixels = copied(blocks.movedim((-2, -4, -1, -3), (-4, -3, -2, -1)))
+    return in_format_of(input, pixels.view(*batch, channels // (r * r), height * r, width * r))
 
 
 @traced_as(F.pixel_unshuffle)
@@ -61,12 +59,15 @@ def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
             )
     if input.numel() > 0:
         refuse_complex_half("pixel_unshuffle", input)
-    if r == 1:
-        return in_format_of(input, input.clone())  # a copy, as for any other factor
     blocks = input.reshape(*batch, channels, height // r, r, width // r, r)
     # [*, channels, r, r, height, width]
-    pixels = blocks.movedim((-3, -1, -4, -2), (-4, -3, -2, -1))
-    return in_format_of(input, pixels.reshape(*batch, channels * r * r, height // r, width // r))
+    pixels = copied(blocks.movedim((-3, -1, -4, -2), (-4, -3, -2, -1)))
+    return in_format_of(input, pixels.view(*batch, channels * r * r, height // r, width // r))
+
+
+def copied(x: Tensor) -> Tensor:
+    """x in memory of its own, in order: also for factor 1 or a single pixel, where nothing changes places."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _check(function: str, argument: str, input: Tensor, factor: int) -> None:
