@@ -382,6 +382,7 @@ def nodes_by_source(strict, made_of, asked_of):
     return [[n.name for part in each for n in part.nodes if n.op == "call_function"] for each in parts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("installed", [True, False])
 def test_nodes_are_found_by_the_layer_or_function_that_made_them(strict, installed):

@@ -510,6 +510,7 @@ def run_once(source=SOURCE):
     assert torch.equal(graph(x)[0], reverse(x))
 
 
+@pytest.mark.slow
 @native
 def test_equal_kernels_share_machine_code(empty_cache):
     first = cache.load_kernels(SOURCE, ["k0_add_one", "k1_double"])
@@ -527,6 +528,7 @@ def test_a_helper_is_part_of_the_key(empty_cache):
     assert first["k0_add_one"] == second["k0_add_one"] and first["k1_double"] != second["k1_double"]
 
 
+@pytest.mark.slow
 @native
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])
 def test_damaged_machine_code_is_compiled_again(empty_cache, damage):
@@ -621,6 +623,7 @@ def one_worker(empty_cache, monkeypatch):
 NAMES = ("k0_add_one", "k1_double", "k2_reverse", "k3_thread", "k4_scratch")
 
 
+@pytest.mark.slow
 @native
 def test_a_worker_fills_the_cache(one_worker, monkeypatch):
     """Kernels a worker compiled are found on disk; here nothing is compiled."""
@@ -639,6 +642,7 @@ def test_a_worker_fills_the_cache(one_worker, monkeypatch):
     assert all(cache.load_kernels(SOURCE, NAMES).values())
 
 
+@pytest.mark.slow
 @native
 def test_a_broken_worker_costs_nothing_but_time(one_worker, monkeypatch):
     assert one_worker.wait_until_ready()
@@ -674,6 +678,7 @@ def test_graph_prints():
     assert isinstance(load(reverse_program(8)), CompiledGraph)
 
 
+@pytest.mark.slow
 def test_functions_of_two_processes_never_share_a_name():
     """Numba counts functions from 1 in every process; helpers cached by one process and linked with another's
     replaced each other where the counts met (seen: three GEMM kernels that all ran the first one's closures)."""
