@@ -257,8 +257,11 @@ def conv_transpose3d(
 def conv_tbc(input: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tensor:
     """conv1d with time first: out[t] = sum over k of input[t + k - pad] @ weight[k] + bias.
 
+    Args:    pad: zeros before and after in time, default 0
     Shape:   input: [time, batch, channels]   weight: [K, channels, features]   bias: [features]
              returns: [time + 2 * pad - K + 1, batch, features]
+    dtype:   any but bool and 16-bit complex numbers, the same for all; accumulates in float32 for 16-bit
+             inputs
     Raises:  RuntimeError when sizes or dtypes do not fit; NotImplementedError for bool
     Source:  aten/native/ConvolutionTBC.cpp
     """
