@@ -260,7 +260,7 @@ def scaled_grouped_mm(
         out = grouped_product(mat_a * scale_a, mat_b * scale_b)
 
     Args:    scale_recipe_a, scale_recipe_b: RowWise
-             output_dtype: None for bfloat16
+             bias: not supported, as in torch; offs: where each group ends; output_dtype: None for bfloat16
              swizzle_a, swizzle_b, contraction_dim, use_fast_accum: for GPUs, without effect
     Shape:   mat_a, mat_b, offs: as in `grouped_mm`
              scale_a: [m] for [m, k], [g, m] for [g, m, k]   scale_b: [n] for [k, n], [g, n] for [g, k, n]

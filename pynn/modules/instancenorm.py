@@ -38,6 +38,8 @@ def instance_norm(
     With use_input_stats, mean and variance are those of the channel in the sample, and running statistics, if
     any, move towards their average over the samples; else they are the running statistics.
 
+    Args:    running_mean, running_var: move in place; momentum: how far, default 0.1
+             eps: added to the variance, default 1e-5
     Shape:   input: [batch, channels, *]   the others: [channels]   returns: same as input
     dtype:   as batch_norm; but a running mean, and with it a variance, of another dtype is cast
     Raises:  ValueError for one value per channel; RuntimeError when sizes or dtypes do not match, or running

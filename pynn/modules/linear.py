@@ -98,8 +98,11 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Shape:   input: [*, in_features]   weight: [out_features, in_features] or [in_features]
              bias: [out_features]   returns: [*, out_features]
-    dtype:   16-bit with a bias: adds in float32, so that the sum is rounded once
-    Raises:  RuntimeError when the inner sizes or the dtypes differ, or bias is of other features
+    dtype:   any but bool and 16-bit complex numbers, the same for all, returned so; 16-bit with a bias: adds
+             in float32, so that the sum is rounded once
+    Raises:  RuntimeError when the inner sizes or the dtypes differ, or bias is of other features;
+             NotImplementedError for bool and 16-bit complex numbers
+    Source:  aten/native/Linear.cpp
     """
     if input.dim() == 0 or weight.dim() == 0:
         raise RuntimeError(
@@ -153,9 +156,13 @@ def trilinear(
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """out[*, o] = sum over i, j of input1[*, i] * weight[o, i, j] * input2[*, j], + bias[o].
 
-    Shape:   input1: [*, in1_features]   input2: [*, in2_features]
+    Shape:   input1: [*, in1_features]   input2: [*, in2_features]   bias: [out_features]
              weight: [out_features, in1_features, in2_features]   returns: [*, out_features]
-    Raises:  RuntimeError when batch dimensions or features do not match
+    dtype:   any but bool and 16-bit complex numbers, the same for all, returned so; 16 bits: both sums
+             accumulate in float32, and each is rounded
+    Raises:  RuntimeError when batch dimensions, features or dtypes do not match; NotImplementedError for bool
+             and 16-bit complex numbers
+    Source:  aten/native/Linear.cpp
     """
     _check_bilinear(input1, input2, weight, bias)
     refuse_complex_gradient("_trilinear", input1, weight, input2)

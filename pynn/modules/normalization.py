@@ -235,10 +235,13 @@ def layer_norm(
 ) -> Tensor:
     """out = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias.
 
+    Args:    eps: added to the variance, default 1e-5
     Shape:   input: [*, *normalized_shape]   weight, bias: normalized_shape   returns: same as input
-    dtype:   computes in float32 for 16-bit inputs; weight and bias may then be float32
-    Raises:  RuntimeError when shapes do not match
-    Source:  Ba et al., Layer normalization, 2016
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs; weight and bias may
+             then be float32
+    Raises:  RuntimeError when shapes or dtypes do not match; NotImplementedError for integers and complex
+             numbers
+    Source:  Ba et al., Layer normalization, 2016; aten/native/layer_norm.cpp
     """
     check_parameter_dtypes("LayerNormKernelImpl", input, weight, bias)
     _check_normalized_shape(input, normalized_shape, weight)
@@ -259,9 +262,10 @@ def rms_norm(
 
     Args:    eps: None takes the machine epsilon of the dtype computed in
     Shape:   input: [*, *normalized_shape]   weight: normalized_shape   returns: same as input
-    dtype:   computes in float32 for 16-bit inputs
-    Raises:  RuntimeError when shapes do not match, ValueError for too few dimensions
-    Source:  Zhang and Sennrich, Root mean square layer normalization, 2019
+    dtype:   floating point or complex, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  RuntimeError when shapes do not match, ValueError for too few dimensions; NotImplementedError for
+             integers
+    Source:  Zhang and Sennrich, Root mean square layer normalization, 2019; aten/native/layer_norm.cpp
     """
     _check_normalized_shape(input, normalized_shape, weight, is_rms=True)
     # contiguous, or channels-last, so that the result is, as in C++

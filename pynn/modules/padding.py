@@ -187,10 +187,13 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
         replicate  0 0 | 0 1 2 3 | 3 3
         circular   2 3 | 0 1 2 3 | 0 1
 
-    Args:    value: of mode constant, default 0
+    Args:    pad: negative numbers cut; the modes other than constant pad the last 1 to 3 dimensions of images
+             value: of mode constant, default 0
     Shape:   input: [*]   returns: the last len(pad) / 2 dimensions grown by left + right
-    Raises:  RuntimeError, NotImplementedError as torch for sizes and modes that do not fit
-    Source:  aten/native/PadNd.cpp
+    dtype:   any, returned as input's; reflect and replicate take neither bool nor 16-bit complex numbers
+    Raises:  RuntimeError for widths that do not fit the sizes, or a value in another mode;
+             NotImplementedError for unknown modes, dimensions and dtypes
+    Source:  aten/native/PadNd.cpp, ReflectionPad.cpp, ReplicationPadding.cpp
     """
     if len(pad) % 2 != 0:
         raise RuntimeError("Padding length must be divisible by 2")

@@ -55,7 +55,7 @@ def interpolate(
         area            the mean of x[floor(o * s) : ceil((o + 1) * s)]
         lanczos         6 neighbours by a windowed sinc (with antialias only)
 
-    Args:    size: of the output, or scale_factor, one number or one each
+    Args:    size: of the output, or scale_factor, one number or one each; mode: see above, default nearest
              align_corners: positions are o * (L - 1) / (O - 1): the corners stay
              recompute_scale_factor: s from the sizes, not from scale_factor
              antialias: stretch the filter over all elements that an output stands for (bilinear, bicubic, lanczos)
