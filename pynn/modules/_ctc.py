@@ -356,10 +356,11 @@ def ctc_loss(
 class CTCLoss(torch.nn.CTCLoss):
     """-log of the probability that log_probs spell the targets, summed over all alignments.
 
-    Args:    blank, reduction, zero_infinity: see `pynn.functional.ctc_loss`
+    Args:    blank, reduction, zero_infinity: as `ctc_loss`'s
     Shape:   log_probs: [time, batch, classes] or [time, classes]   targets: [batch, longest] or [sum of lengths]
              lengths: [batch] or []   returns: a scalar, or with reduction none [batch] or []
     Raises:  RuntimeError for lengths that do not fit log_probs or targets
+    Source:  see `ctc_loss`
     """
 
     __constants__ = ["blank", "reduction"]

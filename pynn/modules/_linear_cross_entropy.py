@@ -330,11 +330,12 @@ class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
 
     Args:    in_features, num_classes, out_features: the linear layer gives num_classes * prod(out_features)
              bias: whether it has one   weight: a factor for each class
-             reduction, ignore_index, label_smoothing, options: see `pynn.functional.linear_cross_entropy`
+             reduction, ignore_index, label_smoothing, options: as `linear_cross_entropy`'s
     Shape:   input: [batch, in_features] or [in_features]
              target: [batch, *out_features], or [batch, num_classes, *out_features] probabilities
              returns: a scalar, or [batch, *out_features] with reduction none
     Raises:  RuntimeError for a weight of another shape or a label_smoothing outside [0, 1]
+    Source:  see `linear_cross_entropy`
     """
 
     __constants__ = ["num_classes", "out_features", "reduction", "ignore_index", "label_smoothing"]

@@ -55,9 +55,10 @@ def native_channel_shuffle(input: Tensor, groups: int) -> Tensor:
 class ChannelShuffle(torch.nn.ChannelShuffle):
     """out[:, i * groups + g] = x[:, g * channels / groups + i].
 
+    Args:    groups: how many groups of neighbouring channels to interleave
     Shape:   x: [batch, channels, *]   returns: same as x
     Raises:  RuntimeError unless groups divides the channels
-    Source:  Zhang et al., ShuffleNet, 2017
+    Source:  see `channel_shuffle`
     """
 
     __constants__ = ["groups"]

@@ -417,8 +417,10 @@ def pdist(input: Tensor, p: float = 2) -> Tensor:
 class PairwiseDistance(torch.nn.PairwiseDistance):
     """out = ||x1 - x2 + eps||_p along the last dimension.
 
-    Args:    p: of the norm; keepdim: keep the last dimension, as 1
+    Args:    p: of the norm, default 2; eps: added to the difference, default 1e-6
+             keepdim: keep the last dimension, as 1 (default False)
     Shape:   x1, x2: [batch, cols] or [cols]   returns: [batch] or [], with keepdim [batch, 1] or [1]
+    Source:  see `pairwise_distance`
     """
 
     __constants__ = ["norm", "eps", "keepdim"]
@@ -436,8 +438,10 @@ class PairwiseDistance(torch.nn.PairwiseDistance):
 class CosineSimilarity(torch.nn.CosineSimilarity):
     """out = x1 . x2 / (max(||x1||, eps) * max(||x2||, eps)) along dim.
 
+    Args:    dim: default 1; eps: of the norms, default 1e-8
     Shape:   x1, x2: broadcastable   returns: their common shape without dim
     Raises:  RuntimeError for integers
+    Source:  see `cosine_similarity`
     """
 
     __constants__ = ["dim", "eps"]

@@ -266,10 +266,10 @@ class _DropoutNd:
 class Dropout(_DropoutNd, torch.nn.Dropout):
     """In training, each element is 0 with probability p and scaled by 1 / (1 - p) otherwise.
 
-    Args:    p: probability of a zero; inplace: overwrite the input
+    Args:    p: probability of a zero, default 0.5; inplace: overwrite the input (default False)
     Shape:   input: [*]   returns: same as input
     Raises:  ValueError unless 0 <= p <= 1
-    Source:  Hinton et al., Improving neural networks by preventing co-adaptation, 2012
+    Source:  see `dropout`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -279,9 +279,10 @@ class Dropout(_DropoutNd, torch.nn.Dropout):
 class Dropout1d(_DropoutNd, torch.nn.Dropout1d):
     """In training, each channel of [batch, channels, length] is 0 with probability p.
 
+    Args:    p: probability of a zero, default 0.5; inplace: overwrite the input (default False)
     Shape:   input: [batch, channels, length] or [channels, length]   returns: same as input
     Raises:  ValueError unless 0 <= p <= 1
-    Source:  Tompson et al., Efficient object localization using convolutional networks, 2015
+    Source:  see `dropout1d`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -291,9 +292,10 @@ class Dropout1d(_DropoutNd, torch.nn.Dropout1d):
 class Dropout2d(_DropoutNd, torch.nn.Dropout2d):
     """In training, each channel of [batch, channels, height, width] is 0 with probability p.
 
+    Args:    p: probability of a zero, default 0.5; inplace: overwrite the input (default False)
     Shape:   input: [batch, channels, height, width] or [channels, height, width]   returns: same
     Raises:  ValueError unless 0 <= p <= 1
-    Source:  Tompson et al., Efficient object localization using convolutional networks, 2015
+    Source:  see `dropout2d`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -303,9 +305,10 @@ class Dropout2d(_DropoutNd, torch.nn.Dropout2d):
 class Dropout3d(_DropoutNd, torch.nn.Dropout3d):
     """In training, each channel of [batch, channels, depth, height, width] is 0 with probability p.
 
+    Args:    p: probability of a zero, default 0.5; inplace: overwrite the input (default False)
     Shape:   input: [batch, channels, depth, height, width] or without batch   returns: same
     Raises:  ValueError unless 0 <= p <= 1
-    Source:  Tompson et al., Efficient object localization using convolutional networks, 2015
+    Source:  see `dropout3d`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -315,9 +318,10 @@ class Dropout3d(_DropoutNd, torch.nn.Dropout3d):
 class AlphaDropout(_DropoutNd, torch.nn.AlphaDropout):
     """Dropout that keeps the mean and variance of SELU's output.
 
+    Args:    p: probability of a zero, default 0.5; inplace: overwrite the input (default False)
     Shape:   input: [*]   returns: same as input
     Raises:  ValueError unless 0 <= p <= 1
-    Source:  Klambauer et al., Self-normalizing neural networks, 2017
+    Source:  see `alpha_dropout`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -327,8 +331,10 @@ class AlphaDropout(_DropoutNd, torch.nn.AlphaDropout):
 class FeatureAlphaDropout(_DropoutNd, torch.nn.FeatureAlphaDropout):
     """Alpha dropout of whole channels.
 
+    Args:    p: probability of a zero, default 0.5; inplace: overwrite the input (default False)
     Shape:   input: [batch, channels, *]   returns: same as input
     Raises:  ValueError unless 0 <= p <= 1
+    Source:  see `feature_alpha_dropout`
     """
 
     def forward(self, input: Tensor) -> Tensor:

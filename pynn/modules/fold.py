@@ -245,10 +245,12 @@ def _check_dtype(kernel: str, input: Tensor) -> None:
 
 
 class Unfold(torch.nn.Unfold):
-    """Every window as a column; see `pynn.functional.unfold`.
+    """Every window as a column.
 
+    Args:    kernel_size, dilation, padding, stride: as `unfold`'s
     Shape:   x: [batch, channels, height, width] or without batch
              returns: [batch, channels * K * K, number of windows]
+    Source:  see `unfold`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -256,10 +258,12 @@ class Unfold(torch.nn.Unfold):
 
 
 class Fold(torch.nn.Fold):
-    """Add up columns where their windows lie; see `pynn.functional.fold`.
+    """Add up columns where their windows lie.
 
+    Args:    output_size, kernel_size, dilation, padding, stride: as `fold`'s
     Shape:   x: [batch, channels * K * K, number of windows] or without batch
              returns: [batch, channels, *output_size]
+    Source:  see `fold`
     """
 
     def forward(self, input: Tensor) -> Tensor:

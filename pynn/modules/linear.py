@@ -207,7 +207,11 @@ def _check_bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor
 
 
 class Identity(torch.nn.Identity):
-    """out = x, whatever the arguments of the constructor.  Shape: x: [*]"""
+    """out = x, whatever the arguments of the constructor.
+
+    Shape:   x: [*]   returns: same as x
+    Source:  torch/nn/modules/linear.py
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         init_module(Identity, self)
@@ -219,7 +223,10 @@ class Identity(torch.nn.Identity):
 class Linear(torch.nn.Linear):
     """out = x @ weight^T + bias.
 
-    Shape:   x: [*, in_features]   weight: [out_features, in_features]   returns: [*, out_features]
+    Args:    in_features, out_features: of the weight; bias: learn one (default)
+    Shape:   x: [*, in_features]   weight: [out_features, in_features]   bias: [out_features]
+             returns: [*, out_features]
+    Source:  see `linear`
     """
 
     __constants__ = ["in_features", "out_features"]
@@ -257,14 +264,21 @@ class Linear(torch.nn.Linear):
 
 
 class NonDynamicallyQuantizableLinear(Linear, torch.nn.modules.linear.NonDynamicallyQuantizableLinear):
-    """A Linear that dynamic quantisation leaves alone: the output projection of MultiheadAttention."""
+    """A Linear that dynamic quantisation leaves alone: the output projection of MultiheadAttention.
+
+    Args:    as `Linear`'s
+    Shape:   as `Linear`'s
+    Source:  see `linear`
+    """
 
 
 class Bilinear(torch.nn.Bilinear):
     """out[o] = x1^T weight[o] x2 + bias[o].
 
+    Args:    in1_features, in2_features, out_features: of the weight; bias: learn one (default)
     Shape:   x1: [*, in1_features]   x2: [*, in2_features]   returns: [*, out_features]
     Raises:  ValueError when in1_features <= 0
+    Source:  see `bilinear`
     """
 
     __constants__ = ["in1_features", "in2_features", "out_features"]
@@ -312,9 +326,10 @@ class Bilinear(torch.nn.Bilinear):
 class LazyLinear(torch.nn.LazyLinear, Linear):
     """A Linear that learns in_features from its first input, and becomes a Linear then.
 
-    Args:    as Linear's, without in_features
+    Args:    as `Linear`'s, without in_features
     Shape:   x: [*, in_features]   returns: [*, out_features]
     Raises:  AssertionError when the first input does not fit a loaded weight
+    Source:  see `linear`
     """
 
     cls_to_become = Linear  # type: ignore[assignment]

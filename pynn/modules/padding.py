@@ -291,6 +291,7 @@ class CircularPad1d(_CircularPad, torch.nn.CircularPad1d):
     Args:    padding: of every side, or (left, right)
     Shape:   input: [batch, channels, length] or without batch   returns: the same, padded
     Raises:  ValueError for another number of dimensions, RuntimeError when it wraps more than once
+    Source:  see `pad`
     """
 
     dims = 1
@@ -302,6 +303,7 @@ class CircularPad2d(_CircularPad, torch.nn.CircularPad2d):
     Args:    padding: of every side, or (left, right, top, bottom)
     Shape:   input: [batch, channels, height, width] or without batch   returns: the same, padded
     Raises:  ValueError for another number of dimensions, RuntimeError when it wraps more than once
+    Source:  see `pad`
     """
 
     dims = 2
@@ -313,6 +315,7 @@ class CircularPad3d(_CircularPad, torch.nn.CircularPad3d):
     Args:    padding: of every side, or (left, right, top, bottom, front, back)
     Shape:   input: [batch, channels, depth, height, width] or without batch   returns: the same, padded
     Raises:  ValueError for another number of dimensions, RuntimeError when it wraps more than once
+    Source:  see `pad`
     """
 
     dims = 3
@@ -336,7 +339,9 @@ class ConstantPad1d(_ConstantPad, torch.nn.ConstantPad1d):
     """Pad the last dimension with a value.
 
     Args:    padding: of every side, or (left, right); negative cuts
+             value: the constant
     Shape:   input: [*, length]   returns: the same, padded
+    Source:  see `pad`
     """
 
     dims = 1
@@ -346,7 +351,9 @@ class ConstantPad2d(_ConstantPad, torch.nn.ConstantPad2d):
     """Pad the last 2 dimensions with a value.
 
     Args:    padding: of every side, or (left, right, top, bottom); negative cuts
+             value: the constant
     Shape:   input: [*, height, width]   returns: the same, padded
+    Source:  see `pad`
     """
 
     dims = 2
@@ -356,7 +363,9 @@ class ConstantPad3d(_ConstantPad, torch.nn.ConstantPad3d):
     """Pad the last 3 dimensions with a value.
 
     Args:    padding: of every side, or (left, right, top, bottom, front, back); negative cuts
+             value: the constant
     Shape:   input: [*, depth, height, width]   returns: the same, padded
+    Source:  see `pad`
     """
 
     dims = 3
@@ -372,6 +381,7 @@ class ReflectionPad1d(_ReflectionPad, torch.nn.ReflectionPad1d):
     Args:    padding: of every side, or (left, right)
     Shape:   input: [batch, channels, length] or without batch   returns: the same, padded
     Raises:  NotImplementedError for another number of dimensions, RuntimeError for padding >= the size
+    Source:  see `pad`
     """
 
     dims = 1
@@ -383,6 +393,7 @@ class ReflectionPad2d(_ReflectionPad, torch.nn.ReflectionPad2d):
     Args:    padding: of every side, or (left, right, top, bottom)
     Shape:   input: [batch, channels, height, width] or without batch   returns: the same, padded
     Raises:  NotImplementedError for another number of dimensions, RuntimeError for padding >= the size
+    Source:  see `pad`
     """
 
     dims = 2
@@ -394,6 +405,7 @@ class ReflectionPad3d(_ReflectionPad, torch.nn.ReflectionPad3d):
     Args:    padding: of every side, or (left, right, top, bottom, front, back)
     Shape:   input: [batch, channels, depth, height, width] or without batch   returns: the same, padded
     Raises:  NotImplementedError for another number of dimensions, RuntimeError for padding >= the size
+    Source:  see `pad`
     """
 
     dims = 3
@@ -409,6 +421,7 @@ class ReplicationPad1d(_ReplicationPad, torch.nn.ReplicationPad1d):
     Args:    padding: of every side, or (left, right)
     Shape:   input: [batch, channels, length] or without batch   returns: the same, padded
     Raises:  NotImplementedError for another number of dimensions
+    Source:  see `pad`
     """
 
     dims = 1
@@ -420,6 +433,7 @@ class ReplicationPad2d(_ReplicationPad, torch.nn.ReplicationPad2d):
     Args:    padding: of every side, or (left, right, top, bottom)
     Shape:   input: [batch, channels, height, width] or without batch   returns: the same, padded
     Raises:  NotImplementedError for another number of dimensions
+    Source:  see `pad`
     """
 
     dims = 2
@@ -431,6 +445,7 @@ class ReplicationPad3d(_ReplicationPad, torch.nn.ReplicationPad3d):
     Args:    padding: of every side, or (left, right, top, bottom, front, back)
     Shape:   input: [batch, channels, depth, height, width] or without batch   returns: the same, padded
     Raises:  NotImplementedError for another number of dimensions
+    Source:  see `pad`
     """
 
     dims = 3
@@ -449,6 +464,7 @@ class ZeroPad1d(_ZeroPad, ConstantPad1d, torch.nn.ZeroPad1d):
 
     Args:    padding: of every side, or (left, right); negative cuts
     Shape:   input: [*, length]   returns: the same, padded
+    Source:  see `pad`
     """
 
 
@@ -457,6 +473,7 @@ class ZeroPad2d(_ZeroPad, ConstantPad2d, torch.nn.ZeroPad2d):
 
     Args:    padding: of every side, or (left, right, top, bottom); negative cuts
     Shape:   input: [*, height, width]   returns: the same, padded
+    Source:  see `pad`
     """
 
 
@@ -465,4 +482,5 @@ class ZeroPad3d(_ZeroPad, ConstantPad3d, torch.nn.ZeroPad3d):
 
     Args:    padding: of every side, or (left, right, top, bottom, front, back); negative cuts
     Shape:   input: [*, depth, height, width]   returns: the same, padded
+    Source:  see `pad`
     """

@@ -92,10 +92,12 @@ defines(aten.pixel_unshuffle.default)(pixel_unshuffle.__wrapped__)
 
 
 class PixelShuffle(torch.nn.PixelShuffle):
-    """[*, channels * r^2, height, width] -> [*, channels, height * r, width * r].
+    """out[c, h * r + i, w * r + j] = x[c * r^2 + i * r + j, h, w], r = upscale_factor.
 
+    Args:    upscale_factor: r, at least 1
+    Shape:   x: [*, channels * r^2, height, width]   returns: [*, channels, height * r, width * r]
     Raises:  RuntimeError when r^2 does not divide the channels
-    Source:  Shi et al., Real-time single image and video super-resolution, 2016
+    Source:  see `pixel_shuffle`
     """
 
     __constants__ = ["upscale_factor"]
@@ -112,10 +114,12 @@ class PixelShuffle(torch.nn.PixelShuffle):
 
 
 class PixelUnshuffle(torch.nn.PixelUnshuffle):
-    """[*, channels, height * r, width * r] -> [*, channels * r^2, height, width].
+    """The inverse of PixelShuffle: out[c * r^2 + i * r + j, h, w] = x[c, h * r + i, w * r + j].
 
+    Args:    downscale_factor: r, at least 1
+    Shape:   x: [*, channels, height * r, width * r]   returns: [*, channels * r^2, height, width]
     Raises:  RuntimeError when r does not divide height and width
-    Source:  Shi et al., Real-time single image and video super-resolution, 2016
+    Source:  see `pixel_unshuffle`
     """
 
     __constants__ = ["downscale_factor"]
