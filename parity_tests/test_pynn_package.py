@@ -395,3 +395,13 @@ def test_source_shows_the_mathematics_and_what_it_replaces():
     assert "class LayerNorm" in pynn.source("LayerNorm", show=False)
     with pytest.raises(ValueError, match="no pynn definition"):
         pynn.source("DataParallel")
+
+
+def test_source_shows_the_mathematics_before_what_it_checks():
+    text = pynn.source("ctc_loss", show=False)
+    assert text.index("def forward_variables(") < text.index("def check_log_probs(")
+
+
+def test_source_follows_what_a_layer_derives_from():
+    assert pynn.source("lstm", show=False) == pynn.source("LSTM", show=False)
+    assert "def lstm_step(" in pynn.source("LSTM", show=False)

@@ -18,11 +18,12 @@ def source(name: Any, *, show: bool = True) -> str:
 
     Args:    name: "layer_norm", "LayerNorm", "functional.layer_norm", or the object itself
              show: also print it
-    Returns: the text; each part is headed by its file and line and the ATen operation it defines
+    Returns: the text: the definition, the mathematics behind it, and last what checks the arguments; each part is
+             headed by its file and line and the ATen operation it defines
     Raises:  ValueError when pynn has no definition under this name
     """
     definition = _find(name)
-    text = "\n\n".join(_part(part) for part in _reachable(definition))
+    text = "\n\n".join(_part(part) for part in sorted(_reachable(definition), key=_is_check))
     if show:
         print(text)
     return text
@@ -36,6 +37,9 @@ def _find(name: Any) -> Any:
         short = name.rpartition(".")[2]
         places = map(importlib.import_module, PLACES)
         found = next((getattr(place, short) for place in places if hasattr(place, short)), None)
+        if found is None:  # "lstm"
+            layers = {layer.lower(): layer for layer in importlib.import_module("pynn.modules").__all__}
+            found = getattr(importlib.import_module("pynn.modules"), layers.get(short.lower(), ""), None)
     if not getattr(inspect.unwrap(found) if callable(found) else found, "__module__", "").startswith("pynn."):
         raise ValueError(f"{name!r} has no pynn definition; pynn.coverage() lists the names that do")
     return inspect.unwrap(found)
@@ -51,7 +55,7 @@ def _part(value: Any) -> str:
 
 
 def _reachable(start: Any) -> list[Any]:
-    """start and every function and class of pynn that it calls, directly or not, in order of first use."""
+    """start and every function and class of pynn that it calls or derives from, in order of first use."""
     found, waiting = [], [start]
     while waiting:
         value = waiting.pop(0)
@@ -61,19 +65,26 @@ def _reachable(start: Any) -> list[Any]:
     return found
 
 
+def _is_check(value: Any) -> bool:
+    return value.__module__.endswith("_checks") or value.__name__.lstrip("_").startswith("check")
+
+
 def _called_by(value: Any) -> Iterator[Any]:
+    if inspect.isclass(value):
+        yield from (base for base in value.__bases__ if base.__module__.startswith("pynn.modules"))
     functions = (
         [value] if inspect.isfunction(value) else [f for f in vars(value).values() if inspect.isfunction(f)]
     )
     functions += [f.__func__ for f in vars(value).values() if isinstance(f, staticmethod)]
-    for function in map(inspect.unwrap, functions):
+    for function in filter(inspect.isfunction, map(inspect.unwrap, functions)):
         closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(value) else {}
         for name in _names(function.__code__):
             called = closure.get(name, function.__globals__.get(name))
-            called = inspect.unwrap(called) if callable(called) else called
-            is_code = inspect.isfunction(called) or inspect.isclass(called)
-            if is_code and called.__module__.startswith("pynn.modules"):
-                yield called
+            for one in called.values() if isinstance(called, dict) else (called,):
+                one = inspect.unwrap(one) if callable(one) else one
+                is_code = inspect.isfunction(one) or inspect.isclass(one)
+                if is_code and one.__module__.startswith("pynn.modules"):
+                    yield one
 
 
 def _names(code: CodeType) -> Iterator[str]:
