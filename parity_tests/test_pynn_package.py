@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import pickle
+import re
 import warnings
 
 import pytest
@@ -400,6 +401,24 @@ def test_source_shows_the_mathematics_and_what_it_replaces():
 def test_source_shows_the_mathematics_before_what_it_checks():
     text = pynn.source("ctc_loss", show=False)
     assert text.index("def forward_variables(") < text.index("def check_log_probs(")
+
+
+@pytest.mark.parametrize(
+    ("name", "operation", "helper"),
+    [
+        ("gelu", "gelu", "_gelu_tanh_argument"),  # through differentiable(...), in a table
+        ("relu", "relu", "threshold_backward"),
+        ("avg_pool2d", "avg_pool2d", "sum_along"),  # through a module, made for each dims
+        ("max_pool2d", "max_pool2d_with_indices", "sliding_boxes"),
+        ("pad", "reflection_pad2d", "mirrored"),
+        ("interpolate", "upsample_bilinear2d", "keys_cubic"),
+    ],
+)
+def test_source_goes_on_to_the_definition_of_the_operation(name, operation, helper):
+    """Bug: of most activations, pooling and resizing only the public function was shown, without its mathematics."""
+    text = pynn.source(name, show=False)
+    assert re.search(rf"^#.*\baten\.{operation}\.default", text, re.M) and f"def {helper}(" in text
+    assert max(map(len, text.splitlines())) <= 120
 
 
 def test_source_follows_what_a_layer_derives_from():

@@ -1,7 +1,9 @@
 """Show the definition behind a name: the mathematics, where it stands, which C++ operation it replaces."""
 
+import functools
 import importlib
 import inspect
+import textwrap
 from collections.abc import Iterator
 from types import CodeType
 from typing import Any
@@ -11,6 +13,9 @@ from pynn.definitions import DEFINITIONS, PUBLIC
 
 # Looked through in this order; the last two are loaded when a name is not found before.
 PLACES = ("pynn.functional", "pynn.modules", "pynn.attention.flex_attention", "pynn.attention.varlen")
+
+FOLLOWED = ("pynn.modules", "pynn.windows", "pynn.attention", "pynn.grad", "pynn.utils")
+"""Where the mathematics stands; what lies elsewhere is the ways in and the checks that all functions share."""
 
 
 def source(name: Any, *, show: bool = True) -> str:
@@ -23,7 +28,8 @@ def source(name: Any, *, show: bool = True) -> str:
     Raises:  ValueError when pynn has no definition under this name
     """
     definition = _find(name)
-    text = "\n\n".join(_part(part) for part in sorted(_reachable(definition), key=_is_check))
+    parts = {location_of(part): part for part in _reachable(definition)}  # one of those made in a loop
+    text = "\n\n".join(_part(part) for part in sorted(parts.values(), key=_is_check))
     if show:
         print(text)
     return text
@@ -46,12 +52,34 @@ def _find(name: Any) -> Any:
 
 
 def _part(value: Any) -> str:
-    replaced = [str(overload) for overload, own in DEFINITIONS.items() if inspect.unwrap(own) is value]
+    replaced = _operations().get(value, [])
     public = [name for name, own in PUBLIC.items() if inspect.unwrap(own) is value]
     head = f"# {location_of(value)}"
     head += "".join(f"    replaces torch.nn.functional.{name}" for name in public)
     head += f"    defines {', '.join(replaced)}" if replaced else ""
+    head = textwrap.fill(
+        head, 110, subsequent_indent="#     ", break_on_hyphens=False, break_long_words=False
+    )
     return f"{head}\n{inspect.getsource(value).rstrip()}"
+
+
+@functools.cache
+def _operations() -> dict[Any, list[str]]:
+    """Function -> the ATen operations it defines."""
+    found: dict[Any, list[str]] = {}
+    for overload, own in DEFINITIONS.items():
+        for function in _made_of(inspect.unwrap(own)):
+            found.setdefault(function, []).append(str(overload))
+    return found
+
+
+def _made_of(definition: Any) -> list[Any]:
+    """The definition; of one made for each number of dimensions, as avg_pool in _average(dims), what it calls."""
+    if "<locals>" not in definition.__qualname__:
+        return [definition]
+    known = [definition.__globals__.get(name) for name in definition.__code__.co_names]
+    called = dict.fromkeys(one for value in known for one in _definitions_in(value, []))
+    return [one for one in called if not _is_check(one)]
 
 
 def _reachable(start: Any) -> list[Any]:
@@ -71,20 +99,45 @@ def _is_check(value: Any) -> bool:
 
 def _called_by(value: Any) -> Iterator[Any]:
     if inspect.isclass(value):
-        yield from (base for base in value.__bases__ if base.__module__.startswith("pynn.modules"))
-    functions = (
-        [value] if inspect.isfunction(value) else [f for f in vars(value).values() if inspect.isfunction(f)]
-    )
-    functions += [f.__func__ for f in vars(value).values() if isinstance(f, staticmethod)]
-    for function in filter(inspect.isfunction, map(inspect.unwrap, functions)):
-        closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(value) else {}
-        for name in _names(function.__code__):
-            called = closure.get(name, function.__globals__.get(name))
-            for one in called.values() if isinstance(called, dict) else (called,):
-                one = inspect.unwrap(one) if callable(one) else one
-                is_code = inspect.isfunction(one) or inspect.isclass(one)
-                if is_code and one.__module__.startswith("pynn.modules"):
-                    yield one
+        yield from (base for base in value.__bases__ if base.__module__.startswith(FOLLOWED))
+    for function in _functions_of(value):
+        yield from _mentioned_by(function)
+
+
+def _functions_of(value: Any) -> list[Any]:
+    """A function itself, of a class its methods."""
+    members = [value] if inspect.isfunction(value) else vars(value).values()
+    methods = [f.__func__ if isinstance(f, staticmethod) else f for f in members]
+    return list(filter(inspect.isfunction, map(inspect.unwrap, methods)))
+
+
+def _mentioned_by(function: Any) -> Iterator[Any]:
+    names = list(_names(function.__code__))
+    known = function.__globals__ | inspect.getclosurevars(function).nonlocals
+    for name in names:
+        yield from _definitions_in(known.get(name), names)
+
+
+def _definitions_in(value: Any, names: list[str]) -> Iterator[Any]:
+    """The functions and classes that a value leads to; names: by which it may be asked for more, of a module."""
+    if isinstance(value, (dict, list, tuple)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _definitions_in(one, [])
+    elif inspect.ismodule(value) and value.__name__.startswith("pynn.modules."):
+        for name in names:  # average.mean_along
+            yield from _definitions_in(vars(value).get(name), [])
+    elif inspect.ismethod(value) and inspect.isclass(value.__self__):
+        if value.__self__.__module__ == "pynn.definitions":  # _relu = differentiable(relu_forward, ...)
+            for function in _functions_of(value.__self__):
+                yield from _mentioned_by(function)
+        else:
+            yield from _definitions_in(value.__self__, [])
+    elif inspect.isfunction(value) or inspect.isclass(value):
+        value = inspect.unwrap(value)
+        if inspect.isfunction(value) and value.__name__ == "<lambda>":
+            yield from _mentioned_by(value)
+        elif (value.__module__ or "").startswith(FOLLOWED):
+            yield value
 
 
 def _names(code: CodeType) -> Iterator[str]:
