@@ -319,7 +319,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
 
     Args:    dim: default 1; eps: of the norms, default 1e-8
     Shape:   x1, x2: broadcastable   returns: their common shape without dim
-    dtype:   floating point, promoted (of one alone the other may be integers); 16 bits round at every step
+    dtype:   floating point, promoted (one of the two may be integers); 16 bits round at every step
     Raises:  RuntimeError for integers, complex numbers, shapes that do not broadcast and a negative eps;
              IndexError when dim is out of range
     Source:  aten/native/Distance.cpp
