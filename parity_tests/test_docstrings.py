@@ -1,4 +1,4 @@
-"""Every docstring of pynn's public names says what `help()` is asked for: shapes, dtypes, errors, where it is from.
+"""The docstrings of pynn's public names say what one asks of them: shapes, dtypes, errors, where it is from.
 
 The rule, for what `pynn.coverage()` lists as Python of pynn:
 

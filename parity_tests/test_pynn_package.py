@@ -415,7 +415,7 @@ def test_source_shows_the_mathematics_before_what_it_checks():
     ],
 )
 def test_source_goes_on_to_the_definition_of_the_operation(name, operation, helper):
-    """Bug: of most activations, pooling and resizing only the public function was shown, without its mathematics."""
+    """Bug: of most activations, of pooling and resizing only the public function was shown."""
     text = pynn.source(name, show=False)
     assert re.search(rf"^#.*\baten\.{operation}\.default", text, re.M) and f"def {helper}(" in text
     assert max(map(len, text.splitlines())) <= 120

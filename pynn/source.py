@@ -15,7 +15,7 @@ from pynn.definitions import DEFINITIONS, PUBLIC
 PLACES = ("pynn.functional", "pynn.modules", "pynn.attention.flex_attention", "pynn.attention.varlen")
 
 FOLLOWED = ("pynn.modules", "pynn.windows", "pynn.attention", "pynn.grad", "pynn.utils")
-"""Where the mathematics stands; what lies elsewhere is the ways in and the checks that all functions share."""
+"""Where the mathematics stands; elsewhere are the ways in and the checks that all functions share."""
 
 
 def source(name: Any, *, show: bool = True) -> str:
@@ -74,7 +74,7 @@ def _operations() -> dict[Any, list[str]]:
 
 
 def _made_of(definition: Any) -> list[Any]:
-    """The definition; of one made for each number of dimensions, as avg_pool in _average(dims), what it calls."""
+    """The definition; what it calls, of one made for each number of dimensions (avg_pool in _average)."""
     if "<locals>" not in definition.__qualname__:
         return [definition]
     known = [definition.__globals__.get(name) for name in definition.__code__.co_names]
@@ -119,7 +119,7 @@ def _mentioned_by(function: Any) -> Iterator[Any]:
 
 
 def _definitions_in(value: Any, names: list[str]) -> Iterator[Any]:
-    """The functions and classes that a value leads to; names: by which it may be asked for more, of a module."""
+    """The functions and classes that a value leads to. names: what of a module is asked for"""
     if isinstance(value, (dict, list, tuple)):
         for one in value.values() if isinstance(value, dict) else value:
             yield from _definitions_in(one, [])

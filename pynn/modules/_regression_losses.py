@@ -188,7 +188,8 @@ def mse_loss(
     Args:    reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
              weight: one factor an element; the mean is then over the weights
     Shape:   input, target: broadcastable (with a warning)   returns: their shape, or a scalar when reduced
-    dtype:   floating point (integers too with a weight), promoted; computes in float32 for 16-bit inputs
+    dtype:   floating point (integers too with a weight), promoted; computes in float32 for 16-bit inputs, but
+             with a weight the losses are rounded first
     Raises:  ValueError for an unknown reduction or a weight of another shape; RuntimeError when the shapes do
              not broadcast; NotImplementedError for integers and complex numbers without a weight
     Source:  aten/native/Loss.cpp
@@ -218,7 +219,7 @@ def l1_loss(
              weight: one factor an element; the mean is then over the weights
     Shape:   input, target: broadcastable (with a warning)   returns: their shape, or a scalar when reduced
     dtype:   promoted; integers have no mean, complex numbers give real losses; sums in float32 for 16-bit
-             inputs
+             inputs, but with a weight the losses are rounded first
     Raises:  ValueError for an unknown reduction or a weight of another shape; RuntimeError for bool, a mean
              of integers and shapes that do not broadcast
     Source:  aten/native/Loss.cpp
@@ -274,7 +275,8 @@ def huber_loss(
     Args:    reduction: mean, sum or none; delta: where the square meets the line, default 1
              weight: one factor an element
     Shape:   input, target: broadcastable (with a warning)   returns: their shape, or a scalar when reduced
-    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs, but with a weight the
+             losses are rounded first
     Raises:  RuntimeError unless delta > 0, and for a target that input's dtype can't hold; ValueError for an
              unknown reduction or a weight of another shape; NotImplementedError for integers and complex
              numbers
@@ -312,7 +314,8 @@ def poisson_nll_loss(
 ) -> Tensor:
     """out = exp(input) - target * input, or input - target * log(input + eps) unless log_input; reduced.
 
-    Args:    log_input: input is the logarithm of the rate (default); eps: else keeps log(0) away, default 1e-8
+    Args:    log_input: input is the logarithm of the rate (default)
+             eps: else keeps log(0) away, default 1e-8
              full: add Stirling's approximation of log(target!) where target > 1
              reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: broadcastable   returns: their shape, or a scalar when reduced

@@ -297,7 +297,8 @@ def normalize(
 ) -> Tensor:
     """out = input / max(||input||_p, eps), the norm along dim.
 
-    Args:    p: of the norm, default 2; dim: default 1; eps: default 1e-12; out: written to, without a gradient
+    Args:    p: of the norm, default 2; dim: default 1; eps: default 1e-12
+             out: written to, without a gradient
     Shape:   input: [*]   returns: same as input
     dtype:   floating point or complex, returned as input's; 16 bits round the norm, then the quotient
     Raises:  RuntimeError for integers; IndexError when dim is out of range; NotImplementedError for 16-bit

@@ -117,7 +117,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
     """Dropout to SELU's lower limit, then scaled and shifted to keep mean and variance.
 
-        out = a * (input * mask - alpha' * (1 - mask)) + a * p * alpha',   mask ~ Bernoulli(1 - p) per element,
+        out = a * (input * mask - alpha' * (1 - mask)) + a * p * alpha',   mask ~ Bernoulli(1 - p),
         alpha' = 1.7581,   a = 1 / sqrt((1 - p) * (1 + p * alpha'^2))
 
     Args:    p: probability of a zero, default 0.5; training: else input itself (default False)

@@ -213,7 +213,8 @@ class KLDivLoss(_Loss, torch.nn.KLDivLoss):
     """target * (log(target) - input), reduced.
 
     Args:    log_target: target is a logarithm as input is (default False)
-             reduction: mean (default), sum, none or batchmean; size_average, reduce: its deprecated forerunners
+             reduction: mean (default), sum, none or batchmean
+             size_average, reduce: its deprecated forerunners
     Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
     Source:  see `kl_div`
     """

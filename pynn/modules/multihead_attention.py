@@ -70,8 +70,8 @@ def multi_head_attention_forward(
         out = concat(head_1, ..., head_n) @ Wo.T + bias
 
     Args:    embed_dim_to_check: the width query must have
-             in_proj_weight, in_proj_bias: Wq, Wk, Wv stacked; or, with use_separate_proj_weight, q_proj_weight,
-             k_proj_weight and v_proj_weight
+             in_proj_weight, in_proj_bias: Wq, Wk, Wv stacked; or, with use_separate_proj_weight,
+             q_proj_weight, k_proj_weight and v_proj_weight
              bias_k, bias_v: one more, learned key and value
              add_zero_attn: one more key and value, of zeros
              dropout_p: share of the attention weights set to 0, in training only
