@@ -170,7 +170,8 @@ def margin_ranking_loss(
             f"input1: {input1.size()}, input2: {input2.size()}, target: {target.size()} "
         )
     require_float("margin_ranking_loss", 4, "margin", margin)
-    loss = -target * (input1 - input2)
+    difference = input1 - input2
+    loss = -target * difference
     # a difference, because the tangent of a sum with a number is float64 under torch.func.jvp where there are no
     # dimensions
     loss = float(margin) - -loss if loss.is_floating_point() else loss + float(margin)

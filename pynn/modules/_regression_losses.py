@@ -20,6 +20,7 @@ from pynn.modules._reduction import (
     MEAN,
     NONE,
     broadcast_with_warning,
+    named_reduction,
     reduced,
     reduced_backward,
     reduction_number,
@@ -195,10 +196,11 @@ def mse_loss(
     Source:  aten/native/Loss.cpp
     """
     x, target = broadcast_with_warning(input, target)
-    number = reduction_number(reduction, size_average, reduce)
     if weight is not None:
         _check_weight(weight, input)
+        reduction = named_reduction(reduction, size_average, reduce)
         return _weighted(mse_loss_forward(x, target, NONE), weight, reduction, mean_over_weight=True)
+    number = reduction_number(reduction, size_average, reduce)
     x, target = _in_one_dtype(x, target)
     require_floating_point("mse_cpu", x)
     return mse_loss_forward(x, target, number)
@@ -225,10 +227,11 @@ def l1_loss(
     Source:  aten/native/Loss.cpp
     """
     x, target = broadcast_with_warning(input, target)
-    number = reduction_number(reduction, size_average, reduce)
     if weight is not None:
         _check_weight(weight, input)
+        reduction = named_reduction(reduction, size_average, reduce)
         return _weighted(l1_loss_forward(x, target, NONE), weight, reduction, mean_over_weight=True)
+    number = reduction_number(reduction, size_average, reduce)
     return l1_loss_forward(x, target, number)
 
 

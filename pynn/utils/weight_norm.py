@@ -26,6 +26,9 @@ def all_dims_but(dim: int, v: Tensor) -> list[int]:
 
 def norm_except_dim(v: Tensor, dim: int) -> Tensor:
     """sqrt(sum(v^2)) over all dimensions but dim, kept as size 1; dim -1: over all, a single number."""
+    if dim not in range(-v.dim(), v.dim()):
+        limits = f"[{-v.dim()}, {v.dim() - 1}]"
+        raise IndexError(f"Dimension out of range (expected to be in range of {limits}, but got {dim})")
     values = widen(v)
     squares = values * values
     total = squares.sum() if dim == -1 else squares.sum(all_dims_but(dim, v), keepdim=True)
