@@ -69,6 +69,7 @@ def run_sparse_row(name: str, executor: str, dtype: torch.dtype) -> None:
         assert comparison.passed, str(comparison)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("executor", ["ir", "python", "numba"])
 @pytest.mark.parametrize("name", [n for n in SPARSE if not n.startswith("beside")])
@@ -78,6 +79,7 @@ def test_compiled_sparse_gradients_are_cpps(name, executor, dtype):
     assert not computing_externs(graphs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["ir", "python", "numba"])
 def test_operations_on_sparse_gradients_are_atens_and_say_so(executor):
     with (
@@ -88,6 +90,7 @@ def test_operations_on_sparse_gradients_are_atens_and_say_so(executor):
         in_executor_process(executor, run_sparse_row, "beside a dense gradient", executor, torch.float32)
 
 
+@pytest.mark.slow
 def test_compiled_sparse_gradients_at_sizes_known_at_run_time():
     def bags(w, indices):
         return F.embedding_bag(indices, w, OFFSETS, sparse=True, padding_idx=2)

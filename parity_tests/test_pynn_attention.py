@@ -275,6 +275,7 @@ def test_no_keys_give_zeros(shape):
     assert torch.equal(pynn.functional.scaled_dot_product_attention(q, k, k), torch.zeros_like(q))
 
 
+@pytest.mark.slow
 def test_all_derivatives():
     q, k, v = (torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     mask = torch.tensor([[True, True, False], [False, False, False], [True, False, True]])

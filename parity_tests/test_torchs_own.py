@@ -259,6 +259,7 @@ def test_attention_layers_can_be_scripted_while_installed():
     installed("torch.jit.script(torch.nn.MultiheadAttention(8, 2, kdim=4, vdim=4).eval())")
 
 
+@pytest.mark.slow
 def test_attention_biases_are_compiled_while_installed():
     """test_causal_variants_compile of test_transformers.py: one graph, which holds attention itself."""
     installed(

@@ -1,14 +1,15 @@
-"""torch.jit.script and torch.fx treat pynn's layers as the torch.nn layers that they stand for.
+"""torch.jit.script, torch.fx and Dynamo treat pynn's layers as the torch.nn layers that they stand for.
 
-Both decide by where a class comes from: TorchScript compiles the text of its methods, and torch.fx keeps a layer
-whole, or says that it made a node, if its module's name begins with torch.nn. Neither asks anyone, so `import pynn`
-wraps a few functions of each.
+They decide by where a class or a function comes from: TorchScript compiles the text of its methods, torch.fx keeps a
+layer whole, or says that it made a node, if its module's name begins with torch.nn, and Dynamo compiles the frames of
+all files but some. None asks anyone, so `import pynn` wraps a few functions of each.
 """
 
 import functools
 import inspect
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,8 +25,6 @@ from pynn.install import torchs_names
 from pynn.overrides import is_installed
 from pynn.sharing import AroundImport
 
-SERIALIZER = "torch._export.serde.serialize"
-
 
 def teach_tracers() -> None:
     """Wrap their functions; a second call changes nothing."""
@@ -34,10 +33,11 @@ def teach_tracers() -> None:
     wrap(torch.fx.Tracer, "is_leaf_module", keeping_layers)
     wrap(torch.fx.Tracer, "trace", _tracing_torchs_functions)
     wrap(source_matcher_utils, "get_source_partitions", _by_layers)
-    if SERIALIZER in sys.modules:
-        _write_torchs_sources(sys.modules[SERIALIZER])
-    elif not any(isinstance(finder, _LaterSerializer) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _LaterSerializer())
+    for name, teach in LATER.items():
+        if name in sys.modules:
+            teach(sys.modules[name])
+    if not any(isinstance(finder, _LaterModules) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _LaterModules())
 
 
 def wrap(owner: Any, name: str, wrapper: Callable) -> None:
@@ -164,17 +164,6 @@ def _as_noted_of_torchs(meta: dict[str, Any]) -> dict[str, Any]:
     return {"nn_module_stack": {**layers, key: (path, original)}} if original else {}
 
 
-class _LaterSerializer(AroundImport):
-    """What writes exported programs is imported when the first is saved."""
-
-    def wants(self, fullname: str) -> bool:
-        return fullname == SERIALIZER
-
-    def around(self, module: ModuleType, run: Callable[[], None]) -> None:
-        run()
-        _write_torchs_sources(module)
-
-
 def _write_torchs_sources(serializer: ModuleType) -> None:
     wrap(serializer.GraphModuleSerializer, "serialize_operator", _by_torchs_name)
 
@@ -189,6 +178,62 @@ def _by_torchs_name(serialize_operator: Callable) -> Callable:
         return serialize_operator(self, torchs_objects().get(target, target))
 
     return serialize
+
+
+def _leave_own_frames_alone(trace_rules: ModuleType) -> None:
+    """Dynamo inlines pynn's functions where what it compiles calls them, and compiles none that was called otherwise.
+
+    That is its rule for torch.nn. A constructor that it compiled by itself would stop at Module.__init__; a function
+    called after a break of the graph would be a graph of its own.
+    """
+    trace_rules.add("pynn")
+    wrap(trace_rules, "is_torch_inline_allowed", _and_pynns)
+    wrap(trace_rules, "check", _but_for_layers_with_hooks)
+
+
+def _and_pynns(is_inlined_when_called: Callable) -> Callable:
+    folder = Path(__file__).parent.as_posix() + "/"
+
+    @functools.wraps(is_inlined_when_called)
+    def is_inlined(filename: str) -> bool:
+        return filename.startswith(folder) or is_inlined_when_called(filename)
+
+    return is_inlined
+
+
+def _but_for_layers_with_hooks(is_left_alone: Callable) -> Callable:
+    """A hook may break the graph around the layer. Dynamo then compiles `forward` of torch's layers."""
+
+    @functools.wraps(is_left_alone)
+    def check(obj: Any, *args: Any, **kwargs: Any) -> bool:
+        return is_left_alone(obj, *args, **kwargs) and not _is_forward_with_hooks(kwargs.get("frame"))
+
+    return check
+
+
+def _is_forward_with_hooks(frame: Any) -> bool:
+    if frame is None or frame.f_code.co_name != "forward":
+        return False
+    layer = frame.f_locals.get("self")
+    if not isinstance(layer, Module) or not type(layer).__module__.startswith("pynn."):
+        return False
+    return torch._dynamo.utils.nnmodule_has_hooks(layer, check_forward_hooks=True)
+
+
+LATER = {
+    "torch._dynamo.trace_rules": _leave_own_frames_alone,
+    "torch._export.serde.serialize": _write_torchs_sources,
+}
+"""What is done to modules that are imported when something is compiled, or saved, for the first time."""
+
+
+class _LaterModules(AroundImport):
+    def wants(self, fullname: str) -> bool:
+        return fullname in LATER
+
+    def around(self, module: ModuleType, run: Callable[[], None]) -> None:
+        run()
+        LATER[module.__name__](module)
 
 
 @functools.cache

@@ -315,8 +315,10 @@ def embedding_bag(
              padding_idx: indices that count for nothing
     Shape:   input: [count] with offsets: [bags], or [bags, bag size]   weight: [num_embeddings, embedding_dim]
              per_sample_weights: as input   returns: [bags, embedding_dim]
-    Raises:  ValueError for another shape or mode, RuntimeError for indices or offsets out of range,
-             NotImplementedError for per_sample_weights in another mode than sum
+    dtype:   weight floating point, returned so, per_sample_weights the same; input and offsets int64 or
+             int32; adds in float32 for 16-bit weights
+    Raises:  ValueError for another shape or mode; RuntimeError for indices or offsets out of range and dtypes
+             that do not fit; NotImplementedError for per_sample_weights in another mode than sum
     Source:  aten/native/EmbeddingBag.cpp. differs from torch in: scale_grad_by_freq counts an index's own
              occurrences (ATen's CPU kernel takes another index's count where some repeat); a last offset below the
              number of indices (ATen's kernels disagree); the gradient can be differentiated

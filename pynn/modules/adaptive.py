@@ -23,7 +23,8 @@ class AdaptiveLogSoftmaxWithLoss(torch.nn.AdaptiveLogSoftmaxWithLoss):
 
     Only the rows whose target lies in a cluster pass through its tail.
 
-    Args:    cutoffs: where the clusters begin; the classes are sorted by frequency
+    Args:    in_features: width of x; n_classes: how many classes
+             cutoffs: where the clusters begin; the classes are sorted by frequency
              div_value: the i-th tail projects to in_features / div_value^(i + 1) features first
              head_bias: whether the head's linear layer has a bias
     Shape:   input: [batch, in_features] or [in_features]   target: [batch] or []

@@ -17,9 +17,12 @@ aten = torch.ops.aten
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     """out[:, i * groups + g] = input[:, g * channels / groups + i].
 
-    Shape:   input: [batch, channels, *, at least one more]   returns: same
-    Raises:  RuntimeError when groups does not divide the channels
-    Source:  Zhang et al., ShuffleNet, 2017
+    Args:    groups: how many groups of neighbouring channels to interleave
+    Shape:   input: [batch, channels, *], at least one dimension more   returns: same as input
+    dtype:   any but 16-bit complex numbers, returned as input's
+    Raises:  RuntimeError when groups is not positive or does not divide the channels, and for fewer than 3
+             dimensions; NotImplementedError for 16-bit complex numbers
+    Source:  Zhang et al., ShuffleNet, 2017; aten/native/ChanelShuffle.cpp
     """
     if input.dim() <= 2:
         raise RuntimeError(
@@ -47,16 +50,17 @@ defines(aten.channel_shuffle.default, aten.native_channel_shuffle.default)(chann
 
 @traced_as(F.native_channel_shuffle)
 def native_channel_shuffle(input: Tensor, groups: int) -> Tensor:
-    """The same as channel_shuffle."""
+    """The same as `channel_shuffle`."""
     return channel_shuffle.__wrapped__(input, groups)
 
 
 class ChannelShuffle(torch.nn.ChannelShuffle):
     """out[:, i * groups + g] = x[:, g * channels / groups + i].
 
+    Args:    groups: how many groups of neighbouring channels to interleave
     Shape:   x: [batch, channels, *]   returns: same as x
     Raises:  RuntimeError unless groups divides the channels
-    Source:  Zhang et al., ShuffleNet, 2017
+    Source:  see `channel_shuffle`
     """
 
     __constants__ = ["groups"]

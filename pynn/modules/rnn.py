@@ -299,6 +299,8 @@ class _Cell:
 class RNNCell(_Cell, torch_rnn.RNNCell):
     """h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu of it.
 
+    Args:    input_size, hidden_size: of the weights; bias: learn b_ih and b_hh (default)
+             nonlinearity: tanh (default) or relu
     Shape:   input: [batch, input_size] or [input_size]   hx: the same with hidden_size, default zeros   returns: as hx
     Raises:  ValueError, RuntimeError when sizes do not fit or the nonlinearity is unknown
     Source:  Elman, Finding structure in time, 1990
@@ -315,6 +317,7 @@ class RNNCell(_Cell, torch_rnn.RNNCell):
 class LSTMCell(_Cell, torch_rnn.LSTMCell):
     """One step of an LSTM: c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c').
 
+    Args:    input_size, hidden_size: of the weights; bias: learn b_ih and b_hh (default)
     Shape:   input: [batch, input_size] or [input_size]   hx: (h, c), each with hidden_size, default zeros
              returns: (h', c')
     Raises:  ValueError, RuntimeError when sizes do not fit
@@ -331,6 +334,7 @@ class LSTMCell(_Cell, torch_rnn.LSTMCell):
 class GRUCell(_Cell, torch_rnn.GRUCell):
     """One step of a GRU: h' = (1 - z) n + z h.
 
+    Args:    input_size, hidden_size: of the weights; bias: learn b_ih and b_hh (default)
     Shape:   input: [batch, input_size] or [input_size]   hx: the same with hidden_size, default zeros   returns: as hx
     Raises:  ValueError, RuntimeError when sizes do not fit
     Source:  Cho et al., Learning phrase representations using RNN encoder-decoder, 2014
