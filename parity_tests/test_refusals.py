@@ -353,3 +353,11 @@ def test_norm_of_a_weight_over_dimensions_that_it_has_not(package: str, dim: int
     norms = [importlib.import_module(f"{nn}.utils{package}").weight_norm for nn in ("torch.nn", "pynn")]
     expected, found = (outcome(norm, torch.nn.Linear(3, 4), dim=dim) for norm in norms)
     assert expected[0] is IndexError and found == expected
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64], ids=str)
+def test_attention_of_no_fractions(dtype: torch.dtype, causal: bool) -> None:
+    x = torch.ones(1, 2, 3, 4, dtype=dtype)
+    assert_same("scaled_dot_product_attention", x, x, x, is_causal=causal)
+    assert_same("scaled_dot_product_attention", x[:, :, :0], x, x, is_causal=causal)

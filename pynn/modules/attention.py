@@ -258,6 +258,8 @@ def check_inputs(
         raise RuntimeError(
             "_scaled_dot_product_attention: Explicit attn_mask should not be set when is_causal=True"
         )
+    if query.dtype == torch.bool and query.numel() > 0:  # integers get so far as the product with value
+        raise RuntimeError("expected scalar type Float but found Bool")
     if dropout_p > 1:
         raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {dropout_p:g}")
 

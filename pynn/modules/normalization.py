@@ -200,7 +200,8 @@ class _RmsNorm(Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, weight, rank, ctx.eps = inputs
         ctx.shape = x.shape[-rank:]
-        ctx.save_for_backward(x, weight)
+        # only dx needs the weight; one that isn't kept may be overwritten
+        ctx.save_for_backward(x, weight if ctx.needs_input_grad[0] else None)
         ctx.save_for_forward(x, weight)
 
     @staticmethod
