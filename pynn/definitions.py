@@ -286,6 +286,7 @@ def differentiable(definition: Callable, *backwards: Callable, is_short: bool = 
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+            ctx.set_materialize_grads(False)  # no gradient in, none out, as in C++
             # constants that are tensors too: as attributes they would keep the wrappers of a vmap that has ended
             tensors = [x for x in inputs if isinstance(x, Tensor)]
             ctx.save_for_backward(*tensors)
@@ -293,7 +294,9 @@ def differentiable(definition: Callable, *backwards: Callable, is_short: bool = 
             ctx.constants = [Tensor if isinstance(x, Tensor) else x for x in inputs]
 
         @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple:
+        def backward(ctx: Any, grad: Tensor | None) -> tuple:
+            if grad is None:
+                return (None,) * len(ctx.constants)
             inputs = _with_tensors(ctx.constants, ctx.saved_tensors)
             gradients = [
                 formula(grad, *inputs) if needed else None
