@@ -1,4 +1,4 @@
-"""Functions of sparse tensors: those that torch.nn's C++ has kernels for (torch's test_sparse.py, test_sparse_csr.py)."""
+"""Sparse tensors, where the C++ of torch.nn has kernels for them (torch's test_sparse.py, test_sparse_csr.py)."""
 
 import pytest
 import torch
