@@ -102,6 +102,21 @@ def test_norms_of_negative_powers(p: float, executor: str) -> None:
         assert_as_in_cpp(lambda f, x: f.pairwise_distance(x, x.flip(1).detach() / 3, p), x, executor=executor)
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("p", [-2, 0.5, 1, 2, 3, INF])
+def test_norms_of_one_element(p: float, executor: str) -> None:
+    """Exact, whatever p: its square or cube overflowed, and its root was rounded (torch's test_ops_jit.py)."""
+    x = torch.tensor([[0.2, -3, 1e15, -1e30, 1e-30]], dtype=torch.float64)
+    for dtype in (torch.float32, torch.float64):
+        own = prepare(executor, lambda x: pynn.functional.normalize(x, p, 0))(x.to(dtype))
+        assert torch.equal(own, F.normalize(x.to(dtype), p, 0))
+    if p in (0.5, 1, 2, INF):  # for others C++ has no gradient of 1e30
+        assert_as_in_cpp(lambda f, x: f.normalize(x, p, 0), x.float(), executor=executor)
+    assert_as_in_cpp(
+        lambda f, x: f.pairwise_distance(x.t(), -2 * x.t().detach(), p), x.float()[:, :3], executor=executor
+    )
+
+
 def test_cosine_embedding_loss_of_short_vectors() -> None:
     """ATen keeps the cosine finite with an epsilon of float32, for every dtype: 4e-9 of it were missing."""
     target = torch.tensor([1.0, -1, 1, -1, 1])

@@ -5,7 +5,10 @@ import sys
 
 import pytest
 import torch
+from functorch.compile import aot_function, nop
+from torch._dispatch.python import enable_python_dispatcher
 from torch.autograd import forward_ad, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pynn
 import pynn.functional as F
@@ -341,3 +344,41 @@ def test_pooling_keeps_an_unbatched_channels_last_volume(with_indices):
             )
             pairs = zip(cpp, own) if with_indices else [(cpp, own)]
             assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in pairs)
+
+
+class Seen(TorchDispatchMode):
+    """Notes which operations are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.operations.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["gelu", "hardswish", "glu", "hardtanh"])
+def test_with_pythons_dispatcher_torchs_operations_are_called(name):
+    """test_comprehensive_nn_functional_gelu of test_decomp.py: tracers run a function so before they record it."""
+    x = torch.randn(4)
+    with Seen() as seen:
+        getattr(F, name)(x)
+    assert getattr(torch.ops.aten, name).default not in seen.operations  # a mode alone sees the definition
+    with Seen() as seen, enable_python_dispatcher():
+        getattr(F, name)(x)
+    assert seen.operations == [getattr(torch.ops.aten, name).default]
+
+
+def test_aot_autograd_runs_what_it_records():
+    """Its first run, which learns about outputs and their gradients, was of the definition, the second of torch's."""
+    runs = []
+
+    def function(x):
+        with Seen() as seen:
+            out = F.gelu(x)
+        runs.append(seen.operations)
+        return out
+
+    aot_function(function, nop)(torch.randn(3, requires_grad=True))
+    assert len(runs) > 1 and all(run == runs[0] for run in runs)

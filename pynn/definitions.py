@@ -40,6 +40,8 @@ NARROW_DTYPES = (torch.float16, torch.bfloat16)
 
 _dispatch_mode = torch._C._get_dispatch_mode
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
+_is_dispatched_to = torch._C._dispatch_tls_is_dispatch_key_included
+_PYTHON_DISPATCHER = torch._C.DispatchKey.PythonDispatcher
 
 WIDER = {**dict.fromkeys(NARROW_DTYPES, torch.float32), torch.complex32: torch.complex64}
 """What 16-bit numbers are computed in."""
@@ -59,8 +61,14 @@ def defines(*overloads: OpOverload) -> Callable:
 
 
 def is_traced() -> bool:
-    """Whether torch.compile, torch.export, torch.jit.trace or make_fx records what is called."""
-    return torch.compiler.is_compiling() or torch._C._is_tracing() or _dispatch_mode(_PROXY) is not None
+    """Whether torch.compile, torch.export, torch.jit.trace or make_fx records what is called, or AOTAutograd runs it
+    once before, with Python's dispatcher on, to learn what the recording will be of.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return True
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    return _dispatch_mode(_PROXY) is not None or _is_dispatched_to(_PYTHON_DISPATCHER)
 
 
 def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | None = None) -> Callable:
@@ -290,6 +298,7 @@ def differentiable(
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
             inputs = (output, *inputs[1:]) if keeps_result else inputs
+            ctx.set_materialize_grads(False)  # no gradient in, none out, as in C++
             # constants that are tensors too: as attributes they would keep the wrappers of a vmap that has ended
             tensors = [x for x in inputs if isinstance(x, Tensor)]
             ctx.save_for_backward(*tensors)
@@ -297,7 +306,9 @@ def differentiable(
             ctx.constants = [Tensor if isinstance(x, Tensor) else x for x in inputs]
 
         @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple:
+        def backward(ctx: Any, grad: Tensor | None) -> tuple:
+            if grad is None:
+                return (None,) * len(ctx.constants)
             inputs = _with_tensors(ctx.constants, ctx.saved_tensors)
             gradients = [
                 formula(grad, *inputs) if needed else None

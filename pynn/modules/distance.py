@@ -31,6 +31,8 @@ def norm_of(x: Tensor, p: float, dim: list[int]) -> Tensor:
 
     p = inf takes max |x|, p = -inf min |x|, and p = 0 counts the elements that are not 0.
     """
+    if p != 0 and _is_one_element(x, dim):
+        return x.abs()  # whose power may be too large
     if p == 2 and not x.is_complex():
         return torch.sqrt((x * x).sum(dim, keepdim=True))
     magnitudes = x.abs()
@@ -47,6 +49,11 @@ def norm_of(x: Tensor, p: float, dim: list[int]) -> Tensor:
     return powers.sum(dim, keepdim=True).pow(1 / p)
 
 
+def _is_one_element(x: Tensor, dim: list[int]) -> bool:
+    """Whether each norm over dim is of one element (a size that a compiler keeps open is none of 1)."""
+    return x.dim() == 0 or all(type(x.size(d)) is int and x.size(d) == 1 for d in dim)
+
+
 def norm_gradient(x: Tensor, norm: Tensor, p: float, dim: list[int]) -> Tensor:
     """d norm / d x = sgn(x) * (|x| / norm)^(p - 1), and 0 where norm is 0 (as ATen chooses).
 
@@ -55,10 +62,10 @@ def norm_gradient(x: Tensor, norm: Tensor, p: float, dim: list[int]) -> Tensor:
     safe_norm = torch.where(norm == 0, 1, norm)
     if p == 2:
         return x / safe_norm
-    if p == 1:
-        return x.sgn()
     if p == 0:
         return torch.zeros_like(x)
+    if p == 1 or _is_one_element(x, dim):
+        return x.sgn()
     magnitudes = x.abs()
     if p in (torch.inf, -torch.inf):
         attains = ((magnitudes == norm) | (magnitudes != magnitudes)).to(magnitudes.dtype)
