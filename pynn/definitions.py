@@ -29,6 +29,7 @@ from pynn.constant_gradients import with_graph_to_inputs
 from pynn.dtype_names import type_name
 from pynn.first_argument import refusal_of_others
 from pynn.mkldnn import of_dense_copies
+from pynn.nested import ANSWERS, is_nested
 from pynn.overrides import call_override, has_override, scripts_as
 
 DEFINITIONS: dict[OpOverload, Callable[..., Any]] = {}
@@ -70,6 +71,7 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
 
     A tensor subclass with __torch_function__ and torch.fx are told torch's function too: see pynn.overrides.
     A quantised tensor goes there as well: the definitions are of numbers, not of integers with a scale.
+    Of a nested tensor, the definition is of what it holds: see pynn.nested.
 
     The graph then holds the ATen operation that Inductor, ONNX export and this project's own compiler know.
     The decorated function keeps its name, signature and documentation; `__wrapped__` is the definition and
@@ -79,6 +81,7 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
     def decorate(definition: Callable) -> Callable:
         refuse_others = refusal_of_others(definition, torch_function)
         checked_kinds = check_of_kinds(definition, torch_function)
+        of_nested = ANSWERS.get(definition.__name__)
 
         @functools.wraps(definition)
         def function(*args: Any, **kwargs: Any) -> Any:
@@ -92,6 +95,8 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
                     return of_dense_copies(function, args, kwargs)
                 if args[0].is_quantized:
                     return torch_function(*args, **kwargs)
+                if of_nested is not None and is_nested(args[0]):
+                    return of_nested(function, *args, **kwargs)
             if refuse_others is not None and not (args and isinstance(args[0], Tensor)):
                 refuse_others(args, kwargs)
             if checked_kinds is not None and (len(args) > 1 or kwargs):
