@@ -1,5 +1,6 @@
 """What torch's own test files (test_nn.py, nn/test_*.py) found with pynn installed; each test names its origin."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -335,3 +336,31 @@ def test_pooling_keeps_an_unbatched_channels_last_volume(with_indices):
             )
             pairs = zip(cpp, own) if with_indices else [(cpp, own)]
             assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in pairs)
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_passes_of_fx_that_look_for_exact_classes(is_installed):
+    """test_fetch of test_fx_experimental.py, and its like: what a pass finds, and whose layers it leaves."""
+    from torch.fx.experimental.graph_gradual_typechecker import GraphTypeChecker
+    from torch.fx.experimental.optimization import fuse, optimize_for_inference
+    from torch.fx.passes.param_fetch import lift_lowering_attrs_to_nodes
+    from torch.fx.tensor_type import TensorType
+
+    def found(nn):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.ReLU()).eval()
+        graph = torch.fx.symbolic_trace(model)
+        classes = [type(layer) for layer in graph.modules()]
+        lift_lowering_attrs_to_nodes(graph)
+        lifted = [node.attrs_for_lowering["name"] for node in graph.graph.nodes if node.op == "call_module"]
+        next(iter(graph.graph.nodes)).type = TensorType((1, 3, 8, 8))
+        GraphTypeChecker({}, graph).type_check()
+        types = [str(node.type) for node in graph.graph.nodes]
+        assert [type(layer) for layer in graph.modules()] == classes
+        fused, optimised = fuse(model), optimize_for_inference(model)
+        assert {type(layer) for layer in list(fused.modules())[1:]} == {nn.Conv2d, nn.ReLU}
+        return lifted, types, [type(layer).__name__ for layer in optimised.modules()]
+
+    expected = found(torch.nn)
+    with pynn.install() if is_installed else contextlib.nullcontext():
+        assert found(torch.nn if is_installed else pynn) == expected
