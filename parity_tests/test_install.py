@@ -266,14 +266,20 @@ def test_fx_refuses_a_function_of_cpp_while_it_has_torchs_name():
     assert "conv2d" in torch.fx.symbolic_trace(pynn.functional.conv2d).code
 
 
+@pytest.mark.parametrize("pre_dispatch", [False, True])
 @pytest.mark.parametrize("has_gradient", [False, True])
-def test_make_fx_records_the_operations_of_torchs_layers(has_gradient):
-    """test_make_fx_model_double_param and test_decomposition_interpreter of test_proxy_tensor.py."""
+def test_make_fx_records_the_operations_of_torchs_layers(has_gradient, pre_dispatch):
+    """test_make_fx_model_double_param and test_decomposition_interpreter of test_proxy_tensor.py,
+    test_aot_export_predispatch_composite_implicit_linear of test_aotdispatch.py.
+    """
     graphs = []
     for nn in (torch.nn, pynn):
         model = network(nn).requires_grad_(has_gradient)
-        graphs.append(make_fx(model)(torch.randn(2, 2, 6)))
-    assert [node.target for node in graphs[0].graph.nodes] == [node.target for node in graphs[1].graph.nodes]
+        graphs.append(make_fx(model, pre_dispatch=pre_dispatch)(torch.randn(2, 2, 6)))
+    with pynn.install():  # the functions' names are pynn's then
+        graphs.append(make_fx(model, pre_dispatch=pre_dispatch)(torch.randn(2, 2, 6)))
+    targets = [[node.target for node in graph.graph.nodes] for graph in graphs]
+    assert targets[0] == targets[1] == targets[2]
 
 
 def test_modes_are_told_poolings_arguments_as_they_are():

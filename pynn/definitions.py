@@ -41,6 +41,7 @@ NARROW_DTYPES = (torch.float16, torch.bfloat16)
 
 _dispatch_mode = torch._C._get_dispatch_mode
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
+_pre_dispatch_modes = torch._ops.mode_stack_state_for_pre_dispatch()
 
 WIDER = {**dict.fromkeys(NARROW_DTYPES, torch.float32), torch.complex32: torch.complex64}
 """What 16-bit numbers are computed in."""
@@ -61,7 +62,9 @@ def defines(*overloads: OpOverload) -> Callable:
 
 def is_traced() -> bool:
     """Whether torch.compile, torch.export, torch.jit.trace or make_fx records what is called."""
-    return torch.compiler.is_compiling() or torch._C._is_tracing() or _dispatch_mode(_PROXY) is not None
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or _dispatch_mode(_PROXY) is not None:
+        return True
+    return _pre_dispatch_modes.get(0) is not None  # make_fx(pre_dispatch=True)
 
 
 def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | None = None) -> Callable:
