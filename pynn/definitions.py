@@ -67,13 +67,19 @@ def is_traced() -> bool:
     return _pre_dispatch_modes.get(0) is not None  # make_fx(pre_dispatch=True)
 
 
+def is_distributed(x: Tensor) -> bool:
+    """Whether x is a DTensor, in whichever module of torch.distributed that is."""
+    return type(x).__module__ == "torch.distributed.tensor"
+
+
 def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | None = None) -> Callable:
     """Under a tracer (torch.compile, torch.export, torch.jit) call torch's own function, else the definition.
 
     has_kernel says for which arguments torch's function can run at all; for others the definition is traced.
 
     A tensor subclass with __torch_function__ and torch.fx are told torch's function too: see pynn.overrides.
-    A quantised tensor goes there as well: the definitions are of numbers, not of integers with a scale.
+    A quantised tensor goes there as well: the definitions are of numbers, not of integers with a scale. So does a
+    distributed one: how it is sharded, and what that sends, is decided op by op, in a table that has ATen's.
     Of a nested tensor, the definition is of what it holds: see pynn.nested.
 
     The graph then holds the ATen operation that Inductor, ONNX export and this project's own compiler know.
@@ -96,7 +102,7 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
             if args and isinstance(args[0], Tensor):
                 if args[0].is_mkldnn:
                     return of_dense_copies(function, args, kwargs)
-                if args[0].is_quantized:
+                if args[0].is_quantized or is_distributed(args[0]):
                     return torch_function(*args, **kwargs)
                 if of_nested is not None and is_nested(args[0]):
                     return of_nested(function, *args, **kwargs)
