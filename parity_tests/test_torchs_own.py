@@ -364,3 +364,38 @@ def test_passes_of_fx_that_look_for_exact_classes(is_installed):
     expected = found(torch.nn)
     with pynn.install() if is_installed else contextlib.nullcontext():
         assert found(torch.nn if is_installed else pynn) == expected
+
+
+SPARSE = {
+    "coo": lambda x: x.to_sparse(),
+    "coo, twice the same place": lambda x: torch.sparse_coo_tensor([[0, 0, 1], [2, 2, 1]], [1.0, -3.0, 2.0]),
+    "coo of rows": lambda x: x.to_sparse(1),
+    "csr": lambda x: x.to_sparse_csr(),
+    "csc": lambda x: x.to_sparse_csc(),
+    "bsr": lambda x: x.to_sparse_bsr((2, 2)),
+    "bsc": lambda x: x.to_sparse_bsc((2, 2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta state")
+@pytest.mark.parametrize("name", SPARSE)
+def test_relu_of_sparse_tensors(name):
+    """TestSparseCSR.test_sparse_csr_unary_out of test_sparse_csr.py and its like."""
+    x = torch.randn(4, 6) * (torch.rand(4, 6) > 0.5)
+    for call in (lambda f, x: f.relu(x), lambda f, x: f.relu(x, inplace=True), lambda f, x: f.relu_(x)):
+        outcomes = []
+        for functions in (C, F):
+            try:
+                outcomes.append(call(functions, SPARSE[name](x)))
+            except RuntimeError as error:
+                outcomes.append(str(error))
+        if isinstance(outcomes[0], str):
+            assert outcomes[0] == outcomes[1]
+        else:
+            cpp, own = outcomes
+            assert own.layout == cpp.layout and own.sparse_dim() == cpp.sparse_dim()
+            assert torch.equal(own.to_dense(), cpp.to_dense())
+    leaf = x.clone().requires_grad_()
+    if "twice" not in name:
+        F.relu(SPARSE[name](leaf)).to_dense().sum().backward()
+        assert torch.equal(leaf.grad, (x > 0).float())

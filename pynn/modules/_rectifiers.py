@@ -25,6 +25,8 @@ from pynn.definitions import (
 )
 from pynn.out import takes_out
 
+from ._sparse_values import of_values
+
 __all__ = [
     "hardshrink",
     "hardsigmoid",
@@ -234,6 +236,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """
     if input.dtype == torch.bool:
         raise RuntimeError("Boolean inputs not supported for relu")
+    if input.layout != torch.strided:
+        return of_values(_relu, input, inplace)
     return apply_in_place(_relu, input) if inplace else _relu(input)
 
 
