@@ -377,7 +377,7 @@ SPARSE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta state")
+@pytest.mark.filterwarnings("ignore:Sparse ")
 @pytest.mark.parametrize("name", SPARSE)
 def test_relu_of_sparse_tensors(name):
     """TestSparseCSR.test_sparse_csr_unary_out of test_sparse_csr.py and its like."""
