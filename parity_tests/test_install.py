@@ -1,5 +1,6 @@
 """pynn in the hands of code that knows torch.nn only: subclasses of tensors and layers, tracers, pickles."""
 
+import io
 import pickle
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.utils import source_matcher_utils
 from torch.overrides import TorchFunctionMode
+from torch.package import PackageExporter, PackageImporter
 from torch.testing._internal.common_modules import module_db
 
 import pynn
@@ -423,3 +425,18 @@ def test_a_warning_names_the_callers_line():
     assert [(w.category, str(w.message), w.filename) for w in found] == [
         (w.category, str(w.message), w.filename) for w in expected
     ]
+
+
+@pytest.mark.parametrize("take", [lambda model: model, torch.fx.symbolic_trace])
+def test_packages_need_no_word_about_pynn(take):
+    """torch.package saves a model of torch.nn's layers without being told of torch."""
+    with pynn.install():
+        model = take(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU()))
+        file = io.BytesIO()
+        with PackageExporter(file) as exporter:
+            exporter.save_pickle("model", "model.pkl", model)
+        file.seek(0)
+        again = PackageImporter(file).load_pickle("model", "model.pkl")
+    assert [type(layer) for layer in list(again.modules())[1:]] == [pynn.Linear, pynn.ReLU]
+    x = torch.randn(4, 3)
+    assert torch.equal(again(x), model(x))

@@ -1,8 +1,8 @@
-"""torch.jit.script and torch.fx treat pynn's layers as the torch.nn layers that they stand for.
+"""torch.jit.script, torch.fx and torch.package treat pynn's layers as the torch.nn layers that they stand for.
 
-Both decide by where a class comes from: TorchScript compiles the text of its methods, and torch.fx keeps a layer
-whole, or says that it made a node, if its module's name begins with torch.nn. Neither asks anyone, so `import pynn`
-wraps a few functions of each.
+All decide by where a class comes from: TorchScript compiles the text of its methods, torch.fx keeps a layer whole, or
+says that it made a node, if its module's name begins with torch.nn, and torch.package leaves torch alone out of what it
+packs. None asks anyone, so `import pynn` wraps a few functions of each.
 """
 
 import functools
@@ -17,6 +17,7 @@ import torch.jit._recursive
 import torch.jit._script
 from torch.fx.passes.utils import source_matcher_utils
 from torch.nn import Module, Sequential
+from torch.package import PackageExporter
 
 from pynn.convert import convert, with_new_bases
 from pynn.counterparts import class_pairs, function_pairs, torchs_objects
@@ -34,6 +35,7 @@ def teach_tracers() -> None:
     wrap(torch.fx.Tracer, "is_leaf_module", keeping_layers)
     wrap(torch.fx.Tracer, "trace", _tracing_torchs_functions)
     wrap(source_matcher_utils, "get_source_partitions", _by_layers)
+    wrap(PackageExporter, "_can_implicitly_extern", _without_pynn)
     if SERIALIZER in sys.modules:
         _write_torchs_sources(sys.modules[SERIALIZER])
     elif not any(isinstance(finder, _LaterSerializer) for finder in sys.meta_path):
@@ -162,6 +164,16 @@ def _as_noted_of_torchs(meta: dict[str, Any]) -> dict[str, Any]:
         name, source = sources[-1]
         return {"source_fn_stack": [*sources[:-1], (name, original or torchs_objects().get(source, source))]}
     return {"nn_module_stack": {**layers, key: (path, original)}} if original else {}
+
+
+def _without_pynn(can_implicitly_extern: Callable) -> Callable:
+    """A package holds neither torch's source nor pynn's: whoever loads it has both."""
+
+    @functools.wraps(can_implicitly_extern)
+    def can(self: PackageExporter, module_name: str) -> bool:
+        return module_name.partition(".")[0] == "pynn" or can_implicitly_extern(self, module_name)
+
+    return can
 
 
 class _LaterSerializer(AroundImport):
