@@ -41,6 +41,7 @@ FUNCTIONS_OF = {
     "torch.ao.ns._numeric_suite_fx",
     "torch.ao.ns.fx.graph_matcher",
     "torch.ao.ns.fx.mappings",
+    "torch.ao.pruning._experimental.data_sparsifier.quantization_utils",
     "torch.fx.experimental.optimization",
     "torch.fx.passes.param_fetch",
 }
@@ -58,6 +59,7 @@ METHODS = {
         "get_qconfig_info",
     },
     "torch.ao.pruning.": {"prepare", "prune", "make_config_from_model", "squash_mask"},
+    "torch.ao.pruning._experimental.data_sparsifier.base_data_sparsifier": {"_extract_weight", "add_data"},
     "torch.ao.pruning._experimental.pruner.base_structured_sparsifier": {"__init__"},
     "torch.fx.experimental.graph_gradual_typechecker": {"type_check", "type_check_node"},
     "torch.fx.experimental.migrate_gradual_types.constraint_generator": {"generate_constraints"},
