@@ -341,10 +341,10 @@ def test_pooling_keeps_an_unbatched_channels_last_volume(with_indices):
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_passes_of_fx_that_look_for_exact_classes(is_installed):
     """test_fetch of test_fx_experimental.py, and its like: what a pass finds, and whose layers it leaves."""
-    from torch.fx.experimental.graph_gradual_typechecker import GraphTypeChecker
+    from torch.fx.experimental.graph_gradual_typechecker import GraphTypeChecker, Refine
     from torch.fx.experimental.optimization import fuse, optimize_for_inference
     from torch.fx.passes.param_fetch import lift_lowering_attrs_to_nodes
-    from torch.fx.tensor_type import TensorType
+    from torch.fx.tensor_type import Dyn, TensorType
 
     def found(nn):
         torch.manual_seed(0)
@@ -353,8 +353,9 @@ def test_passes_of_fx_that_look_for_exact_classes(is_installed):
         classes = [type(layer) for layer in graph.modules()]
         lift_lowering_attrs_to_nodes(graph)
         lifted = [node.attrs_for_lowering["name"] for node in graph.graph.nodes if node.op == "call_module"]
-        next(iter(graph.graph.nodes)).type = TensorType((1, 3, 8, 8))
+        next(iter(graph.graph.nodes)).type = TensorType((1, 3, 8, Dyn))
         GraphTypeChecker({}, graph).type_check()
+        Refine(graph).refine()
         types = [str(node.type) for node in graph.graph.nodes]
         assert [type(layer) for layer in graph.modules()] == classes
         fused, optimised = fuse(model), optimize_for_inference(model)

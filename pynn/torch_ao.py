@@ -61,8 +61,18 @@ METHODS = {
     "torch.ao.pruning.": {"prepare", "prune", "make_config_from_model", "squash_mask"},
     "torch.ao.pruning._experimental.data_sparsifier.base_data_sparsifier": {"_extract_weight", "add_data"},
     "torch.ao.pruning._experimental.pruner.base_structured_sparsifier": {"__init__"},
-    "torch.fx.experimental.graph_gradual_typechecker": {"type_check", "type_check_node"},
-    "torch.fx.experimental.migrate_gradual_types.constraint_generator": {"generate_constraints"},
+    "torch.fx.experimental.graph_gradual_typechecker": {
+        "infer_symbolic_relations",
+        "refine",
+        "refine_node",
+        "symbolic_relations",
+        "type_check",
+        "type_check_node",
+    },
+    "torch.fx.experimental.migrate_gradual_types.constraint_generator": {
+        "generate_constraints",
+        "generate_constraints_node",
+    },
 }
 """The same of classes, by how the name of their module begins: layers made of others, and what looks at a model."""
 
