@@ -440,3 +440,23 @@ def test_packages_need_no_word_about_pynn(take):
     assert [type(layer) for layer in list(again.modules())[1:]] == [pynn.Linear, pynn.ReLU]
     x = torch.randn(4, 3)
     assert torch.equal(again(x), model(x))
+
+
+def test_dynamo_notes_the_lines_that_call_layers():
+    """test_compile_with_functionalization of dynamo/test_subclasses.py, whose text shows where lines change."""
+    noted = []
+    for nn in (torch.nn, pynn):
+        graphs = []
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+
+        def step(x, nn=nn, model=model):
+            y = x.add_(1.0) + nn.functional.relu_(x)
+            return model(nn.functional.softmax(y, -1))
+
+        def backend(graph, inputs, graphs=graphs):
+            graphs.append(graph)
+            return graph.forward
+
+        torch.compile(step, backend=backend, fullgraph=True)(torch.randn(2, 3))
+        noted.append([node.stack_trace for node in graphs[0].graph.nodes if node.op != "output"])
+    assert noted[0] == noted[1]

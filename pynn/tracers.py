@@ -1,14 +1,16 @@
-"""torch.jit.script, torch.fx and torch.package treat pynn's layers as the torch.nn layers that they stand for.
+"""TorchScript, torch.fx, Dynamo and torch.package treat pynn's layers as the torch.nn layers that they stand for.
 
 All decide by where a class comes from: TorchScript compiles the text of its methods, torch.fx keeps a layer whole, or
-says that it made a node, if its module's name begins with torch.nn, and torch.package leaves torch alone out of what it
-packs. None asks anyone, so `import pynn` wraps a few functions of each.
+says that it made a node, if its module's name begins with torch.nn, Dynamo leaves lines of torch.nn out of what it
+notes of a node, and torch.package torch alone out of what it packs. None asks anyone, so `import pynn` wraps a few
+functions of each.
 """
 
 import functools
 import inspect
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +27,11 @@ from pynn.install import torchs_names
 from pynn.overrides import is_installed
 from pynn.sharing import AroundImport
 
-SERIALIZER = "torch._export.serde.serialize"
+SERIALIZER, DYNAMO = "torch._export.serde.serialize", "torch._dynamo.symbolic_convert"
+LATER = {SERIALIZER, DYNAMO}
+"""Modules that are imported when the first program is saved, or compiled."""
+
+OWN_FILES = f"{Path(__file__).parent}/"
 
 
 def teach_tracers() -> None:
@@ -36,10 +42,10 @@ def teach_tracers() -> None:
     wrap(torch.fx.Tracer, "trace", _tracing_torchs_functions)
     wrap(source_matcher_utils, "get_source_partitions", _by_layers)
     wrap(PackageExporter, "_can_implicitly_extern", _without_pynn)
-    if SERIALIZER in sys.modules:
-        _write_torchs_sources(sys.modules[SERIALIZER])
-    elif not any(isinstance(finder, _LaterSerializer) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _LaterSerializer())
+    for name in LATER & sys.modules.keys():
+        _teach(sys.modules[name])
+    if not any(isinstance(finder, _LaterModules) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _LaterModules())
 
 
 def wrap(owner: Any, name: str, wrapper: Callable) -> None:
@@ -176,19 +182,40 @@ def _without_pynn(can_implicitly_extern: Callable) -> Callable:
     return can
 
 
-class _LaterSerializer(AroundImport):
-    """What writes exported programs is imported when the first is saved."""
+class _LaterModules(AroundImport):
+    """Teaches what is imported late."""
 
     def wants(self, fullname: str) -> bool:
-        return fullname == SERIALIZER
+        return fullname in LATER
 
     def around(self, module: ModuleType, run: Callable[[], None]) -> None:
         run()
-        _write_torchs_sources(module)
+        _teach(module)
 
 
-def _write_torchs_sources(serializer: ModuleType) -> None:
-    wrap(serializer.GraphModuleSerializer, "serialize_operator", _by_torchs_name)
+def _teach(module: ModuleType) -> None:
+    if module.__name__ == SERIALIZER:
+        wrap(module.GraphModuleSerializer, "serialize_operator", _by_torchs_name)
+    else:
+        wrap(module.InstructionTranslatorBase, "is_co_filename_from_nn_modules", _or_from_pynn)
+
+
+def _or_from_pynn(is_from_torchs_layers: Callable) -> Callable:
+    """Lines of pynn are left out of a node's stack trace as those of torch.nn are: the line that calls is noted.
+
+    Where only layers call each other, pynn's lines are all there is to note.
+    """
+
+    @functools.wraps(is_from_torchs_layers)
+    def is_from_layers(frame: Any) -> bool:
+        if not frame.f_code.co_filename.startswith(OWN_FILES):
+            return is_from_torchs_layers(frame)
+        while (frame := getattr(frame, "parent", None)) is not None:
+            if not is_from_torchs_layers(frame) and not frame.f_code.co_filename.startswith(OWN_FILES):
+                return True
+        return False
+
+    return is_from_layers
 
 
 def _by_torchs_name(serialize_operator: Callable) -> Callable:
