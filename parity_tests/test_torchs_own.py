@@ -400,3 +400,10 @@ def test_relu_of_sparse_tensors(name):
     if "twice" not in name:
         F.relu(SPARSE[name](leaf)).to_dense().sum().backward()
         assert torch.equal(leaf.grad, (x > 0).float())
+
+
+def test_embedding_in_a_sparse_table():
+    """Which torch looks up in for a list of indices, not for a matrix of them."""
+    table, indices = torch.randn(5, 3).to_sparse(), torch.tensor([4, 0, 4])
+    cpp, own = both(lambda functions: functions.embedding(indices, table))
+    assert own.layout == cpp.layout == torch.sparse_coo and torch.equal(own.to_dense(), cpp.to_dense())
