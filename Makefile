@@ -5,7 +5,7 @@
 #                 train a small convolutional network on real images: torch eager, pynn compiled
 #   make test     the suite (about 20 minutes on 2 cores, the first time)
 #   make test-networks   whole networks that `make test` leaves out (several minutes)
-#   make check    lint, types and the fast tests (about two minutes once the kernels are cached)
+#   make check    lint, types and, of each fast test, up to 5 rows (about a minute once the kernels are cached)
 #   make bench    every benchmark, then the table in README.md: takes long, less with QUICK=1
 #   make clean    remove what these commands wrote, .venv included
 #
@@ -40,7 +40,7 @@ test-networks: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright compiler_bridge
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not networks"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not networks" --rows=5
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks --threads $(THREADS) $(if $(QUICK),--quick)

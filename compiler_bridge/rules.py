@@ -145,8 +145,9 @@ def fold_cast(expr: Apply, extents: Extents) -> Expr | None:
     inner = expr.args[0]
     if inner.dtype == expr.dtype:
         return inner
-    is_widened = isinstance(inner, Apply) and inner.op == "cast" and inner.dtype == "int64"
-    return inner.args[0] if is_widened and inner.args[0].dtype == expr.dtype == "int32" else None
+    if isinstance(inner, Apply) and inner.op == "cast" and inner.dtype == "int64" and expr.dtype == "int32":
+        return inner.args[0] if inner.args[0].dtype == "int32" else None
+    return None
 
 
 RULES = (fold_index_arithmetic, fold_floor_division, fold_comparison, fold_logic, fold_not, fold_cast)

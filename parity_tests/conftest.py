@@ -16,6 +16,23 @@ torch._dynamo.guards.profile_guard_manager = lambda *_: 0.0
 gc.disable()  # until collection is over: all that it makes, stays
 
 
+def pytest_addoption(parser):
+    parser.addoption("--rows", type=int, help="run at most so many rows of each test, spread over its table")
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config, items):
+    limit = config.getoption("--rows")
+    if not limit:
+        return
+    rows = {}
+    for item in items:
+        rows.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept = {row for table in rows.values() for row in table[:: -(-len(table) // limit)]}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
 def pytest_collection_finish(session):
     """What imports and collection made stays: the garbage collector need not look through it again and again."""
     gc.collect()

@@ -87,3 +87,20 @@ def test_recurrent_layers_give_torchs_dtypes(name, options, uses_onednn, is_pack
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
     sum(t.sum() for t in found).backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in own.parameters())
+
+
+def test_adaptive_log_softmax_keeps_the_dtype_of_its_input():
+    """log_prob stayed bfloat16, where torch fills a tensor of the input's dtype; its forward raises there."""
+    theirs = torch.nn.AdaptiveLogSoftmaxWithLoss(4, 8, [2, 5])
+    own = pynn.AdaptiveLogSoftmaxWithLoss(4, 8, [2, 5])
+    own.load_state_dict(theirs.state_dict())
+    x, target = torch.randn(3, 4), torch.tensor([1, 3, 7])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, found = theirs.log_prob(x), own.log_prob(x)
+        with pytest.raises(RuntimeError, match="same dtype"):
+            theirs(x, target)
+        output = own(x, target).output
+    assert found.dtype == output.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(found.bfloat16(), expected.bfloat16())
+    of_targets = expected.gather(1, target.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(output.bfloat16(), of_targets.bfloat16())

@@ -69,6 +69,7 @@ def run_sparse_row(name: str, executor: str, dtype: torch.dtype) -> None:
         assert comparison.passed, str(comparison)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("executor", ["ir", "python", "numba"])
 @pytest.mark.parametrize("name", [n for n in SPARSE if not n.startswith("beside")])
@@ -78,6 +79,7 @@ def test_compiled_sparse_gradients_are_cpps(name, executor, dtype):
     assert not computing_externs(graphs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["ir", "python", "numba"])
 def test_operations_on_sparse_gradients_are_atens_and_say_so(executor):
     with (
@@ -88,6 +90,7 @@ def test_operations_on_sparse_gradients_are_atens_and_say_so(executor):
         in_executor_process(executor, run_sparse_row, "beside a dense gradient", executor, torch.float32)
 
 
+@pytest.mark.slow
 def test_compiled_sparse_gradients_at_sizes_known_at_run_time():
     def bags(w, indices):
         return F.embedding_bag(indices, w, OFFSETS, sparse=True, padding_idx=2)
@@ -277,3 +280,16 @@ def test_real_indices_of_a_meta_weight(mode):
         (grad,) = torch.autograd.grad(out.sum(), weight)
         assert out.is_meta and out.shape == (len(INDICES if mode == "embedding" else OFFSETS), 4)
         assert grad.is_meta and grad.shape == weight.shape
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_a_bag_with_max_norm_is_used_twice(mode: str) -> None:
+    """The second use scales the weights in place; the first one's backward had kept them, and raised."""
+    gradients = []
+    for nn in (torch.nn, pynn):
+        torch.manual_seed(0)
+        layer = nn.EmbeddingBag(5, 3, max_norm=0.1, mode=mode)
+        indices = torch.tensor([[1, 2], [3, 3]])
+        (layer(indices) + layer(indices + 1)).square().sum().backward()
+        gradients.append(layer.weight.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])

@@ -117,6 +117,7 @@ def test_channels_last_weight(name: str):
     check(GEOMETRIES[name], "float32", "numba", last=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("name", ["image", "image, windows side by side"])
 def test_threads_share_the_sum_of_an_images_weight_gradient(name: str, threads: int):

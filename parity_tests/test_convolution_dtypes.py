@@ -136,6 +136,7 @@ def cases() -> list[Any]:
     return parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases())
 def test_network_is_as_close_to_float64_as_torch(case: Case) -> None:
     check(case)

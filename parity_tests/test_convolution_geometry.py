@@ -253,6 +253,7 @@ def test_rows_of_a_strided_convolution_make_matrices_as_high_as_they_can() -> No
     assert_computes(compile_graph(module, inputs)(*inputs), wanted)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(ANY_CALL)
 def test_loop_ir_of_a_few(call: tuple) -> None:

@@ -190,6 +190,7 @@ def test_torch_refuses_the_gradient_on_the_cpu():
 SLOW_BACKENDS = [pytest.param(name, marks=pytest.mark.slow) for name in ("eager", "aot_eager")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [*SLOW_BACKENDS, "pynn"])
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_compiled(backend, requires_grad):

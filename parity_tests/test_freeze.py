@@ -195,6 +195,7 @@ def test_results_are_the_callers_own():
 # ---------------------------------------------------------------- modes, models, sizes
 
 
+@pytest.mark.slow
 def test_training_is_as_without_freezing(graphs):
     model = small_network().train()
     other = copy.deepcopy(model)
@@ -250,6 +251,7 @@ def test_shared_parameters(folds):
     assert len(folds) == 2
 
 
+@pytest.mark.slow
 def test_two_models_of_the_same_code_in_turns(folds):
     models = [small_network(), randomize(small_network(), seed=7)]
     compiled = [frozen(model) for model in models]

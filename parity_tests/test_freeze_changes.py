@@ -151,6 +151,7 @@ def test_what_torch_does_not_count_is_seen_after_the_next_counted_write(change):
     assert_same(compiled, model, x)
 
 
+@pytest.mark.slow
 def test_unchanged_parameters_are_folded_once(folds):
     model = small_network()
     compiled = frozen(model)
@@ -176,6 +177,7 @@ def test_an_optimizer_of_another_model_changes_nothing(folds):
     assert len(folds) == 1
 
 
+@pytest.mark.slow
 def test_compiled_optimizer_step():
     """The hook that notices steps doesn't get in Dynamo's way, nor does what Dynamo compiles go unnoticed."""
     model = small_network()

@@ -77,6 +77,7 @@ def test_cross_entropy_does_not_write_its_log_probabilities() -> None:
     assert not any(isinstance(node, Reduce) for node in backward)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ignored", (-100, 3))
 def test_cross_entropy_through_the_fused_gather(ignored: int) -> None:
     target = torch.randint(COLS, (ROWS,))
@@ -143,6 +144,7 @@ EPILOGUES: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EPILOGUES)
 def test_pointwise_loops_after_a_product_are_its_epilogue(name: str) -> None:
     function, shapes = EPILOGUES[name]
@@ -196,6 +198,7 @@ def test_convolution_is_an_implicit_gemm(name: str) -> None:
     assert_no_worse(function, inputs)
 
 
+@pytest.mark.slow
 def test_group_norm_of_contiguous_images_is_one_kernel_and_keeps_no_differences() -> None:
     """Groups are rows: one kernel forward. Backward, x - mean is computed again where it once went to memory."""
     shape = (2, 16, 9, 11)
@@ -242,6 +245,7 @@ def test_what_needs_inputs_alone_waits_for_its_reader() -> None:
         assert set(range(index, reader)) <= set(copies), program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [2, 8])
 def test_vectors_run_through_the_channels_of_all_groups(groups: int) -> None:
     """Channels-last: a group's mean, copied to each of its channels, is read from memory. Computed in place it would
@@ -257,6 +261,7 @@ def test_vectors_run_through_the_channels_of_all_groups(groups: int) -> None:
         assert len(made) == 1, record.program  # the result alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("size", [7, 8])
 def test_max_pooling_finds_elements_and_their_places_in_one_kernel(
@@ -290,6 +295,7 @@ def test_pixels_and_channels_of_a_padded_image_are_one_axis() -> None:
     assert_no_worse(lambda x: F.pad(x, (2, 1, 3, 0), value=0.5), [x])
 
 
+@pytest.mark.slow
 def test_values_that_are_used_again_and_again_are_looked_at_once() -> None:
     """Each step uses the one before four times: as a tree 4**24 operations. In training that never ended."""
 

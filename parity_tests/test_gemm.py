@@ -93,6 +93,7 @@ def test_product_is_no_worse_than_torch(dtype: torch.dtype, layout: str, threads
         assert_no_worse(out, a, b)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     m=st.integers(0, 160), n=st.integers(0, 80), k=st.integers(0, 420),

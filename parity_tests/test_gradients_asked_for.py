@@ -166,3 +166,38 @@ def test_second_derivative_through_a_checkpoint(name: str) -> None:
         (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         found.append(torch.autograd.grad((first * first).sum(), x)[0])
     torch.testing.assert_close(*found)
+
+
+WRITTEN = {
+    "Linear": ((3, 4), (2, 3)),
+    "Conv1d": ((3, 4, 3), (2, 3, 5)),
+    "Conv2d": ((3, 4, 3), (2, 3, 5, 5)),
+    "ConvTranspose2d": ((3, 4, 3), (2, 3, 5, 5)),
+    "LayerNorm": ((3,), (2, 3)),
+    "RMSNorm": ((3,), (2, 3)),
+    "BatchNorm2d": ((3,), (2, 3, 5, 5)),
+    "GroupNorm": ((1, 3), (2, 3, 5)),
+    "InstanceNorm2d": ((3, 1e-5, 0.1, True), (2, 3, 5, 5)),
+    "PReLU": ((), (2, 3)),
+    "LSTM": ((3, 4), (5, 2, 3)),
+    "GRUCell": ((3, 4), (2, 3)),
+}
+"""Layer -> arguments, input's shape."""
+
+
+@pytest.mark.parametrize("of_input", [False, True])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_parameters_written_between_forward_and_backward(name: str, of_input: bool) -> None:
+    """RMSNorm kept its weight when nobody needed it, and complained that it was overwritten."""
+    arguments, shape = WRITTEN[name]
+
+    def backward(nn: Any) -> None:
+        layer = getattr(nn, name)(*arguments)
+        out = layer(torch.ones(shape, requires_grad=of_input))
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.add_(1)
+        (out[0] if isinstance(out, tuple) else out).sum().backward()
+
+    errors = [error and error[0] for error in (outcome(backward, nn) for nn in (torch.nn, pynn))]
+    assert errors[0] == errors[1]

@@ -45,6 +45,12 @@ def test_path_can_be_imported(path):
     defined = [name for name, value in vars(theirs).items() if not inspect.ismodule(value)]
     names = getattr(theirs, "__all__", None) or [name for name in defined if not name.startswith("_")]
     assert [name for name in names if not hasattr(own, name)] == []
+    helpers = [
+        n for n in defined if n.startswith("_") and n[1:2] != "_" and not inspect.isbuiltin(vars(theirs)[n])
+    ]
+    assert [
+        name for name in helpers if not hasattr(own, name)
+    ] == []  # _MaxPoolNd, _no_grad_trunc_normal_ ...
     is_shared = own is theirs
     assert is_shared or own.__name__.startswith("pynn."), f"{path} was run a second time as {own.__name__}"
     assert is_shared or own.__file__ != theirs.__file__, f"{path} was run a second time as {own.__name__}"
@@ -65,6 +71,11 @@ def test_shared_module_keeps_its_own_spec():
     """Imported under a second name, a module must still reload and resolve relative imports as before."""
     module = load("pynn.quantized.dynamic.modules.linear")
     assert module.__spec__.name == module.__name__ == "torch.nn.quantized.dynamic.modules.linear"
+
+
+def test_helper_that_torch_lacks_is_refused_under_the_name_asked_for():
+    with pytest.raises(AttributeError, match=r"'pynn\.modules\.pooling' has no attribute '_no_such_thing'"):
+        pynn.modules.pooling._no_such_thing  # noqa: B018
 
 
 def test_path_that_torch_lacks_is_refused_under_the_name_asked_for():

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.utils import source_matcher_utils
 from torch.overrides import TorchFunctionMode
@@ -235,6 +236,63 @@ def test_dynamo_stops_at_the_parameters_of_a_layer():
     assert stop(pynn) == stop(torch.nn)
 
 
+@pytest.mark.parametrize("name", ["Linear", "BatchNorm1d", "Embedding"])
+def test_layers_made_next_to_a_compiled_function(name):
+    """test_generation_tag of dynamo/test_modules.py: Dynamo sees a frame of the layer's constructor, not a call."""
+    torch._dynamo.reset()
+    compiled = CompileCounter()
+    arguments = (3,) if name == "BatchNorm1d" else (3, 3)
+    with torch._dynamo.config.patch(raise_on_ctx_manager_usage=False):
+        with torch._dynamo.optimize_assert(compiled):
+            getattr(pynn, name)(*arguments)
+    assert compiled.frame_count == 0
+
+
+@pytest.mark.parametrize("has_layer", [False, True])
+def test_dynamo_compiles_no_function_of_pynns_by_itself(has_layer):
+    """test_maml_no_item_capture of dynamo/test_repros.py: a break in a loop leaves the caller to Python."""
+
+    def frames(nn):
+        torch._dynamo.reset()
+        compiled, layer = CompileCounter(), nn.Linear(3, 3)
+
+        @torch.compile(backend=compiled)
+        def called(x):
+            for _ in range(2):
+                torch._dynamo.graph_break()
+                x = layer(x) if has_layer else nn.functional.softmax(x, -1)
+            return x
+
+        called(torch.ones(3))
+        return compiled.frame_count
+
+    assert frames(pynn) == frames(torch.nn)
+
+
+@pytest.mark.parametrize("name", ["Linear", "LSTM"])
+def test_dynamo_compiles_a_layer_whose_hooks_break_the_graph(name):
+    def frames(nn):
+        torch._dynamo.reset()
+        compiled, layer = CompileCounter(), getattr(nn, name)(3, 3)
+        layer.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+        torch.compile(lambda x: layer(x), backend=compiled)(torch.ones(3, 3))
+        return compiled.frame_count
+
+    assert frames(pynn) == frames(torch.nn)
+
+
+def test_a_layer_that_is_compiled_by_itself_is_one_graph():
+    """No frame of pynn's is compiled that was not asked for: these are."""
+    x = torch.linspace(-1, 1, 6).view(2, 3)
+    for function in (pynn.Linear(3, 3), pynn.functional.gelu, pynn.functional.softmin):
+        torch._dynamo.reset()
+        compiled = CompileCounter()
+        arguments = (x, -1) if function is pynn.functional.softmin else (x,)
+        result = torch.compile(function, backend=compiled, fullgraph=True)(*arguments)
+        assert compiled.frame_count == 1 and compiled.op_count > 0
+        torch.testing.assert_close(result, function(*arguments))
+
+
 class Tag(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -332,6 +390,7 @@ def nodes_by_source(strict, made_of, asked_of):
     return [[n.name for part in each for n in part.nodes if n.op == "call_function"] for each in parts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("installed", [True, False])
 def test_nodes_are_found_by_the_layer_or_function_that_made_them(strict, installed):

@@ -237,6 +237,7 @@ def test_channels_last_input(name: str, weights: torch.memory_format):
     check(copy.deepcopy(net).to(memory_format=weights), draw(*shape).contiguous(memory_format=LAST))
 
 
+@pytest.mark.slow
 def test_copies_of_a_chain():
     """One of the image, one of the result; parameters' gradients are written where they belong."""
     net, shape = NETS["norm"]
@@ -279,6 +280,7 @@ def test_dynamic_shapes():
         assert compiled(last).stride() == net(last).stride()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_inference(mode: Any):
     net = copy.deepcopy(NETS["norm"][0]).eval()

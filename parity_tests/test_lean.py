@@ -204,6 +204,7 @@ SYMBOLIC = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SYMBOLIC)
 def test_symbolic_sizes(plain, name):
     """Sizes that are symbols are saved and passed to the backward as integers."""
@@ -220,6 +221,7 @@ def test_symbolic_sizes(plain, name):
     assert plain == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradients", [True, False])
 def test_symbolic_sizes_are_passed_on(gradients):
     """Dynamo compiles what takes an output of a dynamic graph for any size at once, as with AOTAutograd's runtime."""

@@ -112,6 +112,7 @@ def test_packed_weights_serve_any_number_of_rows(graphs, folds):
     assert len(graphs) == len(folds) == 1
 
 
+@pytest.mark.slow
 def test_a_folded_weight_is_not_kept_beside_the_packed_one(folds):
     model = randomize(nn.Sequential(convolution(16, 24, 3, bias=False), nn.BatchNorm2d(24)))
     compiled = frozen(model)

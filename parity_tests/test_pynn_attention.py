@@ -17,6 +17,7 @@ from parity_tests.tolerances import compare
 from pynn.definitions import DEFINITIONS
 
 aten = torch.ops.aten
+SDPA = pynn.functional.scaled_dot_product_attention
 EMBED, HEADS, QUERIES, KEYS, BATCH = 8, 2, 4, 5, 3
 
 
@@ -216,12 +217,65 @@ def test_dropout_draws_torchs_numbers():
     torch.testing.assert_close(own, expected)
 
 
+def projected(seq, heads=2, batch=2):
+    """[batch, heads, seq, 4], of a projection [batch, seq, heads * 4] that was only transposed."""
+    return tensor(batch, seq, heads, 4).transpose(1, 2)
+
+
+LAYOUTS = {
+    "plain": lambda: (projected(3), projected(5), projected(5), {}),
+    "causal": lambda: (projected(3), projected(5), projected(5), {"is_causal": True}),
+    "masked": lambda: (projected(3), projected(5), projected(5), {"attn_mask": tensor(2, 1, 1, 5)}),
+    "three-dimensional mask": lambda: (
+        projected(3),
+        projected(5),
+        projected(5),
+        {"attn_mask": tensor(2, 3, 5)},
+    ),
+    "learned mask": lambda: (
+        projected(3),
+        projected(5),
+        projected(5),
+        {"attn_mask": tensor(3, 5).requires_grad_()},
+    ),
+    "shared heads": lambda: (projected(3, 4), projected(5), projected(5), {"enable_gqa": True}),
+    "broadcast keys": lambda: (projected(3), projected(5, batch=1), projected(5, batch=1), {}),
+    "wider values": lambda: (projected(3), projected(5), tensor(2, 2, 5, 6), {}),
+    "dropout": lambda: (projected(3), projected(5), projected(5), {"dropout_p": 0.5}),
+    "half": lambda: tuple(projected(n).half() for n in (3, 5, 5)) + ({},),
+    "expanded": lambda: (tensor(1, 2, 3, 4).expand(2, -1, -1, -1), projected(5), projected(5), {}),
+    "one projection for three": lambda: (*tensor(2, 3, 3, 2, 4).permute(2, 0, 3, 1, 4), {}),
+    "sliced": lambda: (tensor(2, 2, 3, 8)[..., ::2], projected(5), projected(5), {}),
+    "no batch": lambda: (projected(3)[0], projected(5)[0], projected(5)[0], {}),
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_answers_lie_in_memory_as_torchs(case):
+    """Its flash kernel answers in the query's order: out.transpose(1, 2).view(batch, seq, -1) works there."""
+    q, k, v, options = LAYOUTS[case]()
+    theirs, ours = (f(q, k, v, **options) for f in (F.scaled_dot_product_attention, SDPA))
+    assert ours.stride() == theirs.stride()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_multihead_attention_lies_in_memory_as_torchs(with_gradients, batch_first):
+    """Of torch's fast path in one piece, elsewhere transposed."""
+    x = tensor(3, 2, EMBED)
+    layers = [nn.MultiheadAttention(EMBED, HEADS, batch_first=batch_first).eval() for nn in (torch.nn, pynn)]
+    with torch.set_grad_enabled(with_gradients):
+        theirs, ours = (layer(x, x, x)[0] for layer in layers)
+    assert ours.stride() == theirs.stride()
+
+
 @pytest.mark.parametrize("shape", [(0, 8), (2, 3, 0, 8)])
 def test_no_keys_give_zeros(shape):
     q, k = tensor(*shape[:-2], 4, 8), tensor(*shape)
     assert torch.equal(pynn.functional.scaled_dot_product_attention(q, k, k), torch.zeros_like(q))
 
 
+@pytest.mark.slow
 def test_all_derivatives():
     q, k, v = (torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     mask = torch.tensor([[True, True, False], [False, False, False], [True, False, True]])

@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import pickle
+import re
 import warnings
 
 import pytest
@@ -190,6 +191,15 @@ def test_no_cpp_leaf_is_left():
     """A name that torch adds fails here, and says which."""
     left = {e.name: e.reason for e in coverage() if e.status == "torch C++"}
     assert left == {}
+
+
+def test_coverage_prints_whole_words_and_the_reasons(capsys):
+    """At 180 columns the reasons had none left, and long names ended in dots."""
+    pynn.coverage()
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    for text in {entry.reason for entry in coverage()} | {entry.location for entry in coverage()}:
+        assert text in printed
 
 
 def test_coverage_lists_exactly_torchs_names():
@@ -395,3 +405,39 @@ def test_source_shows_the_mathematics_and_what_it_replaces():
     assert "class LayerNorm" in pynn.source("LayerNorm", show=False)
     with pytest.raises(ValueError, match="no pynn definition"):
         pynn.source("DataParallel")
+
+
+def test_source_knows_every_name_that_coverage_calls_python():
+    """weight_norm, pack_padded_sequence, conv2d_input ... had no definition; NLLLoss2d raised AttributeError."""
+    for entry in coverage():
+        if entry.status == "Python":
+            assert pynn.source(entry.name, show=False).startswith(f"# {entry.location}"), entry.name
+    assert "def pack_padded_sequence" in pynn.source("pack_padded_sequence", show=False)
+
+
+def test_source_shows_the_mathematics_before_what_it_checks():
+    text = pynn.source("ctc_loss", show=False)
+    assert text.index("def forward_variables(") < text.index("def check_log_probs(")
+
+
+@pytest.mark.parametrize(
+    ("name", "operation", "helper"),
+    [
+        ("gelu", "gelu", "_gelu_tanh_argument"),  # through differentiable(...), in a table
+        ("relu", "relu", "threshold_backward"),
+        ("avg_pool2d", "avg_pool2d", "sum_along"),  # through a module, made for each dims
+        ("max_pool2d", "max_pool2d_with_indices", "sliding_boxes"),
+        ("pad", "reflection_pad2d", "mirrored"),
+        ("interpolate", "upsample_bilinear2d", "keys_cubic"),
+    ],
+)
+def test_source_goes_on_to_the_definition_of_the_operation(name, operation, helper):
+    """Bug: of most activations, of pooling and resizing only the public function was shown."""
+    text = pynn.source(name, show=False)
+    assert re.search(rf"^#.*\baten\.{operation}\.default", text, re.M) and f"def {helper}(" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_source_follows_what_a_layer_derives_from():
+    assert pynn.source("lstm", show=False) == pynn.source("LSTM", show=False)
+    assert "def lstm_step(" in pynn.source("LSTM", show=False)

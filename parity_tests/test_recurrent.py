@@ -106,6 +106,30 @@ def test_bad_calls_raise_as_torchs(name: str):
         assert wanted != "no error" and outcome(ours, *make(state)) == wanted
 
 
+NO_PAIRS = [
+    lambda: zeros(2, 4), lambda: zeros(2, 2, 4), lambda: (), lambda: (zeros(2, 4),), lambda: (zeros(2, 4),) * 3,
+]  # fmt: skip
+NO_PAIRS_OF_LAYERS = [
+    lambda: zeros(1, 2, 4),
+    lambda: (),
+    lambda: (zeros(1, 2, 4),),
+    lambda: (zeros(1, 2, 4),) * 3,
+]
+
+
+@pytest.mark.parametrize("name", ["LSTM", "LSTMCell"])
+def test_lstm_refuses_a_state_that_is_no_pair(name: str):
+    """A tensor (a common mistake) was asked for its truth value, or taken apart along its first dimension."""
+    theirs, ours = (getattr(nn, name)(3, 4) for nn in (torch.nn, pynn))
+    is_cell = name.endswith("Cell")
+    for make in NO_PAIRS if is_cell else NO_PAIRS_OF_LAYERS:
+        x = zeros(2, 3) if is_cell else zeros(5, 2, 3)
+        wanted = outcome(theirs, x, make())
+        assert wanted != "no error" and outcome(ours, x, make()) == wanted
+    if is_cell:  # without a batch the parts are read by their index, so a tensor does
+        assert outcome(theirs, zeros(3), zeros(2, 4)) == outcome(ours, zeros(3), zeros(2, 4)) == "no error"
+
+
 # ---- where torch fails -----------------------------------------------------------------------------------
 
 

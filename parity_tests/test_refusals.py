@@ -1,5 +1,6 @@
 """What torch refuses by dtype, size, determinism or type, and what it takes, in the same words: tables of calls."""
 
+import importlib
 import inspect
 import itertools
 import warnings
@@ -324,3 +325,39 @@ def test_linear_by_what_is_no_tensor(value: Any) -> None:
     """Failed at value.dim()."""
     assert_same("linear", torch.ones(3, 4), value)
     assert_same("linear", torch.ones(3, 4), torch.ones(2, 4), value)
+
+
+# ---------------------------------------------------------------- losses with a weight, and a weight's norm
+
+
+@pytest.mark.parametrize("function", ["l1_loss", "mse_loss"])
+@pytest.mark.parametrize("legacy", [(None, None), (False, None), (None, False), (True, True)], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean", "other"])
+def test_reduction_of_a_loss_with_a_weight(
+    function: str, reduction: str, legacy: tuple[bool | None, bool | None]
+) -> None:
+    """size_average and reduce were looked at without a weight only, and an unknown reduction had other words."""
+    x, target, weight = torch.tensor([[1.0, 2, 5], [0, 4, 1], [3, 3, 8]])
+    assert_same(function, x, target, *legacy, reduction=reduction, weight=weight)
+
+
+def test_margin_of_bools() -> None:
+    x = torch.ones(3, dtype=torch.bool)
+    assert_same("margin_ranking_loss", x, x, x)
+
+
+@pytest.mark.parametrize("dim", [-3, 2, 5])
+@pytest.mark.parametrize("package", ["", ".parametrizations"])
+def test_norm_of_a_weight_over_dimensions_that_it_has_not(package: str, dim: int) -> None:
+    """A dimension beyond the last was counted from the first again."""
+    norms = [importlib.import_module(f"{nn}.utils{package}").weight_norm for nn in ("torch.nn", "pynn")]
+    expected, found = (outcome(norm, torch.nn.Linear(3, 4), dim=dim) for norm in norms)
+    assert expected[0] is IndexError and found == expected
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64], ids=str)
+def test_attention_of_no_fractions(dtype: torch.dtype, causal: bool) -> None:
+    x = torch.ones(1, 2, 3, 4, dtype=dtype)
+    assert_same("scaled_dot_product_attention", x, x, x, is_causal=causal)
+    assert_same("scaled_dot_product_attention", x[:, :, :0], x, x, is_causal=causal)

@@ -1,4 +1,4 @@
-"""The run time on hand-written programs: plans, arenas, sizes, threads, fork, the cache.
+"""The run time on hand-written programs: plans, arenas, sizes, threads, fork.
 
 The file runs natively, and once more with PYNN_INTERPRET=1 (test_everything_interpreted).
 """
@@ -6,23 +6,17 @@ The file runs natively, and once more with PYNN_INTERPRET=1 (test_everything_int
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 import sys
-import textwrap
 import threading
-import time
-import warnings
-from pathlib import Path
 
 import pytest
 import sympy
 import torch
 
-from compiler_bridge import cache, compile_pool, memory, settings
+from compiler_bridge import memory, settings
 from compiler_bridge.cpu import threads as layout
-from compiler_bridge.cpu.kernels import LazyKernel
-from compiler_bridge.errors import CacheWarning, CompileError, InvalidInput, InvalidProgram
+from compiler_bridge.errors import InvalidInput, InvalidProgram
 from compiler_bridge.program import (
     Buffer,
     DynamicPlan,
@@ -31,102 +25,14 @@ from compiler_bridge.program import (
     InputReference,
     KernelStep,
     PointerArgument,
-    Program,
     SizeArgument,
     SizeInput,
-    TensorInput,
     TensorView,
     WorkspaceArgument,
     bind_symbols,
 )
 from compiler_bridge.runtime import CompiledGraph, load
-
-SOURCE = '''
-"""Hand-written kernels."""
-
-from compiler_bridge.cpu.language import *
-
-
-@helper
-def double(x):
-    return x + x
-
-
-@kernel
-def k0_add_one(tab, begin, end, thread):
-    """out = x + 1"""
-    x = pointer(tab, 0, "float32")
-    out = pointer(tab, 1, "float32")
-    for i in range(begin, end):
-        store(out, i, load(x, i) + f32(1))
-
-
-@kernel
-def k1_double(tab, begin, end, thread):
-    x = pointer(tab, 0, "float32")
-    out = pointer(tab, 1, "float32")
-    for i in range(begin, end):
-        store(out, i, double(load(x, i)))
-
-
-@kernel
-def k2_reverse(tab, begin, end, thread):
-    """out[i] = x[n - 1 - i]: reads what other threads wrote"""
-    x = pointer(tab, 0, "float32")
-    out = pointer(tab, 1, "float32")
-    n = tab[2]
-    for i in range(begin, end):
-        store(out, i, load(x, n - 1 - i))
-
-
-@kernel
-def k3_thread(tab, begin, end, thread):
-    """out[i] = number of the thread that computed it"""
-    out = pointer(tab, 0, "float32")
-    for i in range(begin, end):
-        store(out, i, f32(thread))
-
-
-@kernel
-def k4_scratch(tab, begin, end, thread):
-    """out = x + 1, by way of 16 elements of the thread's own scratch"""
-    x = pointer(tab, 0, "float32")
-    out = pointer(tab, 1, "float32")
-    scratch = offset_pointer(pointer(tab, 2, "float32"), thread * 16)
-    for i in range(begin, end):
-        store(scratch, i % 16, load(x, i) + f32(1))
-        store(out, i, load(scratch, i % 16))
-'''
-
-
-def reverse_steps(n, grain=1):
-    """arena `a` = x + 1, arena `b` = 2 a, out = b reversed."""
-    return [
-        KernelStep("k0_add_one", [PointerArgument("x"), PointerArgument("a")], n, grain),
-        KernelStep("k1_double", [PointerArgument("a"), PointerArgument("b")], n, grain),
-        KernelStep("k2_reverse", [PointerArgument("b"), PointerArgument("out"), SizeArgument(n)], n, grain),
-    ]
-
-
-def reverse_program(n, grain=1, steps=None, source=SOURCE):
-    inputs = [TensorInput("x", torch.float32, (n,), (1,))]
-    return Program(
-        source,
-        [
-            Buffer("x", torch.float32, n, "input"),
-            Buffer("a", torch.float32, n, "arena"),
-            Buffer("b", torch.float32, n, "arena"),
-            Buffer("out", torch.float32, n, "output"),
-        ],
-        steps or reverse_steps(n, grain),
-        inputs,
-        [TensorView("out", (n,), (1,), 0, torch.float32)],
-        bind_symbols(inputs),
-    )
-
-
-def reverse(x):
-    return ((x + 1) * 2).flip(0)
+from parity_tests.hand_written import native, reverse, reverse_program, reverse_steps
 
 
 @pytest.fixture
@@ -380,284 +286,6 @@ def test_arenas_are_reused():
     assert pool.take(5000).numel() == 5000
 
 
-LARGE = (256, 128)
-
-
-def new_output(pool):
-    return pool.empty(LARGE, (128, 1), torch.float32, 256 * 128 * 4)
-
-
-def test_an_output_nobody_holds_is_recycled():
-    pool = memory.OutputPool(1 << 30)
-    first = new_output(pool)
-    address = first.data_ptr()
-    del first
-    again = new_output(pool)
-    assert again.data_ptr() == address and again.shape == LARGE and not again.requires_grad
-    assert new_output(pool).data_ptr() != address
-
-
-def test_a_recycled_output_is_a_tensor_of_its_own():
-    """Whatever was done to the tensor that had the memory before."""
-    pool = memory.OutputPool(1 << 30)
-    first = new_output(pool)
-    address, first.mark = first.data_ptr(), 1
-    first.fill_(1).requires_grad_().register_hook(lambda grad: grad)
-    del first
-    for strides, dtype in (((128, 1), torch.float32), ((1, 256), torch.float32), ((128, 1), torch.int32)):
-        for _ in range(2):  # the second looks like the one before
-            again = pool.empty(LARGE, strides, dtype, 256 * 128 * 4)
-            assert again.data_ptr() == address
-            assert (again.shape, again.stride(), again.dtype) == (LARGE, strides, dtype)
-            assert again._version == 0 and not again.requires_grad and not again._is_view()
-            assert not hasattr(again, "mark")
-            del again
-
-
-def test_an_output_is_recycled_in_and_out_of_inference_mode():
-    pool = memory.OutputPool(1 << 30)
-    address = new_output(pool).data_ptr()
-    for inference in (True, True, False, False, True):
-        with torch.inference_mode(inference):
-            again = new_output(pool)
-        assert again.data_ptr() == address and again.is_inference() == inference
-        del again
-
-
-def test_nothing_is_recycled_when_torch_does_not_tell_who_holds_it(monkeypatch):
-    """Bug: without the private `_storage_Use_Count` the package could not be imported, and the public
-    `empty_strided`, meant for a torch without Inductor's, was called with the dtype in the wrong place."""
-    monkeypatch.setattr(memory, "_use_count", None)
-    monkeypatch.setattr(memory, "EMPTY_STRIDED", memory._empty_strided)
-    monkeypatch.setattr(memory, "_idle_references", memory.remember(memory._idle_references.__wrapped__))
-    pool = memory.OutputPool(1 << 30)
-    first = new_output(pool)
-    assert memory._idle_references() is None and pool.idle_bytes() == 0
-    view, address = first[0], first.data_ptr()
-    del first
-    again = new_output(pool)
-    assert again.data_ptr() != address == view.data_ptr() and again.shape == LARGE
-
-
-@pytest.mark.parametrize(
-    "hold",
-    [
-        lambda t: t[3:5],
-        lambda t: t.numpy(),
-        lambda t: t.untyped_storage(),
-        lambda t: t.detach(),
-        lambda t: torch.utils.dlpack.to_dlpack(t),
-        lambda t: memoryview(t.numpy()),
-        lambda t: (t.view(-1).requires_grad_() * 2).grad_fn,
-        lambda t: t.requires_grad_().exp().sum().grad_fn,
-        lambda t: torch._lazy_clone(t),
-    ],
-)
-def test_an_output_somebody_holds_is_not_recycled(hold):
-    """Whatever way the memory can still be seen, nobody else writes into it."""
-    pool = memory.OutputPool(1 << 30)
-    first = new_output(pool).fill_(7)
-    address = first.data_ptr()
-    held = hold(first)
-    del first
-    for _ in range(3):
-        new = new_output(pool).fill_(0)
-        assert new.data_ptr() != address
-    if isinstance(held, torch.Tensor):
-        assert (held == 7).all()
-    del held
-
-
-def test_an_output_moved_to_shared_memory_is_not_recycled():
-    pool = memory.OutputPool(1 << 30)
-    first = new_output(pool).share_memory_()
-    address = first.data_ptr()
-    del first
-    assert new_output(pool).data_ptr() != address
-
-
-def test_idle_outputs_are_limited():
-    pool = memory.OutputPool(idle_limit=600_000)
-    held = [new_output(pool) for _ in range(8)]
-    assert pool.idle_bytes() == 0
-    held.clear()
-    assert pool.idle_bytes() == 8 * 131072
-    pool.empty((100, 128), (128, 1), torch.float32, 100 * 128 * 4)
-    assert pool.idle_bytes() <= 600_000
-
-
-# -------------------------------------------------------------------------------------------------- cache
-@pytest.fixture
-def empty_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(settings, "CACHE_DIR", tmp_path / "cache")
-    monkeypatch.setattr(cache, "_addresses", {})
-    monkeypatch.setattr(cache, "_warned", set())
-    return tmp_path / "cache"
-
-
-def renamed(source):
-    """The same kernels under other names, with other comments."""
-    text = source.replace("k0_add_one", "k7_sum").replace("k1_double", "k8_twice").replace("out = x + 1", "?")
-    return text.replace("@kernel", "# of layer 7\n@kernel")
-
-
-native = pytest.mark.skipif(settings.INTERPRET, reason="nothing is compiled")
-
-
-def run_once(source=SOURCE):
-    graph = load(reverse_program(9, source=source))
-    x = torch.randn(9)
-    assert torch.equal(graph(x)[0], reverse(x))
-
-
-@native
-def test_equal_kernels_share_machine_code(empty_cache):
-    first = cache.load_kernels(SOURCE, ["k0_add_one", "k1_double"])
-    files = set(empty_cache.glob("machine/*.o"))
-    second = cache.load_kernels(renamed(SOURCE), ["k7_sum", "k8_twice"])
-    assert list(first.values()) == list(second.values())
-    assert set(empty_cache.glob("machine/*.o")) == files and len(files) == 2
-
-
-@native
-def test_a_helper_is_part_of_the_key(empty_cache):
-    first = cache.load_kernels(SOURCE, ["k0_add_one", "k1_double"])
-    changed = SOURCE.replace("return x + x", "return x + x + x")
-    second = cache.load_kernels(changed, ["k0_add_one", "k1_double"])
-    assert first["k0_add_one"] == second["k0_add_one"] and first["k1_double"] != second["k1_double"]
-
-
-@native
-@pytest.mark.parametrize("damage", [b"", b"garbage", None])
-def test_damaged_machine_code_is_compiled_again(empty_cache, damage):
-    run_once()
-    for path in empty_cache.glob("machine/*.o"):
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2] if damage is None else damage)
-    cache.forget_loaded_kernels()
-    with pytest.warns(CacheWarning, match="damaged"):
-        run_once()
-    cache.forget_loaded_kernels()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run_once()
-
-
-def test_damaged_module_is_replaced(empty_cache):
-    path = cache.write_module(SOURCE)
-    path.write_text("raise SystemExit")
-    assert cache.write_module(SOURCE) == path and path.read_text() == SOURCE
-    path.write_text("raise SystemExit")
-    assert cache.import_module(SOURCE).k0_add_one is not None
-
-
-@native
-def test_unusable_directory(tmp_path, empty_cache, monkeypatch):
-    """A file where the directory should be: one warning, correct results."""
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(settings, "CACHE_DIR", tmp_path / "file" / "cache")
-    with pytest.warns(CacheWarning) as caught:
-        run_once()
-    assert len(caught) == 1
-
-
-@native
-def test_full_disk(empty_cache, monkeypatch):
-    def refuse(self, content):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", refuse)
-    with pytest.warns(CacheWarning, match="No space left"):
-        run_once()
-
-
-@native
-def test_compile_error_names_the_kernel(empty_cache):
-    broken = SOURCE.replace("store(out, i, load(x, i) + f32(1))", "store(out, i, unknown_word(i))")
-    with pytest.raises(CompileError, match="k0_add_one"):
-        load(reverse_program(9, source=broken))
-
-
-@native
-@pytest.mark.slow
-def test_second_process_compiles_nothing(tmp_path):
-    """It does not even import Numba."""
-    script = textwrap.dedent("""
-        import sys, torch
-        from parity_tests.test_runtime import run_once
-        run_once()
-        print("numba" in sys.modules)
-    """)
-    environment = {**os.environ, "PYNN_CACHE_DIR": str(tmp_path), "PYNN_INTERPRET": "0"}
-    command = [sys.executable, "-W", "error", "-c", script]
-    answers = [
-        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
-        for _ in range(2)
-    ]
-    assert answers == ["True", "False"]
-
-
-@native
-@pytest.mark.slow
-def test_racing_processes(tmp_path):
-    environment = {**os.environ, "PYNN_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-W", "error", "-c", "import parity_tests.test_runtime as t; t.run_once()"]
-    racing = [subprocess.Popen(command, env=environment) for _ in range(2)]
-    assert [process.wait() for process in racing] == [0, 0]
-    assert not list(tmp_path.glob("*/.*"))  # no temporary file stays
-
-
-@pytest.fixture
-def one_worker(empty_cache, monkeypatch):
-    """A worker on its way, whatever the number of processors."""
-    monkeypatch.setattr(compile_pool, "processor_count", lambda: 2)
-    monkeypatch.setattr(compile_pool, "_workers", [])
-    (worker,) = compile_pool.start_workers()
-    yield worker
-    worker.stop()
-    worker.process.wait(timeout=60)
-
-
-NAMES = ("k0_add_one", "k1_double", "k2_reverse", "k3_thread", "k4_scratch")
-
-
-@native
-def test_a_worker_fills_the_cache(one_worker, monkeypatch):
-    """Kernels a worker compiled are found on disk; here nothing is compiled."""
-    assert one_worker.wait_until_ready()
-    tasks = [compile_pool.GeneratedKernel(SOURCE, name) for name in NAMES]
-
-    def wait(task):
-        deadline = time.monotonic() + 120
-        while cache.missing_kernels(SOURCE, NAMES) and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-    monkeypatch.setattr(compile_pool.GeneratedKernel, "compile", wait)
-    compile_pool.compile_in_parallel(tasks * 2)
-    assert cache.missing_kernels(SOURCE, NAMES) == []
-    monkeypatch.setattr(cache, "_compile", None)
-    assert all(cache.load_kernels(SOURCE, NAMES).values())
-
-
-@native
-def test_a_broken_worker_costs_nothing_but_time(one_worker, monkeypatch):
-    assert one_worker.wait_until_ready()
-    one_worker.process.kill()
-    one_worker.process.wait()
-    monkeypatch.setattr(compile_pool, "start_workers", lambda: [one_worker])
-    compile_pool.compile_in_parallel([compile_pool.GeneratedKernel(SOURCE, name) for name in NAMES])
-    assert cache.missing_kernels(SOURCE, NAMES) == []
-
-
-@native
-def test_a_library_kernel_is_lazy(empty_cache):
-    """Its address is the same in any process and needs no more than its name."""
-    clear = LazyKernel("attention_backward", "attention_mask_clear")
-    assert pickle.loads(pickle.dumps(clear)) == clear and clear.name == "attention_mask_clear"
-    address = clear.address
-    assert address and LazyKernel("attention_backward", "attention_mask_clear").address == address
-
-
 @native
 @pytest.mark.slow
 def test_everything_interpreted():
@@ -672,17 +300,3 @@ def test_graph_prints():
     text = str(reverse_program(8))
     assert "k2_reverse(b, out, 8) for [0, 8)" in text
     assert isinstance(load(reverse_program(8)), CompiledGraph)
-
-
-def test_functions_of_two_processes_never_share_a_name():
-    """Numba counts functions from 1 in every process; helpers cached by one process and linked with another's
-    replaced each other where the counts met (seen: three GEMM kernels that all ran the first one's closures)."""
-    program = """
-        import compiler_bridge.cpu.code_library
-        from numba.core.bytecode import FunctionIdentity
-        print(next(FunctionIdentity._unique_ids))
-    """
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2)]
-    numbers = [int(run.stdout) for run in runs]
-    assert len(set(numbers)) == 2 and min(numbers) > 2**20

@@ -65,6 +65,7 @@ def test_places_that_are_symbols_cut_where_their_order_is_known():
     assert not cut_sections([within(SIZE, 7)], Axis("j", SIZE + 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PADS)
 def test_values_of_loops_cut_at_sizes_known_at_run_time(name: str):
     torch._dynamo.reset()
@@ -76,6 +77,7 @@ def test_values_of_loops_cut_at_sizes_known_at_run_time(name: str):
             assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [6, 33, 64, 71])
 @pytest.mark.parametrize("name", PADS)
 def test_values_and_gradients_of_cut_loops(name: str, width: int, monkeypatch: pytest.MonkeyPatch):

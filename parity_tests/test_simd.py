@@ -176,6 +176,7 @@ def _check(body: str, inputs: list[Any], results: list[str], count: int, end: in
         assert_same_bits(outputs["compiled"][k], outputs["interpreted"][k], line.strip())
 
 
+@pytest.mark.slow
 @each(NUMBERS)
 def test_vector_words_agree(dtype: str) -> None:
     rows = _rows(EXPRESSIONS, dtype)
@@ -236,6 +237,7 @@ def _memory_sample(dtype: str) -> np.ndarray:
     return random.integers(0, 2 ** (8 * _storage(dtype).itemsize - 1), 64).astype(_storage(dtype))
 
 
+@pytest.mark.slow
 @each(STORED)
 def test_memory_words_agree(dtype: str) -> None:
     """Loads and stores of every dtype, partial, strided, gathered, masked; nothing else is written."""
@@ -294,6 +296,7 @@ def test_rounding_to_16_bits_is_torchs(dtype: str, source: str) -> None:
     assert torch.from_numpy(stored[nan]).view(getattr(torch, dtype)).isnan().all()
 
 
+@pytest.mark.slow
 def test_philox_known_answer_and_width_independence() -> None:
     """Block 0 of key 0 is the published one; the same numbers at any width, order and alignment."""
     from compiler_bridge.cpu import philox

@@ -67,6 +67,7 @@ def test_small_results_go_through_the_caches():
         pynn.compile(lambda x: x + 3, strict=True)(torch.randn(4, 256))
 
 
+@pytest.mark.slow
 def test_training(monkeypatch):
     """A network's step with every large enough result written past the caches."""
     monkeypatch.setattr(streaming, "cache_bytes", lambda level: 0)

@@ -175,6 +175,11 @@ def test_results_are_written_into_out(name):
         function(overlapping, out=overlapping)
 
 
+def test_linear_writes_into_out():
+    x, weight, out = torch.randn(2, 3), torch.randn(4, 3), torch.empty(2, 4)
+    assert F.linear(x, weight, out=out) is out and torch.equal(out, F.linear(x, weight))
+
+
 def refusals() -> dict:
     empty = torch.randn(0, 1, 10)
     return {
@@ -255,6 +260,7 @@ def test_attention_layers_can_be_scripted_while_installed():
     installed("torch.jit.script(torch.nn.MultiheadAttention(8, 2, kdim=4, vdim=4).eval())")
 
 
+@pytest.mark.slow
 def test_attention_biases_are_compiled_while_installed():
     """test_causal_variants_compile of test_transformers.py: one graph, which holds attention itself."""
     installed(

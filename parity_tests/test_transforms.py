@@ -169,6 +169,7 @@ FAST = ("graph_breaks", "gradient_inside")  # `make check`; the others wait for 
 NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_program_does_what_eager_does(name: str):
     function, shapes, writes = ROWS[name]

@@ -51,6 +51,7 @@ def run_layout(name: str, dtype: torch.dtype, dynamic: bool) -> int:
     return sum(copy is not None for copy in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["python", "numba"])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["known sizes", "sizes at run time"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -167,3 +167,36 @@ def test_what_a_search_has_found(name: str) -> None:
         torch.testing.assert_close(found, expected, equal_nan=True)
     else:
         assert found == expected
+
+
+SHUFFLES = {
+    "channel_shuffle by 1": (lambda f, x: f.channel_shuffle(x, 1), (2, 4, 2, 2)),
+    "channel_shuffle of one each": (lambda f, x: f.channel_shuffle(x, 4), (2, 4, 2, 2)),
+    "native_channel_shuffle by 1": (lambda f, x: f.native_channel_shuffle(x, 1), (2, 4, 2, 2)),
+    "pixel_shuffle of one pixel": (lambda f, x: f.pixel_shuffle(x, 2), (2, 4, 1, 1)),
+    "pixel_shuffle by 1": (lambda f, x: f.pixel_shuffle(x, 1), (2, 4, 2, 2)),
+    "pixel_unshuffle to one pixel": (lambda f, x: f.pixel_unshuffle(x, 2), (2, 4, 2, 2)),
+    "pixel_unshuffle by 1": (lambda f, x: f.pixel_unshuffle(x, 1), (2, 4, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", SHUFFLES)
+def test_a_shuffle_that_moves_nothing_is_a_copy(name: str) -> None:
+    """It was a view: what was written into the result was written into the input."""
+    function, shape = SHUFFLES[name]
+    for namespace in (F, P):
+        x = torch.randn(shape)
+        kept = x.clone()
+        function(namespace, x).zero_()
+        assert torch.equal(x, kept)
+
+
+def test_relu_keeps_its_result_and_not_its_input() -> None:
+    """As C++: what is added to the input in place afterwards changes no gradient, and raised here."""
+    for namespace in (F, P):
+        x = torch.tensor([-1.0, 2.0], requires_grad=True)
+        hidden = x * 1
+        out = namespace.relu(hidden)
+        hidden += 5
+        out.sum().backward()
+        assert torch.equal(x.grad, torch.tensor([0.0, 1.0]))

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from compiler_bridge.capture.decompositions import KEPT_WHOLE
-from compiler_bridge.capture.whole import COMPOSITES, without_python_kernels
+from compiler_bridge.capture.decompositions import KEPT_WHOLE, TORCHS_TEXTS
+from compiler_bridge.capture.whole import COMPOSITES, KEYS, without_python_kernels
+from pynn.definitions import DEFINITIONS
 
 aten = torch.ops.aten
 IMAGE = torch.randn(1, 2, 5, 6)
@@ -83,6 +84,29 @@ def test_values_and_gradients_are_torchs(function: Callable[..., Any]):
     for mine, graphs, wanted in zip(found, graph(IMAGE), expected, strict=True):
         torch.testing.assert_close(mine, wanted)
         torch.testing.assert_close(graphs, wanted)
+
+
+MAKES_FUNCTIONAL = {aten.native_batch_norm.default}  # to _native_batch_norm_legit, which is defined
+
+
+def test_no_definition_has_a_text_of_torchs_before_it():
+    texts = {op for op in DEFINITIONS if any(key in op.py_kernels for key in KEYS)}
+    assert texts - MAKES_FUNCTIONAL <= KEPT_WHOLE | TORCHS_TEXTS
+    assert TORCHS_TEXTS <= texts
+
+
+LABELS = [[1, 2, -1, 0], [1, 2, -1, -1], [0, -1, 2, 1], [-1, 0, 1, 2]]
+
+
+@pytest.mark.parametrize("labels", LABELS, ids=str)
+def test_padding_is_no_label_of_multilabel_margin_loss(labels: list[int]):
+    """torch 2.13's own text takes it for class 0; whoever compiled got that."""
+
+    def loss(x: Tensor) -> Tensor:
+        return F.multilabel_margin_loss(x, torch.tensor([labels] * 3), reduction="none")
+
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(torch.compile(loss, backend="pynn")(x), loss(x))
 
 
 def kernels() -> list[dict[Any, Any]]:

@@ -208,5 +208,6 @@ def _print_table(entries: list[Entry]) -> None:
         style_of_row = style.get(entry.status, "")
         table.add_row(entry.name, entry.kind, entry.status, entry.location, entry.reason, style=style_of_row)
     console = Console()
-    console.width = max(console.width, 180)
+    needed = console.measure(table, options=console.options.update(width=1000)).maximum
+    console.width = max(console.width, needed)  # else columns are cut short, and the reasons drop out
     console.print(table)

@@ -270,13 +270,16 @@ def linear_in(x: Tensor) -> Tensor:
     return x if torch._C._are_functorch_transforms_active() else LinearInput.apply(x)
 
 
-def differentiable(definition: Callable, *backwards: Callable, is_short: bool = False) -> Callable:
+def differentiable(
+    definition: Callable, *backwards: Callable, is_short: bool = False, keeps_result: bool = False
+) -> Callable:
     """Give a pointwise definition its gradient formulas, one per leading tensor argument.
 
         definition(x1, ..., xn, *constants) -> y               all of one shape
         backwards[i](grad, x1, ..., xn, *constants) -> d y / d xi * grad
 
     is_short: of so few operations that running block by block saves nothing (see `pynn.blocks`)
+    keeps_result: the formula takes y in the place of x1, which may then be written over, as C++ lets relu's
 
     Autograd then keeps the inputs only (as C++ does) and takes the value at a kink that C++ takes. The
     formulas are made of differentiable operations, so double backward works; the Jacobian of a pointwise
@@ -300,6 +303,7 @@ def differentiable(definition: Callable, *backwards: Callable, is_short: bool = 
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+            inputs = (output, *inputs[1:]) if keeps_result else inputs
             # constants that are tensors too: as attributes they would keep the wrappers of a vmap that has ended
             tensors = [x for x in inputs if isinstance(x, Tensor)]
             ctx.save_for_backward(*tensors)

@@ -21,9 +21,10 @@ __all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    """torch's own function for a name with no definition here."""
+    """torch's own function for a name with no definition here, and its helpers (_Reduction.get_enum)."""
     value = getattr(_torch_functional, name)
-    if name.startswith("__") or isinstance(value, types.ModuleType):
+    is_imported = isinstance(value, types.ModuleType) and not name.startswith("_")
+    if name.startswith("__") or is_imported:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return value
 

@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.grad as _torch_grad
 from torch import Tensor
 
 from pynn.modules._convolution import convolution_backward
 from pynn.modules._convolution_checks import check_shapes, expanded
+from pynn.sharing import share_helpers
 from pynn.windows import output_size
+
+share_helpers(__name__, _torch_grad)
 
 
 def _gradient(
@@ -55,8 +59,13 @@ def conv1d_input(
 
         out[b, c, i] = sum of grad_output[b, f, o] * weight[f, c, k] over all i = o * stride + k * dilation - padding
 
+    Args:    stride, padding, dilation, groups: those of `conv1d`
     Shape:   weight: [features, channels / groups, K...]   grad_output: [batch, features, O...]
              returns: input_size, [batch, channels, L]
+    dtype:   any but bool, the same for all, returned so; accumulates in float32 for 16-bit inputs
+    Raises:  RuntimeError when sizes or dtypes do not fit, NotImplementedError for bool
+    Source:  torch/nn/grad.py; aten/native/Convolution.cpp. differs from torch in: integers and complex
+             numbers have a gradient
     """
     input = grad_output.new_empty(1).expand(input_size)
     return _gradient(0, 1, grad_output, input, weight, stride, padding, dilation, groups)
@@ -75,8 +84,13 @@ def conv1d_weight(
 
         out[f, c, k] = sum of grad_output[b, f, o] * input[b, c, o * stride + k * dilation - padding] over b and o
 
+    Args:    stride, padding, dilation, groups: those of `conv1d`
     Shape:   input: [batch, channels, L]   grad_output: [batch, features, O...]
              returns: weight_size, [features, channels / groups, K...]
+    dtype:   any but bool, the same for all, returned so; accumulates in float32 for 16-bit inputs
+    Raises:  RuntimeError when sizes or dtypes do not fit, NotImplementedError for bool
+    Source:  torch/nn/grad.py; aten/native/Convolution.cpp. differs from torch in: integers and complex
+             numbers have a gradient
     """
     weight = grad_output.new_empty(1).expand(weight_size)
     return _gradient(1, 1, grad_output, input, weight, stride, padding, dilation, groups)
@@ -95,8 +109,13 @@ def conv2d_input(
 
         out[b, c, i] = sum of grad_output[b, f, o] * weight[f, c, k] over all i = o * stride + k * dilation - padding
 
+    Args:    stride, padding, dilation, groups: those of `conv2d`
     Shape:   weight: [features, channels / groups, K...]   grad_output: [batch, features, O...]
              returns: input_size, [batch, channels, height, width]
+    dtype:   any but bool, the same for all, returned so; accumulates in float32 for 16-bit inputs
+    Raises:  RuntimeError when sizes or dtypes do not fit, NotImplementedError for bool
+    Source:  torch/nn/grad.py; aten/native/Convolution.cpp. differs from torch in: integers and complex
+             numbers have a gradient
     """
     input = grad_output.new_empty(1).expand(input_size)
     return _gradient(0, 2, grad_output, input, weight, stride, padding, dilation, groups)
@@ -115,8 +134,13 @@ def conv2d_weight(
 
         out[f, c, k] = sum of grad_output[b, f, o] * input[b, c, o * stride + k * dilation - padding] over b and o
 
+    Args:    stride, padding, dilation, groups: those of `conv2d`
     Shape:   input: [batch, channels, height, width]   grad_output: [batch, features, O...]
              returns: weight_size, [features, channels / groups, K...]
+    dtype:   any but bool, the same for all, returned so; accumulates in float32 for 16-bit inputs
+    Raises:  RuntimeError when sizes or dtypes do not fit, NotImplementedError for bool
+    Source:  torch/nn/grad.py; aten/native/Convolution.cpp. differs from torch in: integers and complex
+             numbers have a gradient
     """
     weight = grad_output.new_empty(1).expand(weight_size)
     return _gradient(1, 2, grad_output, input, weight, stride, padding, dilation, groups)
@@ -135,8 +159,13 @@ def conv3d_input(
 
         out[b, c, i] = sum of grad_output[b, f, o] * weight[f, c, k] over all i = o * stride + k * dilation - padding
 
+    Args:    stride, padding, dilation, groups: those of `conv3d`
     Shape:   weight: [features, channels / groups, K...]   grad_output: [batch, features, O...]
              returns: input_size, [batch, channels, depth, height, width]
+    dtype:   any but bool, the same for all, returned so; accumulates in float32 for 16-bit inputs
+    Raises:  RuntimeError when sizes or dtypes do not fit, NotImplementedError for bool
+    Source:  torch/nn/grad.py; aten/native/Convolution.cpp. differs from torch in: integers and complex
+             numbers have a gradient
     """
     input = grad_output.new_empty(1).expand(input_size)
     return _gradient(0, 3, grad_output, input, weight, stride, padding, dilation, groups)
@@ -155,8 +184,13 @@ def conv3d_weight(
 
         out[f, c, k] = sum of grad_output[b, f, o] * input[b, c, o * stride + k * dilation - padding] over b and o
 
+    Args:    stride, padding, dilation, groups: those of `conv3d`
     Shape:   input: [batch, channels, depth, height, width]   grad_output: [batch, features, O...]
              returns: weight_size, [features, channels / groups, K...]
+    dtype:   any but bool, the same for all, returned so; accumulates in float32 for 16-bit inputs
+    Raises:  RuntimeError when sizes or dtypes do not fit, NotImplementedError for bool
+    Source:  torch/nn/grad.py; aten/native/Convolution.cpp. differs from torch in: integers and complex
+             numbers have a gradient
     """
     weight = grad_output.new_empty(1).expand(weight_size)
     return _gradient(1, 3, grad_output, input, weight, stride, padding, dilation, groups)

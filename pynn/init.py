@@ -6,8 +6,8 @@ give bit-equal parameters.
 """
 
 import torch.nn.init as _torch_init
-from torch.nn.init import _calculate_correct_fan, _calculate_fan_in_and_fan_out  # noqa: F401
 
-from pynn.sharing import share_names
+from pynn.sharing import share_helpers, share_names
 
 __all__ = share_names(__name__, _torch_init)
+share_helpers(__name__, _torch_init)

@@ -86,3 +86,14 @@ def volume_in_format_of(x: Tensor, out: Tensor, dims: int) -> Tensor:
     if dims < 3 or x.dim() > dims + 1:
         return in_format_of(x, out)
     return in_contiguous_format_of(x.unsqueeze(0), out.unsqueeze(0)).squeeze(0)
+
+
+def laid_out_like(out: Tensor, query: Tensor) -> Tensor:
+    """out with its axes in memory in the order of query's, the last one innermost: [batch, seq, heads, head_dim] for
+    projections that were only transposed, so that transposing back and .view need no copy.
+    """
+    order = [*sorted(range(3), key=lambda dim: -query.stride(dim)), 3]
+    if order == [0, 1, 2, 3] or torch._C._are_functorch_transforms_active():
+        return out  # under vmap the strides are those of the batch
+    inverse = [order.index(dim) for dim in range(4)]
+    return out.permute(order).contiguous().permute(inverse)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
 
 class TorchPaths(MetaPathFinder, Loader):
@@ -106,3 +107,17 @@ def share_names(package: str, torch_package: ModuleType) -> list[str]:
             # torch.nn.utils.weight_norm is a function that hides the submodule it comes from
             setattr(here, name, getattr(own, name, value))
     return list(names)
+
+
+def share_helpers(package: str, torch_package: ModuleType) -> None:
+    """Let torch's helpers with a leading underscore (_MaxPoolNd, _no_grad_trunc_normal_) be found here as well.
+
+    People import them; a helper that this module has itself stays its own.
+    """
+
+    def getter(name: str) -> Any:
+        if name.startswith("_") and not name.startswith("__") and hasattr(torch_package, name):
+            return getattr(torch_package, name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    sys.modules[package].__getattr__ = getter  # type: ignore[method-assign]

@@ -1,9 +1,9 @@
 """TorchScript, torch.fx, Dynamo and torch.package treat pynn's layers as the torch.nn layers that they stand for.
 
-All decide by where a class comes from: TorchScript compiles the text of its methods, torch.fx keeps a layer whole, or
-says that it made a node, if its module's name begins with torch.nn, Dynamo leaves lines of torch.nn out of what it
-notes of a node, and torch.package torch alone out of what it packs. None asks anyone, so `import pynn` wraps a few
-functions of each.
+They decide by where a class or a function comes from: TorchScript compiles the text of its methods, torch.fx keeps a
+layer whole, or says that it made a node, if its module's name begins with torch.nn, Dynamo compiles the frames of
+all files but some, and notes the lines of these, and torch.package leaves torch alone out of what it packs. None asks
+anyone, so `import pynn` wraps a few functions of each.
 """
 
 import functools
@@ -27,11 +27,7 @@ from pynn.install import torchs_names
 from pynn.overrides import is_installed
 from pynn.sharing import AroundImport
 
-SERIALIZER, DYNAMO = "torch._export.serde.serialize", "torch._dynamo.symbolic_convert"
-LATER = {SERIALIZER, DYNAMO}
-"""Modules that are imported when the first program is saved, or compiled."""
-
-OWN_FILES = f"{Path(__file__).parent}/"
+OWN_FOLDER = Path(__file__).parent.as_posix() + "/"
 
 
 def teach_tracers() -> None:
@@ -42,8 +38,9 @@ def teach_tracers() -> None:
     wrap(torch.fx.Tracer, "trace", _tracing_torchs_functions)
     wrap(source_matcher_utils, "get_source_partitions", _by_layers)
     wrap(PackageExporter, "_can_implicitly_extern", _without_pynn)
-    for name in LATER & sys.modules.keys():
-        _teach(sys.modules[name])
+    for name, teach in LATER.items():
+        if name in sys.modules:
+            teach(sys.modules[name])
     if not any(isinstance(finder, _LaterModules) for finder in sys.meta_path):
         sys.meta_path.insert(0, _LaterModules())
 
@@ -182,40 +179,8 @@ def _without_pynn(can_implicitly_extern: Callable) -> Callable:
     return can
 
 
-class _LaterModules(AroundImport):
-    """Teaches what is imported late."""
-
-    def wants(self, fullname: str) -> bool:
-        return fullname in LATER
-
-    def around(self, module: ModuleType, run: Callable[[], None]) -> None:
-        run()
-        _teach(module)
-
-
-def _teach(module: ModuleType) -> None:
-    if module.__name__ == SERIALIZER:
-        wrap(module.GraphModuleSerializer, "serialize_operator", _by_torchs_name)
-    else:
-        wrap(module.InstructionTranslatorBase, "is_co_filename_from_nn_modules", _or_from_pynn)
-
-
-def _or_from_pynn(is_from_torchs_layers: Callable) -> Callable:
-    """Lines of pynn are left out of a node's stack trace as those of torch.nn are: the line that calls is noted.
-
-    Where only layers call each other, pynn's lines are all there is to note.
-    """
-
-    @functools.wraps(is_from_torchs_layers)
-    def is_from_layers(frame: Any) -> bool:
-        if not frame.f_code.co_filename.startswith(OWN_FILES):
-            return is_from_torchs_layers(frame)
-        while (frame := getattr(frame, "parent", None)) is not None:
-            if not is_from_torchs_layers(frame) and not frame.f_code.co_filename.startswith(OWN_FILES):
-                return True
-        return False
-
-    return is_from_layers
+def _write_torchs_sources(serializer: ModuleType) -> None:
+    wrap(serializer.GraphModuleSerializer, "serialize_operator", _by_torchs_name)
 
 
 def _by_torchs_name(serialize_operator: Callable) -> Callable:
@@ -228,6 +193,83 @@ def _by_torchs_name(serialize_operator: Callable) -> Callable:
         return serialize_operator(self, torchs_objects().get(target, target))
 
     return serialize
+
+
+def _leave_own_frames_alone(trace_rules: ModuleType) -> None:
+    """Dynamo inlines pynn's functions where what it compiles calls them, and compiles none that was called otherwise.
+
+    That is its rule for torch.nn. A constructor that it compiled by itself would stop at Module.__init__; a function
+    called after a break of the graph would be a graph of its own.
+    """
+    trace_rules.add("pynn")
+    wrap(trace_rules, "is_torch_inline_allowed", _and_pynns)
+    wrap(trace_rules, "check", _but_for_layers_with_hooks)
+
+
+def _and_pynns(is_inlined_when_called: Callable) -> Callable:
+    @functools.wraps(is_inlined_when_called)
+    def is_inlined(filename: str) -> bool:
+        return filename.startswith(OWN_FOLDER) or is_inlined_when_called(filename)
+
+    return is_inlined
+
+
+def _but_for_layers_with_hooks(is_left_alone: Callable) -> Callable:
+    """A hook may break the graph around the layer. Dynamo then compiles `forward` of torch's layers."""
+
+    @functools.wraps(is_left_alone)
+    def check(obj: Any, *args: Any, **kwargs: Any) -> bool:
+        return is_left_alone(obj, *args, **kwargs) and not _is_forward_with_hooks(kwargs.get("frame"))
+
+    return check
+
+
+def _is_forward_with_hooks(frame: Any) -> bool:
+    if frame is None or frame.f_code.co_name != "forward":
+        return False
+    layer = frame.f_locals.get("self")
+    if not isinstance(layer, Module) or not type(layer).__module__.startswith("pynn."):
+        return False
+    return torch._dynamo.utils.nnmodule_has_hooks(layer, check_forward_hooks=True)
+
+
+def _note_the_lines_that_call(symbolic_convert: ModuleType) -> None:
+    wrap(symbolic_convert.InstructionTranslatorBase, "is_co_filename_from_nn_modules", _or_from_pynn)
+
+
+def _or_from_pynn(is_from_torchs_layers: Callable) -> Callable:
+    """Lines of pynn are left out of a node's stack trace as those of torch.nn are: the line that calls is noted.
+
+    Where only layers call each other, pynn's lines are all there is to note.
+    """
+
+    @functools.wraps(is_from_torchs_layers)
+    def is_from_layers(frame: Any) -> bool:
+        if not frame.f_code.co_filename.startswith(OWN_FOLDER):
+            return is_from_torchs_layers(frame)
+        while (frame := getattr(frame, "parent", None)) is not None:
+            if not is_from_torchs_layers(frame) and not frame.f_code.co_filename.startswith(OWN_FOLDER):
+                return True
+        return False
+
+    return is_from_layers
+
+
+LATER = {
+    "torch._dynamo.symbolic_convert": _note_the_lines_that_call,
+    "torch._dynamo.trace_rules": _leave_own_frames_alone,
+    "torch._export.serde.serialize": _write_torchs_sources,
+}
+"""What is done to modules that are imported when something is compiled, or saved, for the first time."""
+
+
+class _LaterModules(AroundImport):
+    def wants(self, fullname: str) -> bool:
+        return fullname in LATER
+
+    def around(self, module: ModuleType, run: Callable[[], None]) -> None:
+        run()
+        LATER[module.__name__](module)
 
 
 @functools.cache

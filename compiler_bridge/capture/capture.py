@@ -19,7 +19,7 @@ from torch import fx
 from torch._dynamo.backends.common import aot_autograd
 
 from compiler_bridge.capture.attention_rewrite import rewrite_attention
-from compiler_bridge.capture.decompositions import KEPT_WHOLE, decompositions
+from compiler_bridge.capture.decompositions import KEPT_WHOLE, TORCHS_TEXTS, decompositions
 from compiler_bridge.capture.freeze import compile_frozen
 from compiler_bridge.capture.layout import lay_out_channels_last
 from compiler_bridge.capture.lean import Kind, LeanCall
@@ -88,7 +88,7 @@ def capture(
     )
     # Kernels never write into saved activations, so nothing is gained by declaring them donated, and
     # backward(retain_graph=True) would be refused.
-    with functorch_settings(donated_buffer=False), without_python_kernels(KEPT_WHOLE):
+    with functorch_settings(donated_buffer=False), without_python_kernels(KEPT_WHOLE | TORCHS_TEXTS):
         return lean.finish(traced(gm, example_inputs))
 
 

@@ -60,6 +60,18 @@ KEPT_WHOLE: frozenset[OpOverload] = frozenset(
 )
 """Operations with a definition that the lowering takes whole: its kernels know more than the definition."""
 
+TORCHS_TEXTS: frozenset[OpOverload] = frozenset(
+    {
+        aten.hardshrink.default,
+        aten.softshrink.default,
+        aten.multi_margin_loss.default,
+        aten.multilabel_margin_loss_forward.default,
+    }
+)
+"""Operations that torch itself takes apart in Python, as a graph is traced and before any table is asked, where ours
+are the definitions: torch 2.13's text of multilabel_margin_loss takes labels that are padding for class 0. (Batch norm
+it makes functional so, before it is ours.)"""
+
 WAITS_FOR_LOWERING: frozenset[OpOverload] = frozenset(
     {
         # loops over time; Dynamo breaks the graph at them anyway, unless it is told to capture sizes that are data

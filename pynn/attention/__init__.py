@@ -10,7 +10,8 @@ own import the whole of Dynamo.
 
 import torch.nn.attention as _torch_attention
 
-from pynn.sharing import share_names, share_submodules
+from pynn.sharing import share_helpers, share_names, share_submodules
 
 share_submodules(__name__, _torch_attention)
 __all__ = share_names(__name__, _torch_attention)
+share_helpers(__name__, _torch_attention)

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from pynn.autocast import is_autocast_on
 from pynn.definitions import widen
+from pynn.memory_format import laid_out_like
 from pynn.modules.attention import differentiable_weights, repeat_heads, shifted_exponentials
 from pynn.sharing import share_names
 
@@ -157,15 +158,6 @@ def log_sum_exp(scores: Tensor) -> Tensor:
     row_max, numerator, denominator = shifted_exponentials(scores)
     result = (row_max + torch.log(denominator)).squeeze(-1)
     return torch.where((numerator == 0).all(dim=-1), -math.inf, result)
-
-
-def laid_out_like(out: Tensor, query: Tensor) -> Tensor:
-    """out with its axes in memory in the order of query's, the last one innermost, as torch returns it."""
-    order = [*sorted(range(3), key=lambda dim: -query.stride(dim)), 3]
-    if order == [0, 1, 2, 3] or torch._C._are_functorch_transforms_active():
-        return out  # under vmap the strides are those of the batch
-    inverse = [order.index(dim) for dim in range(4)]
-    return out.permute(order).contiguous().permute(inverse)
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:

@@ -119,7 +119,11 @@ def varlen_attn_out(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """out <- varlen_attn(query, key, value, ...); returns out, and lse where return_aux asks for it.
 
+    Args:    out: written to; the others: as `varlen_attn`'s
     Shape:   out: as query; everything else as varlen_attn's
+    dtype:   out may be of another dtype than query: the result is cast
+    Raises:  as varlen_attn; RuntimeError when out is of another shape
+    Source:  torch/nn/attention/varlen.py
     """
     result, lse = varlen_attn(
         query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, return_aux=AuxRequest(lse=True), scale=scale,

@@ -11,7 +11,7 @@ import sys
 import torch.nn.modules as _torch_modules
 
 from pynn.definitions import PUBLIC
-from pynn.sharing import share_names, share_submodules, written_submodules
+from pynn.sharing import share_helpers, share_names, share_submodules, written_submodules
 
 share_submodules(__name__, _torch_modules)
 
@@ -40,3 +40,7 @@ for _name in _torch_names:
     _module = sys.modules.get(f"{__name__}.{_family}")
     if _module is not None and _name not in vars(_module):
         setattr(_module, _name, globals()[_name])
+
+for _family in written_submodules(__name__):
+    if hasattr(_torch_modules, _family):
+        share_helpers(f"{__name__}.{_family}", getattr(_torch_modules, _family))

@@ -90,8 +90,9 @@ def avg_pool1d(
              count_include_pad: divide by the window's size also where it covers padding
     Shape:   input: [batch, channels, L] or without batch
              returns: [batch, channels, (L + 2 * padding - kernel_size) // stride + 1]
-    dtype:   adds in float32 for 16-bit inputs
-    Raises:  RuntimeError when the numbers make no window
+    dtype:   floating point or int64, returned as input's; adds in float32 for 16-bit inputs
+    Raises:  RuntimeError when the numbers make no window; NotImplementedError for bool, complex numbers and
+             integers other than int64
     Source:  aten/native/AveragePool2d.cpp
     """
     return _avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
@@ -110,8 +111,9 @@ def avg_pool2d(
              divisor_override: divide by this number instead
     Shape:   input: [batch, channels, height, width] or without batch
              returns: the last two (L + 2 * padding - kernel_size) // stride + 1
-    dtype:   adds in float32 for 16-bit inputs
-    Raises:  RuntimeError when the numbers make no window
+    dtype:   floating point or int64, returned as input's; adds in float32 for 16-bit inputs
+    Raises:  RuntimeError when the numbers make no window; NotImplementedError for bool, complex numbers and
+             integers other than int64
     Source:  aten/native/AveragePool2d.cpp
     """
     return _avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
@@ -125,10 +127,11 @@ def avg_pool3d(
 ) -> Tensor:  # fmt: skip
     """out[..., o] = mean over k of input[..., o * stride + k - padding], over depth, height and width.
 
-    Args:    as avg_pool2d
+    Args:    as `avg_pool2d`, three numbers
     Shape:   input: [batch, channels, depth, height, width] or without batch
              returns: the last three (L + 2 * padding - kernel_size) // stride + 1
-    dtype:   as in C++, no 16 bits on the CPU (a compiled average takes them)
+    dtype:   float32, float64 or int64, returned as input's; as in C++, no 16 bits on the CPU (a compiled
+             average takes them)
     Raises:  RuntimeError when the numbers make no window; NotImplementedError for other dtypes
     Source:  aten/native/AveragePool3d.cpp
     """
@@ -161,7 +164,11 @@ def lp_pool1d(
 ) -> Tensor:
     """out[..., o] = (sum over k of input[..., o * stride + k]^p)^(1/p), p = norm_type; p = inf: the largest |x|.
 
+    Args:    norm_type: p, not 0; kernel_size, stride, ceil_mode: as `avg_pool1d`'s
     Shape:   input: [batch, channels, L] or without batch   returns: as avg_pool1d
+    dtype:   floating point, returned as input's, or int64 (float32 is returned); 16 bits round after the
+             power, the mean and the root
+    Raises:  as `avg_pool1d`; ZeroDivisionError for norm_type 0 (ValueError from torch 2.14 on)
     Source:  torch.nn.functional.lp_pool1d
     """
     return _lp_pool(input, norm_type, kernel_size, kernel_size, stride, ceil_mode, avg_pool1d, max_pool1d)
@@ -173,7 +180,11 @@ def lp_pool2d(
 ) -> Tensor:
     """out[..., o] = (sum over k of input[..., o * stride + k]^p)^(1/p), over height and width; p = norm_type.
 
+    Args:    norm_type: p, not 0; kernel_size, stride, ceil_mode: as `avg_pool2d`'s
     Shape:   input: [batch, channels, height, width] or without batch   returns: as avg_pool2d
+    dtype:   floating point, returned as input's, or int64 (float32 is returned); 16 bits round after the
+             power, the mean and the root
+    Raises:  as `avg_pool2d`; ZeroDivisionError for norm_type 0 (ValueError from torch 2.14 on)
     Source:  torch.nn.functional.lp_pool2d
     """
     size = largest.product(per_dim(kernel_size, 2))
@@ -186,7 +197,10 @@ def lp_pool3d(
 ) -> Tensor:
     """out[..., o] = (sum over k of input[..., o * stride + k]^p)^(1/p), over depth, height and width; p = norm_type.
 
+    Args:    norm_type: p, not 0; kernel_size, stride, ceil_mode: as `avg_pool3d`'s
     Shape:   input: [batch, channels, depth, height, width] or without batch   returns: as avg_pool3d
+    dtype:   floating point, returned as input's, or int64 (float32 is returned); no 16 bits on the CPU
+    Raises:  as `avg_pool3d`; ZeroDivisionError for norm_type 0 (ValueError from torch 2.14 on)
     Source:  torch.nn.functional.lp_pool3d
     """
     size = largest.product(per_dim(kernel_size, 3))
@@ -260,8 +274,9 @@ def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
     """out[..., o] = mean of input[..., floor(o * L / O) : ceil((o + 1) * L / O)], O = output_size.
 
     Shape:   input: [batch, channels, L] or without batch   returns: [batch, channels, O]
-    dtype:   adds in float32 for 16-bit inputs
-    Raises:  RuntimeError for an empty input or a negative size
+    dtype:   floating point, returned as input's; adds in float32 for 16-bit inputs
+    Raises:  RuntimeError for an empty input or a negative size; NotImplementedError for integers and complex
+             numbers
     Source:  aten/native/AdaptiveAveragePooling.cpp
     """
     return _adaptive_avg_pool(1, input, output_size)
@@ -273,8 +288,9 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
 
     Args:    output_size: one number or two; None keeps the size
     Shape:   input: [batch, channels, height, width] or without batch   returns: the last two output_size
-    dtype:   adds in float32 for 16-bit inputs
-    Raises:  RuntimeError for an empty input or a negative size
+    dtype:   floating point, returned as input's; adds in float32 for 16-bit inputs
+    Raises:  RuntimeError for an empty input or a negative size; NotImplementedError for integers
+             (RuntimeError for their mean over everything)
     Source:  aten/native/AdaptiveAveragePooling.cpp
     """
     return _adaptive_avg_pool(2, input, output_size)
@@ -286,8 +302,9 @@ def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
 
     Args:    output_size: one number or three; None keeps the size
     Shape:   input: [batch, channels, depth, height, width] or without batch   returns: the last three output_size
-    dtype:   adds in float32 for 16-bit inputs
-    Raises:  RuntimeError for an empty input or a negative size
+    dtype:   floating point, returned as input's; adds in float32 for 16-bit inputs
+    Raises:  RuntimeError for an empty input or a negative size; NotImplementedError for integers
+             (RuntimeError for their mean over everything)
     Source:  aten/native/AdaptiveAveragePooling3d.cpp
     """
     return _adaptive_avg_pool(3, input, output_size)

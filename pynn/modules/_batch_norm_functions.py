@@ -154,6 +154,7 @@ def batch_norm(
 
         running = (1 - momentum) * running + momentum * observed      (observed variance: the unbiased one)
 
+    Args:    running_mean, running_var: used outside training; momentum: default 0.1; eps: default 1e-5
     Shape:   input: [batch, channels, *]   the others: [channels]   returns: same as input
     dtype:   computes in float32 for 16-bit inputs; the others may then all be float32
     Raises:  ValueError for one value per channel in training, or eps out of range; RuntimeError when sizes or

@@ -176,10 +176,12 @@ def nll_loss(
 ) -> Tensor:
     """out = -weight[target] * input[.., target, ..], reduced; a mean divides by the sum of the weights.
 
-    Args:    ignore_index: a target that counts for nothing
+    Args:    ignore_index: a target that counts for nothing, default -100
+             reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input: [batch, classes, *] or [classes]   target: [batch, *] or []   weight: [classes]
              returns: that of target, a scalar when reduced
-    dtype:   computes in float32 for 16-bit inputs
+    dtype:   floating point, returned as input's, weight's the same; target int64 (of matrices uint8 too);
+             computes in float32 for 16-bit inputs
     Raises:  ValueError, RuntimeError, IndexError as torch for shapes, dtypes and targets that do not fit
     Source:  aten/native/LossNLL.cpp, LossNLL2d.cpp
     """
@@ -216,9 +218,13 @@ def cross_entropy(
     p is 1 at the target's class, or the target itself if it has input's shape; label_smoothing mixes in the
     uniform distribution. A mean over class indices divides by the sum of the targets' weights.
 
-    Args:    ignore_index: a target that counts for nothing; for class indices only
+    Args:    ignore_index: a target that counts for nothing, default -100; for class indices only
+             label_smoothing: from 0 (default) to 1
+             reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input: [batch, classes, *] or [classes]   target: [batch, *] or [], or as input
-             returns: [batch, *] or [], a scalar when reduced
+             weight: [classes]   returns: [batch, *] or [], a scalar when reduced
+    dtype:   floating point, weight's the same; indices as `nll_loss`'s, probabilities are promoted with
+             input; of 16-bit inputs log(softmax) is computed in float32, rounded and weighed in float32 again
     Raises:  ValueError, RuntimeError, IndexError as torch for what does not fit
     Source:  aten/native/LossNLL.cpp
     """
@@ -326,8 +332,13 @@ def binary_cross_entropy(
 ) -> Tensor:
     """out = -weight * (target * log(input) + (1 - target) * log(1 - input)), logs held above -100; reduced.
 
+    Args:    reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: the same   weight: broadcastable to them
-    Raises:  ValueError when the shapes differ, RuntimeError for elements outside [0, 1]
+             returns: their shape, or a scalar when reduced
+    dtype:   floating point, target's the same, returned so; computes in float32 for 16-bit inputs
+    Raises:  ValueError when the shapes differ or for an unknown reduction; RuntimeError for elements outside
+             [0, 1] and a target of another dtype; NotImplementedError for integers and complex numbers
+    Source:  aten/native/Loss.cpp
     """
     number = reduction_number(reduction, size_average, reduce)
     if target.size() != input.size():
@@ -369,9 +380,15 @@ def binary_cross_entropy_with_logits(
     """out = -weight * (pos_weight * target * log(s) + (1 - target) * log(1 - s)), s = sigmoid(input).
 
     Written with log(sigmoid(input)), which neither overflows nor loses digits.
+
+    Args:    pos_weight: a factor for the positive targets
+             reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: the same   weight, pos_weight: broadcastable to them
-    dtype:   returns that of target
-    Raises:  ValueError when the shapes differ, RuntimeError for targets that are no floating-point numbers
+             returns: their shape, or a scalar when reduced
+    dtype:   floating point, returned as target's; computes in float32 for 16-bit inputs
+    Raises:  ValueError when the shapes differ or for an unknown reduction; RuntimeError for targets, and
+             NotImplementedError for inputs, that are no floating-point numbers
+    Source:  aten/native/Loss.cpp
     """
     number = reduction_number(reduction, size_average, reduce)
     if target.size() != input.size():
@@ -402,9 +419,11 @@ def kl_div(
 ) -> Tensor:
     """out = target * (log(target) - input), reduced; with log_target exp(target) * (target - input).
 
-    Args:    input: logarithms of probabilities; log_target: target too
-             reduction: also batchmean, the sum divided by the first size
+    Args:    input: logarithms of probabilities; log_target: target too (default False)
+             reduction: mean, sum, none or batchmean, the sum divided by the first size
+             size_average, reduce: its deprecated forerunners
     Shape:   input, target: broadcastable   returns: their shape, or a scalar when reduced
+    dtype:   floating point, promoted; 16 bits round at every step
     Raises:  ValueError for an unknown reduction, RuntimeError unless both are floating-point numbers
     Source:  Kullback and Leibler, On information and sufficiency, 1951; aten/native/Loss.cpp
     """

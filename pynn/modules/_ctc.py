@@ -323,7 +323,10 @@ def ctc_loss(
              zero_infinity: targets too long for their input cost 0 instead of infinity, and have no gradient
     Shape:   log_probs: [time, batch, classes] or [time, classes]   targets: [batch, longest] or [sum of lengths]
              lengths: [batch] or []   returns: [batch] or [], a scalar when reduced
-    Raises:  RuntimeError for lengths that do not fit log_probs or targets; TypeError for lengths of two kinds
+    dtype:   log_probs float32 or float64, returned so; targets are read as int64
+    Raises:  RuntimeError for lengths that do not fit log_probs or targets, and a blank that is no class;
+             TypeError for lengths of two kinds; NotImplementedError for 16 bits and integers; ValueError for
+             an unknown reduction
     Source:  Graves et al., Connectionist Temporal Classification, 2006; aten/native/LossCTC.cpp.
              differs from torch in: labels outside the classes raise, where ATen reads past its memory
     """
@@ -353,10 +356,11 @@ def ctc_loss(
 class CTCLoss(torch.nn.CTCLoss):
     """-log of the probability that log_probs spell the targets, summed over all alignments.
 
-    Args:    blank, reduction, zero_infinity: see `pynn.functional.ctc_loss`
+    Args:    blank, reduction, zero_infinity: as `ctc_loss`'s
     Shape:   log_probs: [time, batch, classes] or [time, classes]   targets: [batch, longest] or [sum of lengths]
              lengths: [batch] or []   returns: a scalar, or with reduction none [batch] or []
     Raises:  RuntimeError for lengths that do not fit log_probs or targets
+    Source:  see `ctc_loss`
     """
 
     __constants__ = ["blank", "reduction"]

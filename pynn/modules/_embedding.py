@@ -169,7 +169,10 @@ def embedding(
              scale_grad_by_freq: divide a row's gradient by how often it occurs in input
              sparse: the gradient is a sparse tensor
     Shape:   input: [*] integers   weight: [num_embeddings, embedding_dim]   returns: [*, embedding_dim]
-    Raises:  IndexError when an index is out of range
+    dtype:   weight any, returned so (max_norm: floating point or complex); input int64 or int32
+    Raises:  IndexError when an index is out of range; RuntimeError for an input of another dtype and a weight
+             that is no matrix; AssertionError for a padding_idx out of range
+    Source:  aten/native/Embedding.cpp
     """
     if padding_idx is None:
         padding_idx = -1
@@ -209,7 +212,9 @@ def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
 
     Args:    num_classes: -1 takes the largest value + 1
     Shape:   input: [*] int64   returns: [*, num_classes] int64
-    Raises:  RuntimeError for another dtype or values outside [0, num_classes)
+    dtype:   int64, returned so
+    Raises:  RuntimeError for another dtype, values outside [0, num_classes), or no values and no num_classes
+    Source:  aten/native/Onehot.cpp
     """
     if input.dtype != torch.int64:
         raise RuntimeError("one_hot is only applicable to index tensor of type LongTensor.")

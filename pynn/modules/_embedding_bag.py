@@ -112,8 +112,11 @@ def largest_in_bags(weight: Tensor, indices: Tensor, bag: Tensor, bags: int) -> 
 
 
 def bag_max(weight: Tensor, names: Tensor, is_empty: Tensor) -> Tensor:
-    """out[b, c] = weight[names[b, c], c], 0 in an empty bag: [bags, cols]."""
-    return weight.gather(0, names).masked_fill(is_empty, 0)
+    """out[b, c] = weight[names[b, c], c], 0 in an empty bag: [bags, cols].
+
+    Indexed and not gathered, whose backward would keep the weights: max_norm may scale them before it is run.
+    """
+    return weight[names, torch.arange(weight.size(1), device=weight.device)].masked_fill(is_empty, 0)
 
 
 @defines(aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
@@ -226,7 +229,11 @@ def embedding_bag_per_sample_weights_backward(
 
 
 class _BagSum(Function):
-    """bag_sum: linear in weight and in per_sample_weights; keeps these and the bags."""
+    """bag_sum: linear in weight and in per_sample_weights.
+
+    Keeps the bags and, where there are per_sample_weights, both: else max_norm may scale the weights once more before
+    the backward, as where a layer is used twice.
+    """
 
     @staticmethod
     def forward(
@@ -242,7 +249,9 @@ class _BagSum(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        *tensors, ctx.bags, ctx.scale_grad_by_freq, ctx.sparse, ctx.padding_idx = inputs
+        weight, samples, *places, ctx.bags, ctx.scale_grad_by_freq, ctx.sparse, ctx.padding_idx = inputs
+        ctx.num_weights, ctx.dtype = weight.size(0), weight.dtype
+        tensors = (None if samples is None else weight, samples, *places)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -256,7 +265,7 @@ class _BagSum(Function):
         if ctx.needs_input_grad[0]:
             if per_sample_weights is not None:
                 rows = rows * widen(per_sample_weights).unsqueeze(1)
-            grad_weight = weight_gradient(rows, indices, weight, ctx)
+            grad_weight = weight_gradient(rows, indices, ctx)
         return grad_weight, grad_samples, *[None] * 7
 
     @staticmethod
@@ -270,14 +279,14 @@ class _BagSum(Function):
         return sum(terms[1:], terms[0])
 
 
-def weight_gradient(rows: Tensor, indices: Tensor, weight: Tensor, options: Any) -> Tensor:
-    """The gradients of single indices gathered into a table like weight, dense or sparse."""
+def weight_gradient(rows: Tensor, indices: Tensor, options: Any) -> Tensor:
+    """The gradients of single indices gathered into a table like the weights, dense or sparse."""
     if not options.sparse:
-        table = embedding_dense_backward(rows, indices, weight.size(0), -1, options.scale_grad_by_freq)
-        return table.to(weight.dtype)
+        table = embedding_dense_backward(rows, indices, options.num_weights, -1, options.scale_grad_by_freq)
+        return table.to(options.dtype)
     if options.scale_grad_by_freq:
         raise RuntimeError("embedding_backward: scale_grad_by_freq not supported with sparse gradients")
-    return embedding_sparse_backward(rows, indices, weight.size(0), options.padding_idx, weight.dtype)
+    return embedding_sparse_backward(rows, indices, options.num_weights, options.padding_idx, options.dtype)
 
 
 @traced_as(F.embedding_bag)
@@ -306,8 +315,10 @@ def embedding_bag(
              padding_idx: indices that count for nothing
     Shape:   input: [count] with offsets: [bags], or [bags, bag size]   weight: [num_embeddings, embedding_dim]
              per_sample_weights: as input   returns: [bags, embedding_dim]
-    Raises:  ValueError for another shape or mode, RuntimeError for indices or offsets out of range,
-             NotImplementedError for per_sample_weights in another mode than sum
+    dtype:   weight floating point, returned so, per_sample_weights the same; input and offsets int64 or
+             int32; adds in float32 for 16-bit weights
+    Raises:  ValueError for another shape or mode; RuntimeError for indices or offsets out of range and dtypes
+             that do not fit; NotImplementedError for per_sample_weights in another mode than sum
     Source:  aten/native/EmbeddingBag.cpp. differs from torch in: scale_grad_by_freq counts an index's own
              occurrences (ATen's CPU kernel takes another index's count where some repeat); a last offset below the
              number of indices (ATen's kernels disagree); the gradient can be differentiated

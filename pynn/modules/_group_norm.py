@@ -268,6 +268,7 @@ def group_norm(
 ) -> Tensor:
     """out = (x - mean) / sqrt(variance + eps) * weight + bias; statistics of each group of channels and sample.
 
+    Args:    num_groups: 1 normalises a whole sample, `channels` every channel by itself; eps: default 1e-5
     Shape:   input: [batch, channels, *]   weight, bias: [channels]   returns: same as input
     dtype:   computes in float32 for 16-bit inputs; weight and bias may then be float32
     Raises:  RuntimeError when channels are not divisible by num_groups, or sizes or dtypes do not match;

@@ -124,7 +124,9 @@ def grouped_mm(
     Args:    offs: where each group ends, int32
              bias: not supported, as in torch   out_dtype: mat_a's
     Shape:   as above; rows of the result begin at multiples of 16 bytes
-    Raises:  RuntimeError for what does not fit
+    dtype:   float32, float64 or 16 bits, mat_b the same, returned so; accumulates in float32 for 16-bit
+             inputs
+    Raises:  RuntimeError for shapes, offsets and dtypes that do not fit, and for a bias
     Source:  aten/native/GroupedMMUtils.h. differs from torch in: what lies past offs[-1] is 0, where ATen leaves
              memory as it was; float64 has a result, and float32 a gradient
     """
@@ -258,7 +260,7 @@ def scaled_grouped_mm(
         out = grouped_product(mat_a * scale_a, mat_b * scale_b)
 
     Args:    scale_recipe_a, scale_recipe_b: RowWise
-             output_dtype: None for bfloat16
+             bias: not supported, as in torch; offs: where each group ends; output_dtype: None for bfloat16
              swizzle_a, swizzle_b, contraction_dim, use_fast_accum: for GPUs, without effect
     Shape:   mat_a, mat_b, offs: as in `grouped_mm`
              scale_a: [m] for [m, k], [g, m] for [g, m, k]   scale_b: [n] for [k, n], [g, n] for [g, k, n]

@@ -213,15 +213,19 @@ def linear_cross_entropy(
 ) -> Tensor:
     """out = cross_entropy(linear(input, linear_weight, linear_bias), target, ...).
 
-    Args:    weight: a factor for each class
+    Args:    weight: a factor for each class; reduction: mean, sum or none
              ignore_index: a target that counts for nothing; for class indices only, None means -100
-             options: how many rows to take at a time, so that the logits of the others take no memory; ignored
-             with a warning for probabilities, label smoothing and more than one output a class. Its acc_policy and
-             acc_dtype change nothing here: 16-bit inputs are always computed with in float32
+             label_smoothing: from 0 (default) to 1
+             options: how many rows to take at a time, so that the logits of the others take no memory;
+             ignored with a warning for probabilities, label smoothing and more than one output a class. Its
+             acc_policy and acc_dtype change nothing here: 16-bit inputs are always computed with in float32
     Shape:   input: [batch, in_features] or [in_features]   linear_weight: [classes, *, in_features]
              target: [batch, *], or [batch, classes, *] probabilities   linear_bias: [classes, *]   weight: [classes]
              returns: a scalar, or as target with reduction none
-    Raises:  RuntimeError for what does not fit
+    dtype:   floating point, returned as input's, weights and bias the same; computes in float32 for 16-bit
+             inputs; without options the logits are rounded
+    Raises:  RuntimeError for shapes and dtypes that do not fit; IndexError for a target that is no class;
+             ValueError for an unknown reduction; NotImplementedError for integers
     Source:  torch/nn/functional.py, torch/nn/modules/linear_cross_entropy.py. differs from torch in: with options
              the gradient can be differentiated, repeated and taken forwards
     """
@@ -326,11 +330,12 @@ class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
 
     Args:    in_features, num_classes, out_features: the linear layer gives num_classes * prod(out_features)
              bias: whether it has one   weight: a factor for each class
-             reduction, ignore_index, label_smoothing, options: see `pynn.functional.linear_cross_entropy`
+             reduction, ignore_index, label_smoothing, options: as `linear_cross_entropy`'s
     Shape:   input: [batch, in_features] or [in_features]
              target: [batch, *out_features], or [batch, num_classes, *out_features] probabilities
              returns: a scalar, or [batch, *out_features] with reduction none
     Raises:  RuntimeError for a weight of another shape or a label_smoothing outside [0, 1]
+    Source:  see `linear_cross_entropy`
     """
 
     __constants__ = ["num_classes", "out_features", "reduction", "ignore_index", "label_smoothing"]

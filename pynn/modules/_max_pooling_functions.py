@@ -110,11 +110,16 @@ def _max_pool1d(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out[..., o] = max over k of input[..., o * stride + k * dilation - padding]; NaN wins.
 
-    Args:    stride: default kernel_size; padding: with -inf; ceil_mode: keep a last window that hangs over the end
+    Args:    kernel_size: of a window; stride: default kernel_size; padding: with -inf, at most half a window
+             dilation: between the elements of a window, default 1
+             ceil_mode: keep a last window that hangs over the end
              return_indices: also return the position of each maximum, the first of equals
     Shape:   input: [batch, channels, L] or without batch
              returns: [batch, channels, (L + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1]
-    Raises:  RuntimeError when the numbers make no window
+    dtype:   floating point, with return_indices every real number but bool, returned as input's; indices
+             int64
+    Raises:  RuntimeError when the numbers make no window; NotImplementedError for integers without
+             return_indices, bool and complex numbers
     Source:  aten/native/MaxPooling.cpp
     """
     return _max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, _only_values)  # type: ignore
@@ -126,11 +131,13 @@ def _max_pool2d(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out[..., o] = max over k of input[..., o * stride + k * dilation - padding], o and k over height and width.
 
-    Args:    stride: default kernel_size; padding: with -inf; ceil_mode: keep a last window that hangs over the end
+    Args:    kernel_size, stride, padding, dilation: a number or 2; stride: default kernel_size
+             padding: with -inf, at most half a window; ceil_mode: keep a last window that hangs over the end
              return_indices: also return the flat position of each maximum, the first of equals
     Shape:   input: [batch, channels, height, width] or without batch
              returns: the last two (L + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1
-    Raises:  RuntimeError when the numbers make no window
+    dtype:   every real number but bool, returned as input's; indices int64
+    Raises:  RuntimeError when the numbers make no window; NotImplementedError for bool and complex numbers
     Source:  aten/native/DilatedMaxPool2d.cpp
     """
     return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, _only_values)  # type: ignore
@@ -142,11 +149,13 @@ def _max_pool3d(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out[..., o] = max over k of input[..., o * stride + k * dilation - padding], over depth, height and width.
 
-    Args:    stride: default kernel_size; padding: with -inf; ceil_mode: keep a last window that hangs over the end
+    Args:    kernel_size, stride, padding, dilation: a number or 3; stride: default kernel_size
+             padding: with -inf, at most half a window; ceil_mode: keep a last window that hangs over the end
              return_indices: also return the flat position of each maximum, the first of equals
     Shape:   input: [batch, channels, depth, height, width] or without batch
              returns: the last three (L + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1
-    Raises:  RuntimeError when the numbers make no window
+    dtype:   every real number but bool, returned as input's; indices int64
+    Raises:  RuntimeError when the numbers make no window; NotImplementedError for bool and complex numbers
     Source:  aten/native/DilatedMaxPool3d.cpp
     """
     return _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, _only_values)  # type: ignore
@@ -192,7 +201,9 @@ def _adaptive_max_pool1d(
 
     Args:    return_indices: also return the position of each maximum, the first of equals
     Shape:   input: [batch, channels, L] or without batch   returns: [batch, channels, O]
-    Raises:  RuntimeError for an empty input or a negative size
+    dtype:   floating point, returned as input's; indices int64
+    Raises:  RuntimeError for an empty input or a negative size; NotImplementedError for integers and complex
+             numbers
     Source:  aten/native/AdaptiveMaxPooling2d.cpp
     """
     return _adaptive_max_pool(1, input, output_size)
@@ -206,7 +217,9 @@ def _adaptive_max_pool2d(
     Args:    output_size: one number or two; None keeps the size
              return_indices: also return the flat position of each maximum, the first of equals
     Shape:   input: [batch, channels, height, width] or without batch   returns: the last two output_size
-    Raises:  RuntimeError for an empty input or a negative size
+    dtype:   floating point, returned as input's; indices int64
+    Raises:  RuntimeError for an empty input or a negative size; NotImplementedError for integers and complex
+             numbers
     Source:  aten/native/AdaptiveMaxPooling2d.cpp
     """
     return _adaptive_max_pool(2, input, output_size)
@@ -220,7 +233,9 @@ def _adaptive_max_pool3d(
     Args:    output_size: one number or three; None keeps the size
              return_indices: also return the flat position of each maximum, the first of equals
     Shape:   input: [batch, channels, depth, height, width] or without batch   returns: the last three output_size
-    Raises:  RuntimeError for an empty input or a negative size
+    dtype:   floating point, returned as input's; indices int64
+    Raises:  RuntimeError for an empty input or a negative size; NotImplementedError for integers and complex
+             numbers
     Source:  aten/native/AdaptiveMaxPooling3d.cpp
     """
     return _adaptive_max_pool(3, input, output_size)
@@ -280,11 +295,14 @@ def _fractional_max_pool2d(
 
         start[o] = floor((o + u) * alpha) - floor(u * alpha),   alpha = (L - kernel_size) / (O - 1),   u from [0, 1)
 
-    Args:    output_size: O, or output_ratio: O / L, each one number or two
+    Args:    kernel_size: of a box; output_size: O, or output_ratio: O / L, each one number or two
+             return_indices: also return the flat position of each maximum
              _random_samples: u, [batch, channels, 2]; default: drawn
     Shape:   input: [batch, channels, height, width] or without batch   returns: the last two O
-    Raises:  ValueError for neither size nor ratio, RuntimeError for boxes that do not fit
-    Source:  Graham, Fractional max-pooling, 2014
+    dtype:   floating point, returned as input's, u the same; indices int64
+    Raises:  ValueError for neither size nor ratio, RuntimeError for boxes that do not fit;
+             NotImplementedError for integers and complex numbers
+    Source:  Graham, Fractional max-pooling, 2014; aten/native/FractionalMaxPool2d.cpp
     """
     return _fractional_max_pool(2, input, kernel_size, output_size, output_ratio, _random_samples)
 
@@ -295,10 +313,12 @@ def _fractional_max_pool3d(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The max over boxes of one size whose places are drawn at random, in depth, height and width.
 
-    Args:    as fractional_max_pool2d, three numbers
+    Args:    as `fractional_max_pool2d`, three numbers
     Shape:   input: [batch, channels, depth, height, width] or without batch   returns: the last three O
-    Raises:  ValueError for neither size nor ratio, RuntimeError for boxes that do not fit
-    Source:  Graham, Fractional max-pooling, 2014
+    dtype:   floating point, returned as input's, u the same; indices int64
+    Raises:  ValueError for neither size nor ratio, RuntimeError for boxes that do not fit;
+             NotImplementedError for integers and complex numbers
+    Source:  Graham, Fractional max-pooling, 2014; aten/native/FractionalMaxPool3d.cpp
     """
     return _fractional_max_pool(3, input, kernel_size, output_size, output_ratio, _random_samples)
 
@@ -390,7 +410,9 @@ def max_unpool1d(
     Args:    kernel_size, stride, padding: those of the pooling; output_size: where several sizes pool to one
     Shape:   input, indices: [batch, channels, O] or without batch
              returns: [batch, channels, (O - 1) * stride - 2 * padding + kernel_size]
-    Raises:  RuntimeError for an index outside of the result, ValueError for an output_size out of reach
+    dtype:   floating point, returned as input's; indices int64
+    Raises:  RuntimeError for an index outside of the result or of another dtype, ValueError for an
+             output_size out of reach; NotImplementedError for integers and complex numbers
     Source:  aten/native/MaxUnpooling.cpp
     """
     return _max_unpool(1, input, indices, kernel_size, stride, padding, output_size)
@@ -406,7 +428,9 @@ def max_unpool2d(
     Args:    kernel_size, stride, padding: those of the pooling; output_size: where several sizes pool to one
     Shape:   input, indices: [batch, channels, height, width] or without batch
              returns: the last two (O - 1) * stride - 2 * padding + kernel_size
-    Raises:  RuntimeError for an index outside of the result, ValueError for an output_size out of reach
+    dtype:   floating point, returned as input's; indices int64
+    Raises:  RuntimeError for an index outside of the result or of another dtype, ValueError for an
+             output_size out of reach; NotImplementedError for integers and complex numbers
     Source:  Zeiler et al., Adaptive deconvolutional networks, 2011; aten/native/MaxUnpooling.cpp
     """
     return _max_unpool(2, input, indices, kernel_size, stride, padding, output_size)
@@ -422,7 +446,9 @@ def max_unpool3d(
     Args:    kernel_size, stride, padding: those of the pooling; output_size: where several sizes pool to one
     Shape:   input, indices: [batch, channels, depth, height, width] or without batch
              returns: the last three (O - 1) * stride - 2 * padding + kernel_size
-    Raises:  RuntimeError for an index outside of the result, ValueError for an output_size out of reach
+    dtype:   floating point, returned as input's; indices int64
+    Raises:  RuntimeError for an index outside of the result or of another dtype, ValueError for an
+             output_size out of reach; NotImplementedError for integers and complex numbers
     Source:  aten/native/MaxUnpooling.cpp
     """
     return _max_unpool(3, input, indices, kernel_size, stride, padding, output_size)

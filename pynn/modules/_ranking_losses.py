@@ -155,9 +155,12 @@ def margin_ranking_loss(
 ) -> Tensor:
     """out = max(0, -target * (input1 - input2) + margin), reduced.
 
-    Args:    target: 1 where input1 should rank higher, -1 where input2 should
+    Args:    target: 1 where input1 should rank higher, -1 where input2 should; margin: by how much, default 0
+             reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input1, input2, target: broadcastable   returns: their shape, or a scalar when reduced
-    Raises:  RuntimeError when the numbers of dimensions differ
+    dtype:   promoted; integers give float32; 16 bits round at every step
+    Raises:  RuntimeError when the numbers of dimensions differ, and for bool; ValueError for an unknown
+             reduction; NotImplementedError for complex numbers
     Source:  aten/native/Loss.cpp
     """
     number = reduction_number(reduction, size_average, reduce)
@@ -167,7 +170,8 @@ def margin_ranking_loss(
             f"input1: {input1.size()}, input2: {input2.size()}, target: {target.size()} "
         )
     require_float("margin_ranking_loss", 4, "margin", margin)
-    loss = -target * (input1 - input2)
+    difference = input1 - input2
+    loss = -target * difference
     # a difference, because the tangent of a sum with a number is float64 under torch.func.jvp where there are no
     # dimensions
     loss = float(margin) - -loss if loss.is_floating_point() else loss + float(margin)
@@ -185,9 +189,13 @@ def hinge_embedding_loss(
 ) -> Tensor:
     """out = input where target is 1, max(0, margin - input) where it is -1, reduced.
 
+    Args:    margin: how large input should be where target is -1, default 1
+             reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: broadcastable   returns: their shape, or a scalar when reduced
-    dtype:   that of input, to which margin is cast too
-    Raises:  ValueError for an unknown reduction
+    dtype:   returned as input's, to which margin is cast too; integers have no mean; 16 bits round at every
+             step
+    Raises:  ValueError for an unknown reduction; RuntimeError for bool and a mean of integers;
+             NotImplementedError for complex numbers
     Source:  aten/native/Loss.cpp
     """
     number = reduction_number(reduction, size_average, reduce)
@@ -210,8 +218,14 @@ def cosine_embedding_loss(
 ) -> Tensor:
     """out = 1 - cos where target is 1, max(0, cos - margin) where it is -1, reduced.
 
+    Args:    margin: how large cos may be where target is -1, default 0
+             reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input1, input2: [batch, features] or [features]   target: [batch] or []
-    Raises:  RuntimeError for other shapes
+             returns: as target, a scalar when reduced
+    dtype:   promoted; integers give float32; 16 bits round at every step
+    Raises:  RuntimeError for other shapes; ValueError for an unknown reduction; NotImplementedError for
+             complex numbers
+    Source:  aten/native/Loss.cpp
     """
     number = reduction_number(reduction, size_average, reduce)
     if target.dim() not in (0, 1):
@@ -247,12 +261,16 @@ def triplet_margin_loss(
 ) -> Tensor:
     """out = max(0, margin + d(anchor, positive) - d(anchor, negative)), d the p-norm distance; reduced.
 
-    Args:    p, eps: of the distance, see pairwise_distance
-             swap: take the smaller of d(anchor, negative) and d(positive, negative)
+    Args:    margin: above 0, default 1; p, eps: of the distance, see `pairwise_distance`; default 2 and 1e-6
+             swap: take the smaller of d(anchor, negative) and d(positive, negative); default False
+             reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
     Shape:   anchor, positive, negative: [batch, cols] or [cols]
              returns: [batch] or [], or a scalar when reduced
-    Raises:  ValueError unless margin > 0, RuntimeError when the numbers of dimensions differ
-    Source:  Balntas et al., Learning shallow convolutional feature descriptors with triplet losses, 2016
+    dtype:   as `pairwise_distance`; 16 bits round at every step
+    Raises:  ValueError unless margin > 0, and for an unknown reduction; RuntimeError when the numbers of
+             dimensions differ, and for bool
+    Source:  Balntas et al., Learning local feature descriptors with triplets and shallow convolutional neural
+             networks, 2016; aten/native/Loss.cpp
     """
     number = reduction_number(reduction, size_average, reduce)
     if margin <= 0:
@@ -277,11 +295,15 @@ def triplet_margin_with_distance_loss(
 ) -> Tensor:
     """triplet_margin_loss with a distance of one's own (default: pairwise_distance).
 
-    Args:    distance_function: of two tensors
-             swap: take the smaller of d(anchor, negative) and d(positive, negative)
+    Args:    distance_function: of two tensors; margin: above 0, default 1
+             swap: take the smaller of d(anchor, negative) and d(positive, negative); default False
+             reduction: mean, sum or none
     Shape:   anchor, positive, negative: what distance_function takes
+             returns: what it returns, or a scalar when reduced
+    dtype:   that of the distances; 16 bits round at every step
     Raises:  ValueError unless margin > 0 and for an unknown reduction; RuntimeError when the numbers of
              dimensions differ
+    Source:  torch.nn.functional
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{reduction} is not a valid value for reduction")
@@ -326,9 +348,16 @@ def multi_margin_loss(
 ) -> Tensor:
     """out = sum over c != target of weight[target] * max(0, margin - input[target] + input[c])^p / classes.
 
+    Args:    p: 1 (default) or 2; margin: default 1
+             reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input: [batch, classes] or [classes]   target: [batch] or []   weight: [classes]
-    Raises:  ValueError unless p is 1 or 2, RuntimeError for shapes and targets that do not fit;
-             NotImplementedError for 16 bits and integers
+             returns: as target, a scalar when reduced
+    dtype:   float32 or float64, returned as input's, weight's the same; target int64; 16 bits on other
+             devices than the CPU only, computed in float32
+    Raises:  ValueError unless p is 1 or 2 and weight one-dimensional, and for an unknown reduction;
+             RuntimeError for shapes, dtypes and targets that do not fit; NotImplementedError for 16 bits on
+             the CPU and integers
+    Source:  aten/native/LossMultiMargin.cpp
     """
     number = reduction_number(reduction, size_average, reduce)
     if p not in (1, 2):
@@ -367,8 +396,14 @@ def multilabel_margin_loss(
     """out = sum over labels t and other classes c of max(0, 1 - (input[t] - input[c])) / classes, reduced.
 
     The labels of a row are its targets before the first negative one.
+
+    Args:    reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: [batch, classes] or [classes]   returns: [batch] or [], a scalar when reduced
-    Raises:  RuntimeError when the shapes differ, a label is no class or no int64; NotImplementedError for 16 bits
+    dtype:   float32 or float64, returned as input's; target int64; 16 bits on other devices than the CPU
+             only, computed in float32
+    Raises:  RuntimeError when the shapes differ, a label is no class or no int64; NotImplementedError for 16
+             bits on the CPU and integers; ValueError for an unknown reduction
+    Source:  aten/native/LossMultiLabelMargin.cpp
     """
     number = reduction_number(reduction, size_average, reduce)
     _check_scores_not_empty(input)

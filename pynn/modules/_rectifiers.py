@@ -208,7 +208,9 @@ def rrelu_with_noise_backward(
 
 # ---- public functions ------------------------------------------------------------------------------------
 
-_relu = differentiable(relu_forward, lambda grad, x: threshold_backward(grad, x, 0), is_short=True)
+_relu = differentiable(
+    relu_forward, lambda grad, y: threshold_backward(grad, y, 0), is_short=True, keeps_result=True
+)
 _threshold = differentiable(
     threshold_forward, lambda grad, x, threshold, value: threshold_backward(grad, x, threshold), is_short=True
 )
@@ -230,9 +232,12 @@ _prelu = differentiable(
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """out = max(input, 0); the gradient at 0 is 0, NaN stays NaN.
 
+    Args:    inplace: overwrite input (default False)
     Shape:   input: [*]   returns: same as input
-    Raises:  RuntimeError for bool
-    Source:  Nair and Hinton, Rectified linear units improve restricted Boltzmann machines, 2010
+    dtype:   every real number but bool, returned as input's
+    Raises:  RuntimeError for bool; NotImplementedError for complex numbers
+    Source:  Nair and Hinton, Rectified linear units improve restricted Boltzmann machines, 2010;
+             aten/native/Activation.cpp
     """
     if input.dtype == torch.bool:
         raise RuntimeError("Boolean inputs not supported for relu")
@@ -251,7 +256,10 @@ def relu_(input: Tensor) -> Tensor:
 def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     """out = input where input > threshold, else value.
 
+    Args:    threshold: what an element must exceed to stay; value: what the others become
+             inplace: overwrite input (default False)
     Shape:   input: [*]   returns: same as input
+    dtype:   every real number but bool, returned as input's
     Raises:  NotImplementedError for bool and complex numbers
     Source:  aten/native/Activation.cpp
     """
@@ -283,9 +291,13 @@ def _first_if_same(x: Tensor) -> list[slice]:
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """out = input where input > 0, else negative_slope * input.
 
+    Args:    negative_slope: default 0.01; inplace: overwrite input (default False)
     Shape:   input: [*]   returns: same as input
-    Raises:  NotImplementedError for integers
-    Source:  Maas et al., Rectifier nonlinearities improve neural network acoustic models, 2013
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  NotImplementedError for integers and complex numbers; RuntimeError in the backward pass of an
+             in-place call with a negative slope
+    Source:  Maas et al., Rectifier nonlinearities improve neural network acoustic models, 2013;
+             aten/native/Activation.cpp
     """
     require_floating_point("leaky_relu_cpu", input)
     if inplace:
@@ -304,9 +316,11 @@ def leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
     """out = min(max(input, min_val), max_val); the gradient at the bounds is 0.
 
-    Args:    inplace: overwrite input
+    Args:    min_val, max_val: the bounds, default -1 and 1; inplace: overwrite input (default False)
     Shape:   input: [*]   returns: same as input
-    Raises:  ValueError when min_val > max_val; RuntimeError for bool, and for unsigned with a negative limit
+    dtype:   every real number but bool, returned as input's; of the bounds integers take the whole part
+    Raises:  ValueError when min_val > max_val; RuntimeError for bool, and for unsigned with a negative limit;
+             NotImplementedError for complex numbers
     Source:  aten/native/Activation.cpp
     """
     if min_val > max_val:
@@ -336,9 +350,11 @@ def hardtanh_(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Ten
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:
     """out = min(max(input, 0), 6).
 
+    Args:    inplace: overwrite input (default False)
     Shape:   input: [*]   returns: same as input
-    Raises:  RuntimeError for bool
-    Source:  aten/native/Activation.cpp
+    dtype:   every real number but bool, returned as input's
+    Raises:  RuntimeError for bool; NotImplementedError for complex numbers
+    Source:  Krizhevsky, Convolutional deep belief networks on CIFAR-10, 2010; aten/native/Activation.cpp
     """
     return hardtanh.__wrapped__(input, 0.0, 6.0, inplace)
 
@@ -347,8 +363,10 @@ def relu6(input: Tensor, inplace: bool = False) -> Tensor:
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """out = min(max(input + 3, 0), 6) / 6.
 
+    Args:    inplace: overwrite input (default False)
     Shape:   input: [*]   returns: same as input
-    Raises:  NotImplementedError for integers
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  NotImplementedError for integers and complex numbers
     Source:  aten/native/Activation.cpp
     """
     require_floating_point("hardsigmoid_cpu", input)
@@ -359,9 +377,11 @@ def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     """out = input * min(max(input + 3, 0), 6) / 6.
 
+    Args:    inplace: overwrite input (default False)
     Shape:   input: [*]   returns: same as input
-    Raises:  NotImplementedError for integers
-    Source:  Howard et al., Searching for MobileNetV3, 2019
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  NotImplementedError for integers and complex numbers
+    Source:  Howard et al., Searching for MobileNetV3, 2019; aten/native/Activation.cpp
     """
     require_floating_point("hardswish_cpu", input)
     return apply_in_place(_hardswish, input) if inplace else _hardswish(input)
@@ -372,8 +392,10 @@ def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
 def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     """out = 0 where |input| <= lambd, else input.
 
+    Args:    lambd: the largest magnitude that becomes 0, default 0.5
     Shape:   input: [*]   returns: same as input
-    Raises:  NotImplementedError for integers
+    dtype:   floating point, returned as input's
+    Raises:  NotImplementedError for integers and complex numbers
     Source:  aten/native/Activation.cpp
     """
     require_floating_point("hardshrink_cpu", input)
@@ -385,8 +407,11 @@ def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     """out = input - lambd above lambd, input + lambd below -lambd, 0 between.
 
+    Args:    lambd: how far elements move towards 0, not negative, default 0.5
     Shape:   input: [*]   returns: same as input
-    Raises:  RuntimeError when lambd is negative or beyond the dtype's numbers; NotImplementedError for integers
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  RuntimeError when lambd is negative or beyond the dtype's numbers; NotImplementedError for
+             integers and complex numbers
     Source:  aten/native/Activation.cpp
     """
     require_floating_point("softshrink_check", input)
@@ -403,9 +428,11 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """out = input where input > 0, else weight * input.
 
-    Shape:   input: [batch, channels, *] or any   weight: [channels], or one element
-    Raises:  RuntimeError when the weights are neither one nor as many as the channels; NotImplementedError for
-             integers
+    Shape:   input: [batch, channels, *] or any   weight: [channels], or one element   returns: same as input
+    dtype:   floating point, weight's the same, returned so; computes in float32 for 16-bit inputs
+    Raises:  RuntimeError when the weights are neither one nor as many as the channels, of another dtype or of
+             more than 1 dimension; NotImplementedError for integers and complex numbers
+    Source:  He et al., Delving deep into rectifiers, 2015; aten/native/Activation.cpp
     """
     if input.dtype != weight.dtype:
         raise RuntimeError(
@@ -440,12 +467,14 @@ def rrelu(
     Outside training the slope is the middle of the interval. Draws in the order of ATen's CPU kernel: one
     float64 for each element <= 0, so equal seeds give equal results.
 
-    Args:    lower, upper: bounds of the slope, lower <= upper
-             training: draw the slopes; inplace: overwrite input
+    Args:    lower, upper: bounds of the slope, lower <= upper, default 1/8 and 1/3
+             training: draw the slopes (default False); inplace: overwrite input
     Shape:   input: [*]   returns: same as input
-    Raises:  RuntimeError when lower > upper, or one is not finite; NotImplementedError for integers, and for
-             float16 in training
-    Source:  Xu et al., Empirical evaluation of rectified activations in convolutional network, 2015
+    dtype:   floating point, returned as input's; 16-bit slopes are rounded before they multiply
+    Raises:  RuntimeError when lower > upper, or one is not finite; NotImplementedError for integers and
+             complex numbers, and for float16 in training on the CPU
+    Source:  Xu et al., Empirical evaluation of rectified activations in convolutional network, 2015;
+             aten/native/Activation.cpp
     """
     for name, bound in (("lower", lower), ("upper", upper)):
         if not inplace and not math.isfinite(bound):

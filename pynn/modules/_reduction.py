@@ -10,14 +10,19 @@ NONE, MEAN, SUM = 0, 1, 2
 """ATen's numbers for the reductions."""
 
 
+def named_reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
+    """The reduction, or what the deprecated size_average and reduce ask for instead."""
+    if size_average is None and reduce is None:
+        return reduction
+    return _reduction.legacy_get_string(size_average, reduce)
+
+
 def reduction_number(reduction: str, size_average: bool | None = None, reduce: bool | None = None) -> int:
     """ATen's number for a reduction, which the deprecated size_average and reduce override.
 
     Raises:  ValueError for an unknown reduction
     """
-    if size_average is not None or reduce is not None:
-        reduction = _reduction.legacy_get_string(size_average, reduce)
-    return _reduction.get_enum(reduction)
+    return _reduction.get_enum(named_reduction(reduction, size_average, reduce))
 
 
 def reduced(losses: Tensor, reduction: int) -> Tensor:

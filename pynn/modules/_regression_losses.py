@@ -20,6 +20,7 @@ from pynn.modules._reduction import (
     MEAN,
     NONE,
     broadcast_with_warning,
+    named_reduction,
     reduced,
     reduced_backward,
     reduction_number,
@@ -185,16 +186,21 @@ def mse_loss(
 ) -> Tensor:
     """out = (input - target)^2, reduced.
 
-    Args:    weight: one factor an element; the mean is then over the weights
+    Args:    reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
+             weight: one factor an element; the mean is then over the weights
     Shape:   input, target: broadcastable (with a warning)   returns: their shape, or a scalar when reduced
-    Raises:  ValueError for an unknown reduction or a weight of another shape
+    dtype:   floating point (integers too with a weight), promoted; computes in float32 for 16-bit inputs, but
+             with a weight the losses are rounded first
+    Raises:  ValueError for an unknown reduction or a weight of another shape; RuntimeError when the shapes do
+             not broadcast; NotImplementedError for integers and complex numbers without a weight
     Source:  aten/native/Loss.cpp
     """
     x, target = broadcast_with_warning(input, target)
-    number = reduction_number(reduction, size_average, reduce)
     if weight is not None:
         _check_weight(weight, input)
+        reduction = named_reduction(reduction, size_average, reduce)
         return _weighted(mse_loss_forward(x, target, NONE), weight, reduction, mean_over_weight=True)
+    number = reduction_number(reduction, size_average, reduce)
     x, target = _in_one_dtype(x, target)
     require_floating_point("mse_cpu", x)
     return mse_loss_forward(x, target, number)
@@ -211,16 +217,21 @@ def l1_loss(
 ) -> Tensor:
     """out = |input - target|, reduced; the gradient at equality is 0.
 
-    Args:    weight: one factor an element; the mean is then over the weights
+    Args:    reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
+             weight: one factor an element; the mean is then over the weights
     Shape:   input, target: broadcastable (with a warning)   returns: their shape, or a scalar when reduced
-    Raises:  ValueError for an unknown reduction or a weight of another shape
+    dtype:   promoted; integers have no mean, complex numbers give real losses; sums in float32 for 16-bit
+             inputs, but with a weight the losses are rounded first
+    Raises:  ValueError for an unknown reduction or a weight of another shape; RuntimeError for bool, a mean
+             of integers and shapes that do not broadcast
     Source:  aten/native/Loss.cpp
     """
     x, target = broadcast_with_warning(input, target)
-    number = reduction_number(reduction, size_average, reduce)
     if weight is not None:
         _check_weight(weight, input)
+        reduction = named_reduction(reduction, size_average, reduce)
         return _weighted(l1_loss_forward(x, target, NONE), weight, reduction, mean_over_weight=True)
+    number = reduction_number(reduction, size_average, reduce)
     return l1_loss_forward(x, target, number)
 
 
@@ -235,9 +246,12 @@ def smooth_l1_loss(
 ) -> Tensor:
     """out = d^2 / (2 * beta) where |d| < beta, else |d| - beta / 2, d = input - target; reduced.
 
-    Args:    beta: where the square meets the line; 0 is l1_loss
+    Args:    beta: where the square meets the line, default 1; 0 is l1_loss
+             reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: broadcastable (with a warning)   returns: their shape, or a scalar when reduced
-    Raises:  RuntimeError for a negative beta, ValueError for an unknown reduction
+    dtype:   floating point, promoted; computes in float32 for 16-bit inputs
+    Raises:  RuntimeError for a negative beta and shapes that do not broadcast, ValueError for an unknown
+             reduction; NotImplementedError for integers and complex numbers
     Source:  Girshick, Fast R-CNN, 2015; aten/native/Loss.cpp
     """
     x, target = broadcast_with_warning(input, target)
@@ -261,11 +275,14 @@ def huber_loss(
 ) -> Tensor:
     """out = d^2 / 2 where |d| <= delta, else delta * (|d| - delta / 2), d = input - target; reduced.
 
-    Args:    delta: where the square meets the line
+    Args:    reduction: mean, sum or none; delta: where the square meets the line, default 1
              weight: one factor an element
     Shape:   input, target: broadcastable (with a warning)   returns: their shape, or a scalar when reduced
-    dtype:   returns that of input
-    Raises:  RuntimeError unless delta > 0, ValueError for an unknown reduction
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs, but with a weight the
+             losses are rounded first
+    Raises:  RuntimeError unless delta > 0, and for a target that input's dtype can't hold; ValueError for an
+             unknown reduction or a weight of another shape; NotImplementedError for integers and complex
+             numbers
     Source:  Huber, Robust estimation of a location parameter, 1964; aten/native/Loss.cpp
     """
     x, target = broadcast_with_warning(input, target)
@@ -300,10 +317,14 @@ def poisson_nll_loss(
 ) -> Tensor:
     """out = exp(input) - target * input, or input - target * log(input + eps) unless log_input; reduced.
 
-    Args:    log_input: input is the logarithm of the rate; eps: keeps log(0) away otherwise
+    Args:    log_input: input is the logarithm of the rate (default)
+             eps: else keeps log(0) away, default 1e-8
              full: add Stirling's approximation of log(target!) where target > 1
+             reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: broadcastable   returns: their shape, or a scalar when reduced
-    Raises:  ValueError for an unknown reduction
+    dtype:   promoted; integers give float32; 16 bits round at every step
+    Raises:  ValueError for an unknown reduction; RuntimeError when the shapes do not broadcast, or both are
+             bool
     Source:  aten/native/Loss.cpp
     """
     if size_average is None and reduce is None and reduction not in ("none", "mean", "sum"):
@@ -330,11 +351,16 @@ def gaussian_nll_loss(
 ) -> Tensor:
     """out = (log(v) + (input - target)^2 / v) / 2, v = max(var, eps), reduced.
 
-    Args:    full: add log(2 * pi) / 2; eps: takes no part in the gradient
+    Args:    full: add log(2 * pi) / 2; eps: takes no part in the gradient, default 1e-6
+             reduction: mean, sum or none
     Shape:   input, target: [*]   var: the same, or without or with 1 in the last dimension, or a number
              returns: [*], or a scalar when reduced
-    Raises:  ValueError for a negative variance or one of the wrong shape; TypeError for neither tensor nor float
-    Source:  Nix and Weigend, Estimating the mean and variance of the target distribution, 1994
+    dtype:   floating point, promoted (integers, beside a var that is a number, give float32); 16 bits round
+             at every step
+    Raises:  ValueError for a negative variance, one of the wrong shape or an unknown reduction; TypeError for
+             neither tensor nor float; RuntimeError for a var of integers
+    Source:  Nix and Weigend, Estimating the mean and variance of the target distribution, 1994;
+             torch.nn.functional
     """
     if isinstance(var, float):
         if var < 0:

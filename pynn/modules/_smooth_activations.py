@@ -274,6 +274,10 @@ def sigmoid(input: Tensor) -> Tensor:
     """out = 1 / (1 + exp(-input)): an elementary operation of this project.
 
     Shape:   input: [*]   returns: same as input
+    dtype:   floating point or complex, returned as input's; integers and bool give float32; computes in
+             float32 for 16-bit inputs
+    Raises:  NotImplementedError for 16-bit complex numbers
+    Source:  aten/native/UnaryOps.cpp
     """
     return input.sigmoid()
 
@@ -283,6 +287,10 @@ def tanh(input: Tensor) -> Tensor:
     """out = (exp(input) - exp(-input)) / (exp(input) + exp(-input)): an elementary operation.
 
     Shape:   input: [*]   returns: same as input
+    dtype:   floating point or complex, returned as input's; integers and bool give float32; computes in
+             float32 for 16-bit inputs
+    Raises:  NotImplementedError for 16-bit complex numbers
+    Source:  aten/native/UnaryOps.cpp
     """
     return input.tanh()
 
@@ -291,9 +299,12 @@ def tanh(input: Tensor) -> Tensor:
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """out = input * sigmoid(input), also called swish.
 
+    Args:    inplace: overwrite input (default False)
     Shape:   input: [*]   returns: same as input
-    Raises:  NotImplementedError for integers
-    Source:  Elfwing et al., Sigmoid-weighted linear units, 2017
+    dtype:   floating point or complex, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  NotImplementedError for integers and 16-bit complex numbers; RuntimeError for a complex input
+             that asks for a gradient
+    Source:  Elfwing et al., Sigmoid-weighted linear units, 2017; aten/native/Activation.cpp
     """
     refuse_complex_half("silu_cpu", input)
     if input.is_complex():
@@ -309,9 +320,12 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
 def mish(input: Tensor, inplace: bool = False) -> Tensor:
     """out = input * tanh(softplus(input)).
 
+    Args:    inplace: overwrite input (default False)
     Shape:   input: [*]   returns: same as input
-    Raises:  NotImplementedError for integers
-    Source:  Misra, Mish: A self regularized non-monotonic neural activation function, 2019
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  NotImplementedError for integers and complex numbers
+    Source:  Misra, Mish: A self regularized non-monotonic neural activation function, 2019;
+             aten/native/Activation.cpp
     """
     require_floating_point("mish_cpu", input)
     return apply_in_place(_mish, input) if inplace else _mish(input)
@@ -325,10 +339,11 @@ def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
         none:  0.5 * x * (1 + erf(x / sqrt(2)))
         tanh:  0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))
 
-    Args:    approximate: "none" or "tanh"
+    Args:    approximate: "none" (default) or "tanh"
     Shape:   input: [*]   returns: same as input
-    Raises:  RuntimeError for another approximate; NotImplementedError for integers
-    Source:  Hendrycks and Gimpel, Gaussian error linear units, 2016
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  RuntimeError for another approximate; NotImplementedError for integers and complex numbers
+    Source:  Hendrycks and Gimpel, Gaussian error linear units, 2016; aten/native/Activation.cpp
     """
     require_floating_point("GeluKernelImpl", input)
     if approximate not in _gelu:
@@ -340,10 +355,13 @@ def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
 def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """out = input where input > 0, else alpha * (exp(input) - 1).
 
-    Args:    alpha: the limit is -alpha; inplace: overwrite input
+    Args:    alpha: the limit is -alpha, default 1; inplace: overwrite input (default False)
     Shape:   input: [*]   returns: same as input
-    Raises:  NotImplementedError for integers
-    Source:  Clevert et al., Fast and accurate deep network learning by exponential linear units, 2015
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  NotImplementedError for integers and complex numbers; RuntimeError in the backward pass of an
+             in-place call with a negative alpha
+    Source:  Clevert et al., Fast and accurate deep network learning by exponential linear units, 2015;
+             aten/native/Activation.cpp
     """
     return _scaled_elu(input, inplace, alpha, 1, 1)
 
@@ -358,10 +376,12 @@ def elu_(input: Tensor, alpha: float = 1.0) -> Tensor:
 def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """out = max(input, 0) + min(0, alpha * (exp(input / alpha) - 1)).
 
-    Args:    alpha: the limit is -alpha; inplace: overwrite input
+    Args:    alpha: the limit is -alpha, default 1; inplace: overwrite input (default False)
     Shape:   input: [*]   returns: same as input
-    Raises:  RuntimeError when alpha is 0; NotImplementedError for integers
-    Source:  Barron, Continuously differentiable exponential linear units, 2017
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  RuntimeError when alpha is 0, and in the backward pass of an in-place call with a negative one;
+             NotImplementedError for integers and complex numbers
+    Source:  Barron, Continuously differentiable exponential linear units, 2017; aten/native/Activation.cpp
     """
     if alpha == 0:
         raise RuntimeError("ZeroDivisionError: alpha cannot be 0 for CELU")
@@ -378,9 +398,11 @@ def celu_(input: Tensor, alpha: float = 1.0) -> Tensor:
 def selu(input: Tensor, inplace: bool = False) -> Tensor:
     """out = scale * (max(input, 0) + min(0, alpha * (exp(input) - 1))), alpha = 1.6733, scale = 1.0507.
 
+    Args:    inplace: overwrite input (default False)
     Shape:   input: [*]   returns: same as input
-    Raises:  NotImplementedError for integers
-    Source:  Klambauer et al., Self-normalizing neural networks, 2017
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  NotImplementedError for integers and complex numbers
+    Source:  Klambauer et al., Self-normalizing neural networks, 2017; aten/native/Activation.cpp
     """
     return _scaled_elu(input, inplace, SELU_ALPHA, SELU_SCALE, 1)
 
@@ -404,9 +426,13 @@ def _scaled_elu(input: Tensor, inplace: bool, alpha: float, scale: float, input_
 def glu(input: Tensor, dim: int = -1) -> Tensor:
     """out = value * sigmoid(gate), where value and gate are the halves of input along dim.
 
+    Args:    dim: the dimension to halve, default the last
     Shape:   input: [*, 2 * size, *]   returns: [*, size, *]
-    Raises:  RuntimeError for a scalar, or a size along dim that is odd
-    Source:  Dauphin et al., Language modeling with gated convolutional networks, 2016
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  RuntimeError for a scalar, or a size along dim that is odd; IndexError when dim is out of range;
+             NotImplementedError for integers and complex numbers
+    Source:  Dauphin et al., Language modeling with gated convolutional networks, 2016;
+             aten/native/GatedLinearUnit.cpp
     """
     if input.dim() == 0:
         raise RuntimeError("glu does not support scalars because halving size must be even")
@@ -451,7 +477,8 @@ def logsigmoid(input: Tensor) -> Tensor:
     """out = log(1 / (1 + exp(-input))) = min(input, 0) - log(1 + exp(-|input|)).
 
     Shape:   input: [*]   returns: same as input
-    Raises:  NotImplementedError for integers
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  NotImplementedError for integers and complex numbers
     Source:  aten/native/Activation.cpp
     """
     require_floating_point("log_sigmoid_cpu", input)
@@ -463,8 +490,10 @@ def logsigmoid(input: Tensor) -> Tensor:
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """out = log(1 + exp(beta * input)) / beta; input itself where beta * input > threshold.
 
+    Args:    beta: steepness, default 1; threshold: above it the result is linear, default 20
     Shape:   input: [*]   returns: same as input
-    Raises:  NotImplementedError for integers
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  NotImplementedError for integers and complex numbers
     Source:  aten/native/Activation.cpp
     """
     require_floating_point("softplus_cpu", input)
@@ -476,6 +505,9 @@ def softsign(input: Tensor) -> Tensor:
     """out = input / (1 + |input|).
 
     Shape:   input: [*]   returns: same as input
+    dtype:   floating point or complex, returned as input's; integers give float32; 16 bits round at every
+             step
+    Raises:  NotImplementedError for bool and 16-bit complex numbers
     Source:  torch.nn.functional
     """
     return input / (input.abs() + 1)
@@ -486,6 +518,9 @@ def tanhshrink(input: Tensor) -> Tensor:
     """out = input - tanh(input).
 
     Shape:   input: [*]   returns: same as input
+    dtype:   floating point or complex, returned as input's; integers give float32; 16 bits round at every
+             step
+    Raises:  RuntimeError for bool; NotImplementedError for 16-bit complex numbers
     Source:  torch.nn.functional
     """
     return input - input.tanh()

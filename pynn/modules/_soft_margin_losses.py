@@ -92,9 +92,11 @@ def soft_margin_loss(
 ) -> Tensor:
     """out = log(1 + exp(-target * input)), target -1 or 1, reduced.
 
+    Args:    reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input: [*]   target: broadcastable to input   returns: that of input, or a scalar when reduced
-    dtype:   returns that of input
-    Raises:  RuntimeError for integer inputs, and targets of more elements or a wider kind of number than input
+    dtype:   floating point or complex, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  RuntimeError for integer inputs, and targets of more elements or a wider kind of number than
+             input; NotImplementedError for 16-bit complex numbers; ValueError for an unknown reduction
     Source:  aten/native/Loss.cpp. differs from torch in: a large -target * input gives itself, where C++ overflows
              to infinity
     """
@@ -118,8 +120,11 @@ def multilabel_soft_margin_loss(
     """out = -mean over classes of weight * (target * log(s) + (1 - target) * log(1 - s)), s = sigmoid(input).
 
     Args:    weight: one factor a class
+             reduction: mean, sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input: [*, classes]   target, weight: broadcastable   returns: [*], or a scalar when reduced
-    Raises:  ValueError for an unknown reduction; IndexError for a scalar
+    dtype:   floating point, promoted; 16 bits round at every step
+    Raises:  ValueError for an unknown reduction; IndexError for a scalar; NotImplementedError for integers
+             and complex numbers
     Source:  torch.nn.functional
     """
     if size_average is None and reduce is None and reduction not in ("none", "mean", "sum"):

@@ -161,9 +161,10 @@ def softmin(
 ) -> Tensor:
     """out = softmax(-input) along dim.
 
-    Args:    dim, dtype: as softmax's
+    Args:    dim, dtype: as `softmax`'s
     Shape:   input: [*]   returns: same as input
-    Raises:  IndexError when dim is out of range; NotImplementedError for integers
+    dtype:   computes in float32 for 16-bit inputs
+    Raises:  IndexError when dim is out of range; NotImplementedError for integers; RuntimeError for bool
     Source:  torch.nn.functional
     """
     if dim is None:
@@ -216,11 +217,12 @@ def gumbel_softmax(
 ) -> Tensor:
     """A sample of the Gumbel-softmax distribution: softmax((logits + gumbel) / tau), gumbel = -log(Exp(1)).
 
-    Args:    tau: temperature; eps: has no effect any more
+    Args:    tau: temperature, default 1; eps: has no effect any more; dim: along which a sample sums to 1
              hard: the forward value is one-hot, the gradient that of the soft sample
     Shape:   logits: [*]   returns: same as logits
-    Raises:  RuntimeError for integers
-    Source:  Jang et al., Categorical reparameterization with Gumbel-softmax, 2016
+    dtype:   floating point, returned as logits'; 16 bits round at every step
+    Raises:  RuntimeError for integers and complex numbers; IndexError when dim is out of range
+    Source:  Jang et al., Categorical reparameterization with Gumbel-softmax, 2016; torch.nn.functional
     """
     if eps != 1e-10:
         warnings.warn("`eps` parameter is deprecated and has no effect.", stacklevel=3)

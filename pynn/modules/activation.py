@@ -53,7 +53,13 @@ def _inplace_suffix(inplace: bool) -> str:
 
 
 class Threshold(torch.nn.Threshold):
-    """out = x where x > threshold, else value.  Shape: x: [*]"""
+    """out = x where x > threshold, else value.
+
+    Args:    threshold: what an element must exceed to stay; value: what the others become
+             inplace: overwrite x (default False)
+    Shape:   x: [*]   returns: same as x
+    Source:  see `threshold`
+    """
 
     __constants__ = ["threshold", "value", "inplace"]
 
@@ -71,7 +77,12 @@ class Threshold(torch.nn.Threshold):
 
 
 class ReLU(torch.nn.ReLU):
-    """out = max(x, 0).  Shape: x: [*]"""
+    """out = max(x, 0).
+
+    Args:    inplace: overwrite x (default False)
+    Shape:   x: [*]   returns: same as x
+    Source:  see `relu`
+    """
 
     __constants__ = ["inplace"]
 
@@ -87,7 +98,12 @@ class ReLU(torch.nn.ReLU):
 
 
 class RReLU(torch.nn.RReLU):
-    """out = x where x > 0, else slope * x; slope ~ uniform [lower, upper) in training, else their middle."""
+    """out = x where x > 0, else slope * x; slope ~ uniform [lower, upper) in training, else their middle.
+
+    Args:    lower, upper: bounds of the slope, default 1/8 and 1/3; inplace: overwrite x (default False)
+    Shape:   x: [*]   returns: same as x
+    Source:  see `rrelu`
+    """
 
     __constants__ = ["lower", "upper", "inplace"]
 
@@ -107,7 +123,11 @@ class RReLU(torch.nn.RReLU):
 class Hardtanh(torch.nn.Hardtanh):
     """out = min(max(x, min_val), max_val).
 
+    Args:    min_val, max_val: the bounds, default -1 and 1; min_value, max_value: their deprecated names
+             inplace: overwrite x (default False)
+    Shape:   x: [*]   returns: same as x
     Raises:  AssertionError unless min_val < max_val
+    Source:  see `hardtanh`
     """
 
     __constants__ = ["min_val", "max_val", "inplace"]
@@ -147,7 +167,12 @@ def _warn_renamed(old: str, new: str) -> None:
 
 
 class ReLU6(Hardtanh, torch.nn.ReLU6):
-    """out = min(max(x, 0), 6).  Shape: x: [*]"""
+    """out = min(max(x, 0), 6).
+
+    Args:    inplace: overwrite x (default False)
+    Shape:   x: [*]   returns: same as x
+    Source:  see `relu6`
+    """
 
     def __init__(self, inplace: bool = False) -> None:
         Hardtanh.__init__(self, 0.0, 6.0, inplace)
@@ -157,14 +182,23 @@ class ReLU6(Hardtanh, torch.nn.ReLU6):
 
 
 class Sigmoid(torch.nn.Sigmoid):
-    """out = 1 / (1 + exp(-x)).  Shape: x: [*]"""
+    """out = 1 / (1 + exp(-x)).
+
+    Shape:   x: [*]   returns: same as x
+    Source:  see `sigmoid`
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return _smooth_activations.sigmoid(input)
 
 
 class Hardsigmoid(torch.nn.Hardsigmoid):
-    """out = min(max(x + 3, 0), 6) / 6.  Shape: x: [*]"""
+    """out = min(max(x + 3, 0), 6) / 6.
+
+    Args:    inplace: overwrite x (default False)
+    Shape:   x: [*]   returns: same as x
+    Source:  see `hardsigmoid`
+    """
 
     __constants__ = ["inplace"]
 
@@ -177,14 +211,23 @@ class Hardsigmoid(torch.nn.Hardsigmoid):
 
 
 class Tanh(torch.nn.Tanh):
-    """out = tanh(x).  Shape: x: [*]"""
+    """out = tanh(x).
+
+    Shape:   x: [*]   returns: same as x
+    Source:  see `tanh`
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return _smooth_activations.tanh(input)
 
 
 class SiLU(torch.nn.SiLU):
-    """out = x * sigmoid(x).  Shape: x: [*]"""
+    """out = x * sigmoid(x).
+
+    Args:    inplace: overwrite x (default False)
+    Shape:   x: [*]   returns: same as x
+    Source:  see `silu`
+    """
 
     __constants__ = ["inplace"]
 
@@ -200,7 +243,12 @@ class SiLU(torch.nn.SiLU):
 
 
 class Mish(torch.nn.Mish):
-    """out = x * tanh(softplus(x)).  Shape: x: [*]"""
+    """out = x * tanh(softplus(x)).
+
+    Args:    inplace: overwrite x (default False)
+    Shape:   x: [*]   returns: same as x
+    Source:  see `mish`
+    """
 
     __constants__ = ["inplace"]
 
@@ -216,7 +264,12 @@ class Mish(torch.nn.Mish):
 
 
 class Hardswish(torch.nn.Hardswish):
-    """out = x * min(max(x + 3, 0), 6) / 6.  Shape: x: [*]"""
+    """out = x * min(max(x + 3, 0), 6) / 6.
+
+    Args:    inplace: overwrite x (default False)
+    Shape:   x: [*]   returns: same as x
+    Source:  see `hardswish`
+    """
 
     __constants__ = ["inplace"]
 
@@ -229,7 +282,12 @@ class Hardswish(torch.nn.Hardswish):
 
 
 class ELU(torch.nn.ELU):
-    """out = x where x > 0, else alpha * (exp(x) - 1).  Shape: x: [*]"""
+    """out = x where x > 0, else alpha * (exp(x) - 1).
+
+    Args:    alpha: the limit is -alpha, default 1; inplace: overwrite x (default False)
+    Shape:   x: [*]   returns: same as x
+    Source:  see `elu`
+    """
 
     __constants__ = ["alpha", "inplace"]
 
@@ -246,7 +304,12 @@ class ELU(torch.nn.ELU):
 
 
 class CELU(torch.nn.CELU):
-    """out = max(x, 0) + min(0, alpha * (exp(x / alpha) - 1)).  Shape: x: [*]"""
+    """out = max(x, 0) + min(0, alpha * (exp(x / alpha) - 1)).
+
+    Args:    alpha: the limit is -alpha, default 1; inplace: overwrite x (default False)
+    Shape:   x: [*]   returns: same as x
+    Source:  see `celu`
+    """
 
     __constants__ = ["alpha", "inplace"]
 
@@ -263,7 +326,12 @@ class CELU(torch.nn.CELU):
 
 
 class SELU(torch.nn.SELU):
-    """out = scale * ELU(x, alpha) with the constants that keep mean 0 and variance 1."""
+    """out = scale * ELU(x, alpha) with the constants that keep mean 0 and variance 1.
+
+    Args:    inplace: overwrite x (default False)
+    Shape:   x: [*]   returns: same as x
+    Source:  see `selu`
+    """
 
     __constants__ = ["inplace"]
 
@@ -281,8 +349,10 @@ class SELU(torch.nn.SELU):
 class GLU(torch.nn.GLU):
     """out = value * sigmoid(gate), the halves of x along dim.
 
+    Args:    dim: the dimension to halve, default the last
     Shape:   x: [*, 2 * size, *]   returns: [*, size, *]
     Raises:  RuntimeError when dim is of odd size
+    Source:  see `glu`
     """
 
     __constants__ = ["dim"]
@@ -299,7 +369,12 @@ class GLU(torch.nn.GLU):
 
 
 class GELU(torch.nn.GELU):
-    """out = x * P(N <= x) for a standard normal N, exactly or approximated by tanh."""
+    """out = x * P(N <= x) for a standard normal N, exactly or approximated by tanh.
+
+    Args:    approximate: "none" (default) or "tanh"
+    Shape:   x: [*]   returns: same as x
+    Source:  see `gelu`
+    """
 
     __constants__ = ["approximate"]
 
@@ -315,7 +390,12 @@ class GELU(torch.nn.GELU):
 
 
 class Hardshrink(torch.nn.Hardshrink):
-    """out = 0 where |x| <= lambd, else x.  Shape: x: [*]"""
+    """out = 0 where |x| <= lambd, else x.
+
+    Args:    lambd: the largest magnitude that becomes 0, default 0.5
+    Shape:   x: [*]   returns: same as x
+    Source:  see `hardshrink`
+    """
 
     __constants__ = ["lambd"]
 
@@ -331,7 +411,12 @@ class Hardshrink(torch.nn.Hardshrink):
 
 
 class LeakyReLU(torch.nn.LeakyReLU):
-    """out = x where x > 0, else negative_slope * x.  Shape: x: [*]"""
+    """out = x where x > 0, else negative_slope * x.
+
+    Args:    negative_slope: default 0.01; inplace: overwrite x (default False)
+    Shape:   x: [*]   returns: same as x
+    Source:  see `leaky_relu`
+    """
 
     __constants__ = ["inplace", "negative_slope"]
 
@@ -348,14 +433,23 @@ class LeakyReLU(torch.nn.LeakyReLU):
 
 
 class LogSigmoid(torch.nn.LogSigmoid):
-    """out = log(sigmoid(x)).  Shape: x: [*]"""
+    """out = log(sigmoid(x)).
+
+    Shape:   x: [*]   returns: same as x
+    Source:  see `logsigmoid`
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return _smooth_activations.logsigmoid(input)
 
 
 class Softplus(torch.nn.Softplus):
-    """out = log(1 + exp(beta * x)) / beta, x itself where beta * x > threshold.  Shape: x: [*]"""
+    """out = log(1 + exp(beta * x)) / beta, x itself where beta * x > threshold.
+
+    Args:    beta: steepness, default 1; threshold: above it the result is linear, default 20
+    Shape:   x: [*]   returns: same as x
+    Source:  see `softplus`
+    """
 
     __constants__ = ["beta", "threshold"]
 
@@ -372,7 +466,12 @@ class Softplus(torch.nn.Softplus):
 
 
 class Softshrink(torch.nn.Softshrink):
-    """out = x moved towards 0 by lambd, 0 where |x| <= lambd."""
+    """out = x moved towards 0 by lambd, 0 where |x| <= lambd.
+
+    Args:    lambd: how far elements move towards 0, not negative, default 0.5
+    Shape:   x: [*]   returns: same as x
+    Source:  see `softshrink`
+    """
 
     __constants__ = ["lambd"]
 
@@ -390,10 +489,10 @@ class Softshrink(torch.nn.Softshrink):
 class PReLU(torch.nn.PReLU):
     """out = x where x > 0, else weight * x, with one learned weight or one a channel.
 
-    Args:    num_parameters: 1, or as many as the channels; init: their first value
+    Args:    num_parameters: 1 (default), or as many as the channels; init: their first value, default 0.25
     Shape:   x: [batch, channels, *] or any when num_parameters is 1   returns: same as x
     Raises:  RuntimeError when the numbers differ
-    Source:  He et al., Delving deep into rectifiers, 2015
+    Source:  see `prelu`
     """
 
     __constants__ = ["num_parameters"]
@@ -418,14 +517,22 @@ class PReLU(torch.nn.PReLU):
 
 
 class Softsign(torch.nn.Softsign):
-    """out = x / (1 + |x|).  Shape: x: [*]"""
+    """out = x / (1 + |x|).
+
+    Shape:   x: [*]   returns: same as x
+    Source:  see `softsign`
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return _smooth_activations.softsign(input)
 
 
 class Tanhshrink(torch.nn.Tanhshrink):
-    """out = x - tanh(x).  Shape: x: [*]"""
+    """out = x - tanh(x).
+
+    Shape:   x: [*]   returns: same as x
+    Source:  see `tanhshrink`
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return _smooth_activations.tanhshrink(input)
@@ -449,14 +556,24 @@ class _AlongDim:
 
 
 class Softmin(_AlongDim, torch.nn.Softmin):
-    """out = softmax(-x) along dim.  Shape: x: [*]"""
+    """out = softmax(-x) along dim.
+
+    Args:    dim: the dimension whose probabilities sum to 1
+    Shape:   x: [*]   returns: same as x
+    Source:  see `softmin`
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return _softmax.softmin(input, self.dim, _stacklevel=6)
 
 
 class Softmax(_AlongDim, torch.nn.Softmax):
-    """out = exp(x) / sum(exp(x)) along dim.  Shape: x: [*]"""
+    """out = exp(x) / sum(exp(x)) along dim.
+
+    Args:    dim: the dimension whose probabilities sum to 1
+    Shape:   x: [*]   returns: same as x
+    Source:  see `softmax`
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return _softmax.softmax(input, self.dim, _stacklevel=6)
@@ -467,6 +584,7 @@ class Softmax2d(torch.nn.Softmax2d):
 
     Shape:   input: [batch, channels, height, width] or [channels, height, width]   returns: the same
     Raises:  ValueError for another number of dimensions
+    Source:  see `softmax`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -476,7 +594,12 @@ class Softmax2d(torch.nn.Softmax2d):
 
 
 class LogSoftmax(_AlongDim, torch.nn.LogSoftmax):
-    """out = log(softmax(x)) along dim.  Shape: x: [*]"""
+    """out = log(softmax(x)) along dim.
+
+    Args:    dim: the dimension whose probabilities sum to 1
+    Shape:   x: [*]   returns: same as x
+    Source:  see `log_softmax`
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return _softmax.log_softmax(input, self.dim, _stacklevel=6)

@@ -23,7 +23,8 @@ class AdaptiveLogSoftmaxWithLoss(torch.nn.AdaptiveLogSoftmaxWithLoss):
 
     Only the rows whose target lies in a cluster pass through its tail.
 
-    Args:    cutoffs: where the clusters begin; the classes are sorted by frequency
+    Args:    in_features: width of x; n_classes: how many classes
+             cutoffs: where the clusters begin; the classes are sorted by frequency
              div_value: the i-th tail projects to in_features / div_value^(i + 1) features first
              head_bias: whether the head's linear layer has a bias
     Shape:   input: [batch, in_features] or [in_features]   target: [batch] or []
@@ -116,7 +117,8 @@ class AdaptiveLogSoftmaxWithLoss(torch.nn.AdaptiveLogSoftmaxWithLoss):
             places = places.index_copy(0, rows, torch.full_like(rows, self.shortlist_size + i - 1))
             log_probs = log_softmax(self.tail[i - 1](input.index_select(0, rows)), dim=1)
             relative = (target.index_select(0, rows) - low).unsqueeze(1)
-            output = output.index_copy(0, rows, log_probs.gather(1, relative).squeeze(1))
+            found = log_probs.gather(1, relative).squeeze(1)
+            output = output.index_copy(0, rows, found.to(output.dtype))  # autocast narrows the tail
         if used_rows != target.size(0):
             raise RuntimeError(
                 f"Target values should be in [0, {self.n_classes - 1}], but values in range "
@@ -131,7 +133,7 @@ class AdaptiveLogSoftmaxWithLoss(torch.nn.AdaptiveLogSoftmaxWithLoss):
         parts = [head[:, : self.shortlist_size]]
         for i, tail in enumerate(self.tail):
             parts.append(log_softmax(tail(input), dim=1) + head[:, self.shortlist_size + i].unsqueeze(1))
-        return torch.cat(parts, 1)
+        return torch.cat(parts, 1).to(input.dtype)  # which autocast has narrowed
 
     def log_prob(self, input: Tensor) -> Tensor:
         """log p of every class.

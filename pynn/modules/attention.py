@@ -9,6 +9,7 @@ from torch import Tensor
 from pynn.constant_gradients import nothing_of
 from pynn.definitions import defines, is_traced, traced_as, widen
 from pynn.dtype_names import cpp_name
+from pynn.memory_format import laid_out_like
 
 from ._softmax import SoftmaxFunction
 from .dropout import dropout
@@ -72,7 +73,7 @@ def scaled_dot_product_attention(
         check_grouped_heads(query, key, value)
         key, value = repeat_heads(key, query.size(-3)), repeat_heads(value, query.size(-3))
 
-    result_dtype = query.dtype
+    result_dtype, inputs = query.dtype, (query, key, value)
     query, key, value = widen(query), widen(key), widen(value)
     scores = attention_scores(query, key, attn_mask, is_causal, scale)  # [..., queries, keys]
     if attn_mask is not None:
@@ -85,7 +86,28 @@ def scaled_dot_product_attention(
     weights = AttentionWeights.apply(scores, -1)
     if dropout_p > 0:
         weights = dropout(weights, dropout_p)
-    return torch.matmul(weights, value).to(result_dtype)
+    out = torch.matmul(weights, value).to(result_dtype)
+    if is_in_order_of_query(*inputs, attn_mask, dropout_p):
+        out = laid_out_like(out, torch.empty_like(inputs[0], device="meta"))
+    return out
+
+
+def is_in_order_of_query(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float
+) -> bool:
+    """Whether C++ answers in the query's order in memory: its flash kernel does, where that takes the inputs.
+
+    Else it answers with the product of two matrices, in the plain order.
+    """
+    tensors = (query, key, value)
+    return (
+        all(x.dim() == 4 and x.stride(-1) == 1 and not x.is_nested for x in tensors)
+        and query.shape[:2] == key.shape[:2] == value.shape[:2]  # nothing to broadcast
+        and query.size(-1) == value.size(-1)
+        and dropout_p == 0
+        and (attn_mask is None or (attn_mask.dim() in (2, 4) and not attn_mask.requires_grad))
+        and torch._C._get_flash_sdp_enabled()
+    )
 
 
 def refuse_without_kernel(
@@ -236,6 +258,8 @@ def check_inputs(
         raise RuntimeError(
             "_scaled_dot_product_attention: Explicit attn_mask should not be set when is_causal=True"
         )
+    if query.dtype == torch.bool and query.numel() > 0:  # integers get so far as the product with value
+        raise RuntimeError("expected scalar type Float but found Bool")
     if dropout_p > 1:
         raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {dropout_p:g}")
 

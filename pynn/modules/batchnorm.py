@@ -185,7 +185,7 @@ class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
 
     Shape:   x: [batch, channels] or [batch, channels, length]   returns: same as x
     Raises:  ValueError for another number of dimensions, or one value per channel in training
-    Source:  Ioffe and Szegedy, Batch normalization, 2015
+    Source:  see `batch_norm`
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -197,7 +197,7 @@ class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
 
     Shape:   x: [batch, channels, height, width]   returns: same as x
     Raises:  ValueError for another number of dimensions, or one value per channel in training
-    Source:  Ioffe and Szegedy, Batch normalization, 2015
+    Source:  see `batch_norm`
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -209,7 +209,7 @@ class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
 
     Shape:   x: [batch, channels, depth, height, width]   returns: same as x
     Raises:  ValueError for another number of dimensions, or one value per channel in training
-    Source:  Ioffe and Szegedy, Batch normalization, 2015
+    Source:  see `batch_norm`
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -220,6 +220,7 @@ class LazyBatchNorm1d(_LazyNormBase, _BatchNorm, torch.nn.LazyBatchNorm1d):
     """A BatchNorm1d that learns num_features from its first input, and becomes a BatchNorm1d then.
 
     Shape:   x: [batch, channels] or [batch, channels, length]   returns: same as x
+    Source:  see `batch_norm`
     """
 
     cls_to_become = BatchNorm1d  # type: ignore[assignment]
@@ -232,6 +233,7 @@ class LazyBatchNorm2d(_LazyNormBase, _BatchNorm, torch.nn.LazyBatchNorm2d):
     """A BatchNorm2d that learns num_features from its first input, and becomes a BatchNorm2d then.
 
     Shape:   x: [batch, channels, height, width]   returns: same as x
+    Source:  see `batch_norm`
     """
 
     cls_to_become = BatchNorm2d  # type: ignore[assignment]
@@ -244,6 +246,7 @@ class LazyBatchNorm3d(_LazyNormBase, _BatchNorm, torch.nn.LazyBatchNorm3d):
     """A BatchNorm3d that learns num_features from its first input, and becomes a BatchNorm3d then.
 
     Shape:   x: [batch, channels, depth, height, width]   returns: same as x
+    Source:  see `batch_norm`
     """
 
     cls_to_become = BatchNorm3d  # type: ignore[assignment]
@@ -261,6 +264,7 @@ class SyncBatchNorm(_BatchNorm, torch.nn.SyncBatchNorm):
     Args:    process_group: which processes share statistics; None: all
     Shape:   x: [batch, channels, *]   returns: same as x
     Raises:  ValueError for fewer than 2 dimensions, no channels, or a CPU input in a process group
+    Source:  see `batch_norm`
     """
 
     def __init__(

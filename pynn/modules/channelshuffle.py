@@ -17,9 +17,12 @@ aten = torch.ops.aten
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     """out[:, i * groups + g] = input[:, g * channels / groups + i].
 
-    Shape:   input: [batch, channels, *, at least one more]   returns: same
-    Raises:  RuntimeError when groups does not divide the channels
-    Source:  Zhang et al., ShuffleNet, 2017
+    Args:    groups: how many groups of neighbouring channels to interleave
+    Shape:   input: [batch, channels, *], at least one dimension more   returns: same as input
+    dtype:   any but 16-bit complex numbers, returned as input's
+    Raises:  RuntimeError when groups is not positive or does not divide the channels, and for fewer than 3
+             dimensions; NotImplementedError for 16-bit complex numbers
+    Source:  Zhang et al., ShuffleNet, 2017; aten/native/ChanelShuffle.cpp
     """
     if input.dim() <= 2:
         raise RuntimeError(
@@ -37,7 +40,9 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     if input.numel() > 0:
         refuse_complex_half("channel_shuffle", input)
     grouped = input.unflatten(1, (groups, channels // groups))
-    return in_format_of(input, grouped.transpose(1, 2).reshape(input.shape))
+    # a copy also where nothing changes places
+    shuffled = grouped.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return in_format_of(input, shuffled.view(input.shape))
 
 
 defines(aten.channel_shuffle.default, aten.native_channel_shuffle.default)(channel_shuffle.__wrapped__)
@@ -45,16 +50,17 @@ defines(aten.channel_shuffle.default, aten.native_channel_shuffle.default)(chann
 
 @traced_as(F.native_channel_shuffle)
 def native_channel_shuffle(input: Tensor, groups: int) -> Tensor:
-    """The same as channel_shuffle."""
+    """The same as `channel_shuffle`."""
     return channel_shuffle.__wrapped__(input, groups)
 
 
 class ChannelShuffle(torch.nn.ChannelShuffle):
     """out[:, i * groups + g] = x[:, g * channels / groups + i].
 
+    Args:    groups: how many groups of neighbouring channels to interleave
     Shape:   x: [batch, channels, *]   returns: same as x
     Raises:  RuntimeError unless groups divides the channels
-    Source:  Zhang et al., ShuffleNet, 2017
+    Source:  see `channel_shuffle`
     """
 
     __constants__ = ["groups"]

@@ -125,7 +125,8 @@ def conv1d(
              O = (L + 2 * padding - dilation * (K - 1) - 1) // stride + 1
     dtype:   accumulates in float32 for 16-bit inputs
     Raises:  RuntimeError when sizes or dtypes do not fit
-    Source:  aten/native/Convolution.cpp; Dumoulin and Visin, A guide to convolution arithmetic, 2016
+    Source:  Le Cun et al., Gradient-based learning applied to document recognition, 1998; Dumoulin and Visin,
+             A guide to convolution arithmetic, 2016; aten/native/Convolution.cpp
     """
     return _convolution(1, input, weight, bias, stride, padding, dilation, groups)
 
@@ -149,7 +150,8 @@ def conv2d(
              O = (L + 2 * padding - dilation * (K - 1) - 1) // stride + 1
     dtype:   accumulates in float32 for 16-bit inputs
     Raises:  RuntimeError when sizes or dtypes do not fit
-    Source:  aten/native/Convolution.cpp; Dumoulin and Visin, A guide to convolution arithmetic, 2016
+    Source:  Le Cun et al., Gradient-based learning applied to document recognition, 1998; Dumoulin and Visin,
+             A guide to convolution arithmetic, 2016; aten/native/Convolution.cpp
     """
     return _convolution(2, input, weight, bias, stride, padding, dilation, groups)
 
@@ -173,7 +175,8 @@ def conv3d(
              O = (L + 2 * padding - dilation * (K - 1) - 1) // stride + 1
     dtype:   accumulates in float32 for 16-bit inputs
     Raises:  RuntimeError when sizes or dtypes do not fit
-    Source:  aten/native/Convolution.cpp; Dumoulin and Visin, A guide to convolution arithmetic, 2016
+    Source:  Le Cun et al., Gradient-based learning applied to document recognition, 1998; Dumoulin and Visin,
+             A guide to convolution arithmetic, 2016; aten/native/Convolution.cpp
     """
     return _convolution(3, input, weight, bias, stride, padding, dilation, groups)
 
@@ -257,8 +260,11 @@ def conv_transpose3d(
 def conv_tbc(input: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tensor:
     """conv1d with time first: out[t] = sum over k of input[t + k - pad] @ weight[k] + bias.
 
+    Args:    pad: zeros before and after in time, default 0
     Shape:   input: [time, batch, channels]   weight: [K, channels, features]   bias: [features]
              returns: [time + 2 * pad - K + 1, batch, features]
+    dtype:   any but bool and 16-bit complex numbers, the same for all; accumulates in float32 for 16-bit
+             inputs
     Raises:  RuntimeError when sizes or dtypes do not fit; NotImplementedError for bool
     Source:  aten/native/ConvolutionTBC.cpp
     """
@@ -329,114 +335,156 @@ class _ConvolveTransposed:
 
 
 class Conv1d(_Convolve, torch.nn.Conv1d):
-    """Learned windows over 1 dimension; see `pynn.functional.conv1d` for the formula.
+    """Learned windows over 1 dimension, a weighted sum of each for every output channel.
 
-    Args:    padding: number(s), "same" or "valid"; padding_mode: zeros, reflect, replicate or circular
+    Args:    in_channels, out_channels, kernel_size: of the weight; bias: learn one (default)
+             stride, dilation, groups: as `conv1d`'s
+             padding: number(s), "same" or "valid"; padding_mode: zeros, reflect, replicate or circular
     Shape:   x: [batch, in_channels, L] or without batch
              weight: [out_channels, in_channels / groups, *kernel_size]   returns: [batch, out_channels, O]
     Raises:  ValueError for channels that groups do not divide, padding that is no number nor a known word
-    Source:  Le Cun et al., Gradient-based learning applied to document recognition, 1998
+    Source:  see `conv1d`
     """
 
     function = staticmethod(conv1d)
 
 
 class Conv2d(_Convolve, torch.nn.Conv2d):
-    """Learned windows over 2 dimensions; see `pynn.functional.conv2d` for the formula.
+    """Learned windows over 2 dimensions, a weighted sum of each for every output channel.
 
-    Args:    padding: number(s), "same" or "valid"; padding_mode: zeros, reflect, replicate or circular
+    Args:    in_channels, out_channels, kernel_size: of the weight; bias: learn one (default)
+             stride, dilation, groups: as `conv2d`'s
+             padding: number(s), "same" or "valid"; padding_mode: zeros, reflect, replicate or circular
     Shape:   x: [batch, in_channels, height, width] or without batch
              weight: [out_channels, in_channels / groups, *kernel_size]   returns: [batch, out_channels, O, O]
     Raises:  ValueError for channels that groups do not divide, padding that is no number nor a known word
-    Source:  Le Cun et al., Gradient-based learning applied to document recognition, 1998
+    Source:  see `conv2d`
     """
 
     function = staticmethod(conv2d)
 
 
 class Conv3d(_Convolve, torch.nn.Conv3d):
-    """Learned windows over 3 dimensions; see `pynn.functional.conv3d` for the formula.
+    """Learned windows over 3 dimensions, a weighted sum of each for every output channel.
 
-    Args:    padding: number(s), "same" or "valid"; padding_mode: zeros, reflect, replicate or circular
+    Args:    in_channels, out_channels, kernel_size: of the weight; bias: learn one (default)
+             stride, dilation, groups: as `conv3d`'s
+             padding: number(s), "same" or "valid"; padding_mode: zeros, reflect, replicate or circular
     Shape:   x: [batch, in_channels, depth, height, width] or without batch
              weight: [out_channels, in_channels / groups, *kernel_size]   returns: [batch, out_channels, O, O, O]
     Raises:  ValueError for channels that groups do not divide, padding that is no number nor a known word
-    Source:  Le Cun et al., Gradient-based learning applied to document recognition, 1998
+    Source:  see `conv3d`
     """
 
     function = staticmethod(conv3d)
 
 
 class ConvTranspose1d(_ConvolveTransposed, torch.nn.ConvTranspose1d):
-    """The adjoint of Conv1d, learned; see `pynn.functional.conv_transpose1d` for the formula.
+    """The adjoint of Conv1d, learned.
 
-    Args:    output_size (of forward): the size wanted, among those that differ by output_padding
+    Args:    in_channels, out_channels, kernel_size: of the weight; bias: learn one (default)
+             stride, padding, output_padding, dilation, groups: as `conv_transpose1d`'s; padding_mode: zeros
+             output_size (of forward): the size wanted, among those that differ by output_padding
     Shape:   x: [batch, in_channels, L] or without batch
              weight: [in_channels, out_channels / groups, *kernel_size]   returns: [batch, out_channels, O]
     Raises:  ValueError for an output_size out of reach, and for another padding_mode than zeros
-    Source:  Zeiler et al., Deconvolutional networks, 2010
+    Source:  see `conv_transpose1d`
     """
 
     function = staticmethod(conv_transpose1d)
 
 
 class ConvTranspose2d(_ConvolveTransposed, torch.nn.ConvTranspose2d):
-    """The adjoint of Conv2d, learned; see `pynn.functional.conv_transpose2d` for the formula.
+    """The adjoint of Conv2d, learned.
 
-    Args:    output_size (of forward): the size wanted, among those that differ by output_padding
+    Args:    in_channels, out_channels, kernel_size: of the weight; bias: learn one (default)
+             stride, padding, output_padding, dilation, groups: as `conv_transpose2d`'s; padding_mode: zeros
+             output_size (of forward): the size wanted, among those that differ by output_padding
     Shape:   x: [batch, in_channels, height, width] or without batch
              weight: [in_channels, out_channels / groups, *kernel_size]   returns: [batch, out_channels, O, O]
     Raises:  ValueError for an output_size out of reach, and for another padding_mode than zeros
-    Source:  Zeiler et al., Deconvolutional networks, 2010
+    Source:  see `conv_transpose2d`
     """
 
     function = staticmethod(conv_transpose2d)
 
 
 class ConvTranspose3d(_ConvolveTransposed, torch.nn.ConvTranspose3d):
-    """The adjoint of Conv3d, learned; see `pynn.functional.conv_transpose3d` for the formula.
+    """The adjoint of Conv3d, learned.
 
-    Args:    output_size (of forward): the size wanted, among those that differ by output_padding
+    Args:    in_channels, out_channels, kernel_size: of the weight; bias: learn one (default)
+             stride, padding, output_padding, dilation, groups: as `conv_transpose3d`'s; padding_mode: zeros
+             output_size (of forward): the size wanted, among those that differ by output_padding
     Shape:   x: [batch, in_channels, depth, height, width] or without batch
              weight: [in_channels, out_channels / groups, *kernel_size]   returns: [batch, out_channels, O, O, O]
     Raises:  ValueError for an output_size out of reach, and for another padding_mode than zeros
-    Source:  Zeiler et al., Deconvolutional networks, 2010
+    Source:  see `conv_transpose3d`
     """
 
     function = staticmethod(conv_transpose3d)
 
 
 class LazyConv1d(torch.nn.LazyConv1d, Conv1d):
-    """Conv1d that takes in_channels from its first input."""
+    """A Conv1d that takes in_channels from its first input, and becomes a Conv1d then.
+
+    Args:    as `Conv1d`'s, without in_channels
+    Shape:   as `Conv1d`'s
+    Source:  see `conv1d`
+    """
 
     cls_to_become = Conv1d
 
 
 class LazyConv2d(torch.nn.LazyConv2d, Conv2d):
-    """Conv2d that takes in_channels from its first input."""
+    """A Conv2d that takes in_channels from its first input, and becomes a Conv2d then.
+
+    Args:    as `Conv2d`'s, without in_channels
+    Shape:   as `Conv2d`'s
+    Source:  see `conv2d`
+    """
 
     cls_to_become = Conv2d
 
 
 class LazyConv3d(torch.nn.LazyConv3d, Conv3d):
-    """Conv3d that takes in_channels from its first input."""
+    """A Conv3d that takes in_channels from its first input, and becomes a Conv3d then.
+
+    Args:    as `Conv3d`'s, without in_channels
+    Shape:   as `Conv3d`'s
+    Source:  see `conv3d`
+    """
 
     cls_to_become = Conv3d
 
 
 class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d, ConvTranspose1d):
-    """ConvTranspose1d that takes in_channels from its first input."""
+    """A ConvTranspose1d that takes in_channels from its first input, and becomes a ConvTranspose1d then.
+
+    Args:    as `ConvTranspose1d`'s, without in_channels
+    Shape:   as `ConvTranspose1d`'s
+    Source:  see `conv_transpose1d`
+    """
 
     cls_to_become = ConvTranspose1d
 
 
 class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):
-    """ConvTranspose2d that takes in_channels from its first input."""
+    """A ConvTranspose2d that takes in_channels from its first input, and becomes a ConvTranspose2d then.
+
+    Args:    as `ConvTranspose2d`'s, without in_channels
+    Shape:   as `ConvTranspose2d`'s
+    Source:  see `conv_transpose2d`
+    """
 
     cls_to_become = ConvTranspose2d
 
 
 class LazyConvTranspose3d(torch.nn.LazyConvTranspose3d, ConvTranspose3d):
-    """ConvTranspose3d that takes in_channels from its first input."""
+    """A ConvTranspose3d that takes in_channels from its first input, and becomes a ConvTranspose3d then.
+
+    Args:    as `ConvTranspose3d`'s, without in_channels
+    Shape:   as `ConvTranspose3d`'s
+    Source:  see `conv_transpose3d`
+    """
 
     cls_to_become = ConvTranspose3d

@@ -297,9 +297,12 @@ def normalize(
 ) -> Tensor:
     """out = input / max(||input||_p, eps), the norm along dim.
 
-    Args:    p: of the norm; out: written to, without a gradient
+    Args:    p: of the norm, default 2; dim: default 1; eps: default 1e-12
+             out: written to, without a gradient
     Shape:   input: [*]   returns: same as input
-    Raises:  RuntimeError for integers
+    dtype:   floating point or complex, returned as input's; 16 bits round the norm, then the quotient
+    Raises:  RuntimeError for integers; IndexError when dim is out of range; NotImplementedError for 16-bit
+             complex numbers
     Source:  torch.nn.functional
     """
     if not (input.is_floating_point() or input.is_complex()):
@@ -315,8 +318,12 @@ def normalize(
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """out = sum(x1 / max(||x1||, eps) * x2 / max(||x2||, eps)) along dim.
 
-    Shape:   x1, x2: broadcastable; returns: their common shape without dim
-    Raises:  RuntimeError for integers and a negative eps
+    Args:    dim: default 1; eps: of the norms, default 1e-8
+    Shape:   x1, x2: broadcastable   returns: their common shape without dim
+    dtype:   floating point, promoted (one of the two may be integers); 16 bits round at every step
+    Raises:  RuntimeError for integers, complex numbers, shapes that do not broadcast and a negative eps;
+             IndexError when dim is out of range
+    Source:  aten/native/Distance.cpp
     """
     dtype = torch.promote_types(x1.dtype, x2.dtype)
     if not dtype.is_floating_point:
@@ -343,8 +350,12 @@ def pairwise_distance(
 ) -> Tensor:
     """out = ||x1 - x2 + eps||_p along the last dimension.
 
-    Args:    p: of the norm; keepdim: keep the last dimension, as 1
+    Args:    p: of the norm, default 2; eps: added to the difference, default 1e-6
+             keepdim: keep the last dimension, as 1 (default False)
     Shape:   x1, x2: [*, cols], broadcastable   returns: [*] or [*, 1]
+    dtype:   promoted; integers give float32, complex numbers real ones; 16 bits round the difference, whose
+             norm is accumulated in float32
+    Raises:  RuntimeError for bool and shapes that do not broadcast
     Source:  aten/native/Distance.cpp
     """
     return vector_norm(x1 - x2 + eps, p, -1, keepdim)
@@ -383,9 +394,11 @@ class _Pdist(Function):
 def pdist(input: Tensor, p: float = 2) -> Tensor:
     """out = ||input[i] - input[j]||_p for all i < j, row by row of the upper triangle.
 
-    Args:    p: of the norm, from 0 to infinity
+    Args:    p: of the norm, from 0 to infinity, default 2
     Shape:   input: [rows, cols]   returns: [rows * (rows - 1) / 2]
-    Raises:  RuntimeError for another number of dimensions, integers or a negative p
+    dtype:   float32 or float64, returned as input's
+    Raises:  RuntimeError for another number of dimensions, integers or a negative p; NotImplementedError for
+             16 bits
     Source:  aten/native/Distance.cpp
     """
     if input.dim() != 2:
@@ -405,8 +418,10 @@ def pdist(input: Tensor, p: float = 2) -> Tensor:
 class PairwiseDistance(torch.nn.PairwiseDistance):
     """out = ||x1 - x2 + eps||_p along the last dimension.
 
-    Args:    p: of the norm; keepdim: keep the last dimension, as 1
+    Args:    p: of the norm, default 2; eps: added to the difference, default 1e-6
+             keepdim: keep the last dimension, as 1 (default False)
     Shape:   x1, x2: [batch, cols] or [cols]   returns: [batch] or [], with keepdim [batch, 1] or [1]
+    Source:  see `pairwise_distance`
     """
 
     __constants__ = ["norm", "eps", "keepdim"]
@@ -424,8 +439,10 @@ class PairwiseDistance(torch.nn.PairwiseDistance):
 class CosineSimilarity(torch.nn.CosineSimilarity):
     """out = x1 . x2 / (max(||x1||, eps) * max(||x2||, eps)) along dim.
 
+    Args:    dim: default 1; eps: of the norms, default 1e-8
     Shape:   x1, x2: broadcastable   returns: their common shape without dim
     Raises:  RuntimeError for integers
+    Source:  see `cosine_similarity`
     """
 
     __constants__ = ["dim", "eps"]

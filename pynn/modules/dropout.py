@@ -100,10 +100,14 @@ def _check_probability(p: float) -> None:
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """out = input * mask / (1 - p), mask ~ Bernoulli(1 - p) per element; input itself outside training.
 
-    Args:    p: probability of a zero; training: else input itself; inplace: overwrite input
+    Args:    p: probability of a zero, default 0.5; training: else input itself (default True)
+             inplace: overwrite input (default False)
     Shape:   input: [*]   returns: same as input
-    Raises:  ValueError unless 0 <= p <= 1
-    Source:  Hinton et al., Improving neural networks by preventing co-adaptation, 2012
+    dtype:   floating point, returned as input's; any where nothing is dropped
+    Raises:  ValueError unless 0 <= p <= 1; RuntimeError for integers, NotImplementedError for complex
+             numbers, in training
+    Source:  Hinton et al., Improving neural networks by preventing co-adaptation, 2012;
+             aten/native/Dropout.cpp
     """
     _check_probability(p)
     return _drop(input, p, training, inplace, per_channel=False, alpha=False)
@@ -113,10 +117,16 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
     """Dropout to SELU's lower limit, then scaled and shifted to keep mean and variance.
 
-    Args:    p: probability of a zero; training: else input itself; inplace: overwrite input
+        out = a * (input * mask - alpha' * (1 - mask)) + a * p * alpha',   mask ~ Bernoulli(1 - p),
+        alpha' = 1.7581,   a = 1 / sqrt((1 - p) * (1 + p * alpha'^2))
+
+    Args:    p: probability of a zero, default 0.5; training: else input itself (default False)
+             inplace: overwrite input (default False)
     Shape:   input: [*]   returns: same as input
-    Raises:  ValueError unless 0 <= p <= 1
-    Source:  Klambauer et al., Self-normalizing neural networks, 2017
+    dtype:   floating point, returned as input's; any where nothing is dropped; 16 bits round at every step
+    Raises:  ValueError unless 0 <= p <= 1; RuntimeError for integers, NotImplementedError for complex
+             numbers, in training
+    Source:  Klambauer et al., Self-normalizing neural networks, 2017; aten/native/Dropout.cpp
     """
     _check_probability(p)
     return _drop(input, p, training, inplace, per_channel=False, alpha=True)
@@ -126,10 +136,15 @@ def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace
 def feature_alpha_dropout(
     input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
 ) -> Tensor:
-    """Alpha dropout of whole channels.
+    """Alpha dropout of whole channels: the formula of `alpha_dropout`, mask ~ Bernoulli(1 - p) per channel.
 
+    Args:    p: probability of a zero, default 0.5; training: else input itself (default False)
+             inplace: overwrite input (default False)
     Shape:   input: [batch, channels, *]   returns: same
-    Raises:  ValueError unless 0 <= p <= 1
+    dtype:   floating point, returned as input's; any where nothing is dropped; 16 bits round at every step
+    Raises:  ValueError unless 0 <= p <= 1; in training RuntimeError for fewer than 2 dimensions and integers,
+             NotImplementedError for complex numbers
+    Source:  Klambauer et al., Self-normalizing neural networks, 2017; aten/native/Dropout.cpp
     """
     _check_probability(p)
     return _drop(input, p, training, inplace, per_channel=True, alpha=True)
@@ -146,10 +161,16 @@ def _drop_channels(input: Tensor, p: float, training: bool, inplace: bool, is_ba
 
 @traced_as(F.dropout1d)
 def dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Dropout of whole channels.
+    """Dropout of whole channels: out = input * mask / (1 - p), mask ~ Bernoulli(1 - p) per channel.
 
+    Args:    p: probability of a zero, default 0.5; training: else input itself (default True)
+             inplace: overwrite input (default False)
     Shape:   input: [batch, channels, length] or [channels, length]   returns: same
-    Raises:  RuntimeError for another number of dimensions
+    dtype:   floating point, returned as input's; any where nothing is dropped
+    Raises:  RuntimeError for another number of dimensions; ValueError unless 0 <= p <= 1; RuntimeError for
+             integers, NotImplementedError for complex numbers, in training
+    Source:  Tompson et al., Efficient object localization using convolutional networks, 2015;
+             aten/native/Dropout.cpp
     """
     _check_probability(p)
     if input.dim() not in (2, 3):
@@ -163,9 +184,16 @@ def dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: boo
 
 @traced_as(F.dropout2d)
 def dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Dropout of whole channels.
+    """Dropout of whole channels: out = input * mask / (1 - p), mask ~ Bernoulli(1 - p) per channel.
 
+    Args:    p: probability of a zero, default 0.5; training: else input itself (default True)
+             inplace: overwrite input (default False)
     Shape:   input: [batch, channels, height, width], or (with a warning) [batch, channels, *]   returns: same
+    dtype:   floating point, returned as input's; any where nothing is dropped
+    Raises:  ValueError unless 0 <= p <= 1; in training RuntimeError for fewer than 2 dimensions and integers,
+             NotImplementedError for complex numbers
+    Source:  Tompson et al., Efficient object localization using convolutional networks, 2015;
+             aten/native/Dropout.cpp
     """
     _check_probability(p)
     _warn_unusual_dims("dropout2d", input.dim(), (3, 4), "2 spatial dimensions")
@@ -185,9 +213,16 @@ def dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: boo
 
 @traced_as(F.dropout3d)
 def dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Dropout of whole channels.
+    """Dropout of whole channels: out = input * mask / (1 - p), mask ~ Bernoulli(1 - p) per channel.
 
+    Args:    p: probability of a zero, default 0.5; training: else input itself (default True)
+             inplace: overwrite input (default False)
     Shape:   input: [batch, channels, depth, height, width] or without batch   returns: same
+    dtype:   floating point, returned as input's; any where nothing is dropped
+    Raises:  ValueError unless 0 <= p <= 1; RuntimeError for integers, NotImplementedError for complex
+             numbers, in training
+    Source:  Tompson et al., Efficient object localization using convolutional networks, 2015;
+             aten/native/Dropout.cpp
     """
     _check_probability(p)
     _warn_unusual_dims("dropout3d", input.dim(), (4, 5), "3 spatial dimensions")
@@ -231,10 +266,10 @@ class _DropoutNd:
 class Dropout(_DropoutNd, torch.nn.Dropout):
     """In training, each element is 0 with probability p and scaled by 1 / (1 - p) otherwise.
 
-    Args:    p: probability of a zero; inplace: overwrite the input
+    Args:    p: probability of a zero, default 0.5; inplace: overwrite the input (default False)
     Shape:   input: [*]   returns: same as input
     Raises:  ValueError unless 0 <= p <= 1
-    Source:  Hinton et al., Improving neural networks by preventing co-adaptation, 2012
+    Source:  see `dropout`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -244,9 +279,10 @@ class Dropout(_DropoutNd, torch.nn.Dropout):
 class Dropout1d(_DropoutNd, torch.nn.Dropout1d):
     """In training, each channel of [batch, channels, length] is 0 with probability p.
 
+    Args:    p: probability of a zero, default 0.5; inplace: overwrite the input (default False)
     Shape:   input: [batch, channels, length] or [channels, length]   returns: same as input
     Raises:  ValueError unless 0 <= p <= 1
-    Source:  Tompson et al., Efficient object localization using convolutional networks, 2015
+    Source:  see `dropout1d`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -256,9 +292,10 @@ class Dropout1d(_DropoutNd, torch.nn.Dropout1d):
 class Dropout2d(_DropoutNd, torch.nn.Dropout2d):
     """In training, each channel of [batch, channels, height, width] is 0 with probability p.
 
+    Args:    p: probability of a zero, default 0.5; inplace: overwrite the input (default False)
     Shape:   input: [batch, channels, height, width] or [channels, height, width]   returns: same
     Raises:  ValueError unless 0 <= p <= 1
-    Source:  Tompson et al., Efficient object localization using convolutional networks, 2015
+    Source:  see `dropout2d`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -268,9 +305,10 @@ class Dropout2d(_DropoutNd, torch.nn.Dropout2d):
 class Dropout3d(_DropoutNd, torch.nn.Dropout3d):
     """In training, each channel of [batch, channels, depth, height, width] is 0 with probability p.
 
+    Args:    p: probability of a zero, default 0.5; inplace: overwrite the input (default False)
     Shape:   input: [batch, channels, depth, height, width] or without batch   returns: same
     Raises:  ValueError unless 0 <= p <= 1
-    Source:  Tompson et al., Efficient object localization using convolutional networks, 2015
+    Source:  see `dropout3d`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -280,9 +318,10 @@ class Dropout3d(_DropoutNd, torch.nn.Dropout3d):
 class AlphaDropout(_DropoutNd, torch.nn.AlphaDropout):
     """Dropout that keeps the mean and variance of SELU's output.
 
+    Args:    p: probability of a zero, default 0.5; inplace: overwrite the input (default False)
     Shape:   input: [*]   returns: same as input
     Raises:  ValueError unless 0 <= p <= 1
-    Source:  Klambauer et al., Self-normalizing neural networks, 2017
+    Source:  see `alpha_dropout`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -292,8 +331,10 @@ class AlphaDropout(_DropoutNd, torch.nn.AlphaDropout):
 class FeatureAlphaDropout(_DropoutNd, torch.nn.FeatureAlphaDropout):
     """Alpha dropout of whole channels.
 
+    Args:    p: probability of a zero, default 0.5; inplace: overwrite the input (default False)
     Shape:   input: [batch, channels, *]   returns: same as input
     Raises:  ValueError unless 0 <= p <= 1
+    Source:  see `feature_alpha_dropout`
     """
 
     def forward(self, input: Tensor) -> Tensor:

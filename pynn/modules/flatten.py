@@ -12,7 +12,9 @@ __all__ = ["Flatten", "Unflatten"]
 class Flatten(torch.nn.Flatten):
     """Merge the dimensions start_dim to end_dim into one.
 
-    Shape:   [*, s_start, ..., s_end, *] -> [*, s_start * ... * s_end, *]
+    Args:    start_dim: default 1; end_dim: default the last
+    Shape:   x: [*, s_start, ..., s_end, *]   returns: [*, s_start * ... * s_end, *]
+    Source:  torch/nn/modules/flatten.py
     """
 
     __constants__ = ["start_dim", "end_dim"]
@@ -32,8 +34,10 @@ class Flatten(torch.nn.Flatten):
 class Unflatten(torch.nn.Unflatten):
     """Split dimension dim into unflattened_size, one of which may be -1.
 
-    Shape:   [*, s, *] -> [*, *unflattened_size, *]
+    Args:    dim: a number, or a name of a named tensor; unflattened_size: the sizes in its place
+    Shape:   x: [*, s, *]   returns: [*, *unflattened_size, *]
     Raises:  TypeError when unflattened_size is not a tuple of ints
+    Source:  torch/nn/modules/flatten.py
     """
 
     __constants__ = ["dim", "unflattened_size"]

@@ -120,10 +120,12 @@ class _Fold(Function):
 def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
     """out[n, (c, k), o] = input[n, c, o * stride + k * dilation - padding]: every window as a column.
 
-    Args:    kernel_size, dilation, padding, stride: a number or two, for height and width
+    Args:    kernel_size, dilation, padding, stride: a number or two, for height and width; default 1, 0 and 1
     Shape:   input: [batch, channels, height, width] or without batch
              returns: [batch, channels * K * K, number of windows]
-    Raises:  RuntimeError when the numbers make no window
+    dtype:   floating point, complex or bool, returned as input's
+    Raises:  RuntimeError when the numbers make no window; IndexError for 2 dimensions; NotImplementedError
+             for integers and 16-bit complex numbers
     Source:  aten/native/Im2Col.cpp
     """
     geometry = _pairs(kernel_size=kernel_size, dilation=dilation, padding=padding, stride=stride)
@@ -160,8 +162,8 @@ def fold(
     Args:    output_size: height and width of the result; kernel_size, dilation, padding, stride: of the windows
     Shape:   input: [batch, channels * K * K, number of windows] or without batch
              returns: [batch, channels, *output_size]
-    dtype:   adds in float32 for 16-bit inputs
-    Raises:  RuntimeError when sizes do not fit
+    dtype:   floating point, complex or bool, returned as input's; adds in float32 for 16-bit inputs
+    Raises:  RuntimeError when sizes do not fit; NotImplementedError for integers and 16-bit complex numbers
     Source:  aten/native/Col2Im.cpp
     """
     (size,) = _pairs(output_size=output_size)
@@ -243,10 +245,12 @@ def _check_dtype(kernel: str, input: Tensor) -> None:
 
 
 class Unfold(torch.nn.Unfold):
-    """Every window as a column; see `pynn.functional.unfold`.
+    """Every window as a column.
 
+    Args:    kernel_size, dilation, padding, stride: as `unfold`'s
     Shape:   x: [batch, channels, height, width] or without batch
              returns: [batch, channels * K * K, number of windows]
+    Source:  see `unfold`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -254,10 +258,12 @@ class Unfold(torch.nn.Unfold):
 
 
 class Fold(torch.nn.Fold):
-    """Add up columns where their windows lie; see `pynn.functional.fold`.
+    """Add up columns where their windows lie.
 
+    Args:    output_size, kernel_size, dilation, padding, stride: as `fold`'s
     Shape:   x: [batch, channels * K * K, number of windows] or without batch
              returns: [batch, channels, *output_size]
+    Source:  see `fold`
     """
 
     def forward(self, input: Tensor) -> Tensor:

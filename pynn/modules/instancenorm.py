@@ -38,6 +38,8 @@ def instance_norm(
     With use_input_stats, mean and variance are those of the channel in the sample, and running statistics, if
     any, move towards their average over the samples; else they are the running statistics.
 
+    Args:    running_mean, running_var: move in place; momentum: how far, default 0.1
+             eps: added to the variance, default 1e-5
     Shape:   input: [batch, channels, *]   the others: [channels]   returns: same as input
     dtype:   as batch_norm; but a running mean, and with it a variance, of another dtype is cast
     Raises:  ValueError for one value per channel; RuntimeError when sizes or dtypes do not match, or running
@@ -137,7 +139,7 @@ class InstanceNorm1d(_InstanceNorm, torch.nn.InstanceNorm1d):
 
     Shape:   x: [batch, channels, length] or [channels, length]   returns: same as x
     Raises:  ValueError for another number of dimensions or channels, or one value per channel
-    Source:  Ulyanov et al., Instance normalization, 2016
+    Source:  see `instance_norm`
     """
 
     def _get_no_batch_dim(self) -> int:
@@ -152,7 +154,7 @@ class InstanceNorm2d(_InstanceNorm, torch.nn.InstanceNorm2d):
 
     Shape:   x: [batch, channels, height, width] or [channels, height, width]   returns: same as x
     Raises:  ValueError for another number of dimensions or channels, or one value per channel
-    Source:  Ulyanov et al., Instance normalization, 2016
+    Source:  see `instance_norm`
     """
 
     def _get_no_batch_dim(self) -> int:
@@ -167,7 +169,7 @@ class InstanceNorm3d(_InstanceNorm, torch.nn.InstanceNorm3d):
 
     Shape:   x: [batch, channels, depth, height, width] or [channels, depth, height, width]   returns: same as x
     Raises:  ValueError for another number of dimensions or channels, or one value per channel
-    Source:  Ulyanov et al., Instance normalization, 2016
+    Source:  see `instance_norm`
     """
 
     def _get_no_batch_dim(self) -> int:
@@ -181,6 +183,7 @@ class LazyInstanceNorm1d(_LazyNormBase, _InstanceNorm, torch.nn.LazyInstanceNorm
     """An InstanceNorm1d that learns num_features from its first input, and becomes an InstanceNorm1d then.
 
     Shape:   x: [batch, channels, length] or [channels, length]   returns: same as x
+    Source:  see `instance_norm`
     """
 
     cls_to_become = InstanceNorm1d  # type: ignore[assignment]
@@ -196,6 +199,7 @@ class LazyInstanceNorm2d(_LazyNormBase, _InstanceNorm, torch.nn.LazyInstanceNorm
     """An InstanceNorm2d that learns num_features from its first input, and becomes an InstanceNorm2d then.
 
     Shape:   x: [batch, channels, height, width] or [channels, height, width]   returns: same as x
+    Source:  see `instance_norm`
     """
 
     cls_to_become = InstanceNorm2d  # type: ignore[assignment]
@@ -211,6 +215,7 @@ class LazyInstanceNorm3d(_LazyNormBase, _InstanceNorm, torch.nn.LazyInstanceNorm
     """An InstanceNorm3d that learns num_features from its first input, and becomes an InstanceNorm3d then.
 
     Shape:   x: [batch, channels, depth, height, width] or [channels, depth, height, width]   returns: same as x
+    Source:  see `instance_norm`
     """
 
     cls_to_become = InstanceNorm3d  # type: ignore[assignment]

@@ -22,6 +22,7 @@ from pynn.definitions import (
 from pynn.dtype_names import cpp_name
 from pynn.modules import _grouped_products
 from pynn.modules._grouped_products import *  # noqa: F403
+from pynn.out import takes_out
 
 __all__ = [
     *_grouped_products.__all__,
@@ -93,13 +94,17 @@ def product_with_bias(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @traced_as(F.linear)
+@takes_out
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """out = input @ weight^T + bias.
 
     Shape:   input: [*, in_features]   weight: [out_features, in_features] or [in_features]
              bias: [out_features]   returns: [*, out_features]
-    dtype:   16-bit with a bias: adds in float32, so that the sum is rounded once
-    Raises:  RuntimeError when the inner sizes or the dtypes differ, or bias is of other features
+    dtype:   any but bool and 16-bit complex numbers, the same for all, returned so; 16-bit with a bias: adds
+             in float32, so that the sum is rounded once
+    Raises:  RuntimeError when the inner sizes or the dtypes differ, or bias is of other features;
+             NotImplementedError for bool and 16-bit complex numbers
+    Source:  aten/native/Linear.cpp
     """
     if input.dim() == 0 or weight.dim() == 0:
         raise RuntimeError(
@@ -153,9 +158,13 @@ def trilinear(
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """out[*, o] = sum over i, j of input1[*, i] * weight[o, i, j] * input2[*, j], + bias[o].
 
-    Shape:   input1: [*, in1_features]   input2: [*, in2_features]
+    Shape:   input1: [*, in1_features]   input2: [*, in2_features]   bias: [out_features]
              weight: [out_features, in1_features, in2_features]   returns: [*, out_features]
-    Raises:  RuntimeError when batch dimensions or features do not match
+    dtype:   any but bool and 16-bit complex numbers, the same for all, returned so; 16 bits: both sums
+             accumulate in float32, and each is rounded
+    Raises:  RuntimeError when batch dimensions, features or dtypes do not match; NotImplementedError for bool
+             and 16-bit complex numbers
+    Source:  aten/native/Linear.cpp
     """
     _check_bilinear(input1, input2, weight, bias)
     refuse_complex_gradient("_trilinear", input1, weight, input2)
@@ -200,7 +209,11 @@ def _check_bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor
 
 
 class Identity(torch.nn.Identity):
-    """out = x, whatever the arguments of the constructor.  Shape: x: [*]"""
+    """out = x, whatever the arguments of the constructor.
+
+    Shape:   x: [*]   returns: same as x
+    Source:  torch/nn/modules/linear.py
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         init_module(Identity, self)
@@ -212,7 +225,10 @@ class Identity(torch.nn.Identity):
 class Linear(torch.nn.Linear):
     """out = x @ weight^T + bias.
 
-    Shape:   x: [*, in_features]   weight: [out_features, in_features]   returns: [*, out_features]
+    Args:    in_features, out_features: of the weight; bias: learn one (default)
+    Shape:   x: [*, in_features]   weight: [out_features, in_features]   bias: [out_features]
+             returns: [*, out_features]
+    Source:  see `linear`
     """
 
     __constants__ = ["in_features", "out_features"]
@@ -250,14 +266,21 @@ class Linear(torch.nn.Linear):
 
 
 class NonDynamicallyQuantizableLinear(Linear, torch.nn.modules.linear.NonDynamicallyQuantizableLinear):
-    """A Linear that dynamic quantisation leaves alone: the output projection of MultiheadAttention."""
+    """A Linear that dynamic quantisation leaves alone: the output projection of MultiheadAttention.
+
+    Args:    as `Linear`'s
+    Shape:   as `Linear`'s
+    Source:  see `linear`
+    """
 
 
 class Bilinear(torch.nn.Bilinear):
     """out[o] = x1^T weight[o] x2 + bias[o].
 
+    Args:    in1_features, in2_features, out_features: of the weight; bias: learn one (default)
     Shape:   x1: [*, in1_features]   x2: [*, in2_features]   returns: [*, out_features]
     Raises:  ValueError when in1_features <= 0
+    Source:  see `bilinear`
     """
 
     __constants__ = ["in1_features", "in2_features", "out_features"]
@@ -305,9 +328,10 @@ class Bilinear(torch.nn.Bilinear):
 class LazyLinear(torch.nn.LazyLinear, Linear):
     """A Linear that learns in_features from its first input, and becomes a Linear then.
 
-    Args:    as Linear's, without in_features
+    Args:    as `Linear`'s, without in_features
     Shape:   x: [*, in_features]   returns: [*, out_features]
     Raises:  AssertionError when the first input does not fit a loaded weight
+    Source:  see `linear`
     """
 
     cls_to_become = Linear  # type: ignore[assignment]

@@ -91,7 +91,9 @@ class _WeightedLoss(_Loss):
 class L1Loss(_Loss, torch.nn.L1Loss):
     """|input - target|, reduced.
 
+    Args:    reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    Source:  see `l1_loss`
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -101,7 +103,11 @@ class L1Loss(_Loss, torch.nn.L1Loss):
 class NLLLoss(_WeightedLoss, torch.nn.NLLLoss):
     """-weight[target] * input[target], reduced; the mean divides by the sum of the weights.
 
-    Shape:   input: [batch, classes, *] or [classes]   target: [batch, *] or [] integers   returns: as target
+    Args:    weight: a factor for each class; ignore_index: a target that counts for nothing, default -100
+             reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
+    Shape:   input: [batch, classes, *] or [classes]   target: [batch, *] or [] integers
+             returns: as target, or a scalar when reduced
+    Source:  see `nll_loss`
     """
 
     __constants__ = ["ignore_index", "reduction"]
@@ -132,7 +138,7 @@ with warnings.catch_warnings():  # deriving from a deprecated class warns alread
         category=FutureWarning,
     )
     class NLLLoss2d(NLLLoss, torch.nn.NLLLoss2d):
-        """The same as NLLLoss; deprecated."""
+        """The same as `NLLLoss`; deprecated."""
 
         def __init__(
             self,
@@ -148,7 +154,10 @@ with warnings.catch_warnings():  # deriving from a deprecated class warns alread
 class PoissonNLLLoss(_Loss, torch.nn.PoissonNLLLoss):
     """Negative log likelihood of a Poisson distributed target.
 
+    Args:    log_input, full, eps: as `poisson_nll_loss`'s
+             reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    Source:  see `poisson_nll_loss`
     """
 
     __constants__ = ["log_input", "full", "eps", "reduction"]
@@ -181,7 +190,10 @@ class PoissonNLLLoss(_Loss, torch.nn.PoissonNLLLoss):
 class GaussianNLLLoss(_Loss, torch.nn.GaussianNLLLoss):
     """Negative log likelihood of a normally distributed target with the given variance.
 
+    Args:    full: add log(2 * pi) / 2 (default False); eps: the least variance, default 1e-6
+             reduction: mean (default), sum or none
     Shape:   input, target: [*]   var: broadcastable to them   returns: their shape, or a scalar when reduced
+    Source:  see `gaussian_nll_loss`
     """
 
     __constants__ = ["full", "eps", "reduction"]
@@ -200,7 +212,11 @@ class GaussianNLLLoss(_Loss, torch.nn.GaussianNLLLoss):
 class KLDivLoss(_Loss, torch.nn.KLDivLoss):
     """target * (log(target) - input), reduced.
 
+    Args:    log_target: target is a logarithm as input is (default False)
+             reduction: mean (default), sum, none or batchmean
+             size_average, reduce: its deprecated forerunners
     Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    Source:  see `kl_div`
     """
 
     def __init__(
@@ -218,7 +234,9 @@ class KLDivLoss(_Loss, torch.nn.KLDivLoss):
 class MSELoss(_Loss, torch.nn.MSELoss):
     """(input - target)^2, reduced.
 
+    Args:    reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    Source:  see `mse_loss`
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -228,7 +246,10 @@ class MSELoss(_Loss, torch.nn.MSELoss):
 class BCELoss(_WeightedLoss, torch.nn.BCELoss):
     """-(target * log(input) + (1 - target) * log(1 - input)), weighted and reduced.
 
+    Args:    weight: a factor for each element
+             reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    Source:  see `binary_cross_entropy`
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -238,9 +259,12 @@ class BCELoss(_WeightedLoss, torch.nn.BCELoss):
 
 
 class BCEWithLogitsLoss(_Loss, torch.nn.BCEWithLogitsLoss):
-    """BCELoss of sigmoid(input); pos_weight scales the positive targets.
+    """BCELoss of sigmoid(input).
 
+    Args:    weight: a factor for each element; pos_weight: one for the positive targets
+             reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    Source:  see `binary_cross_entropy_with_logits`
     """
 
     __constants__: list[str] = []
@@ -266,7 +290,10 @@ class BCEWithLogitsLoss(_Loss, torch.nn.BCEWithLogitsLoss):
 class HingeEmbeddingLoss(_Loss, torch.nn.HingeEmbeddingLoss):
     """input where target is 1, max(0, margin - input) where it is -1, reduced.
 
+    Args:    margin: default 1
+             reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    Source:  see `hinge_embedding_loss`
     """
 
     __constants__ = ["margin", "reduction"]
@@ -282,7 +309,12 @@ class HingeEmbeddingLoss(_Loss, torch.nn.HingeEmbeddingLoss):
 
 
 class MultiLabelMarginLoss(_Loss, torch.nn.MultiLabelMarginLoss):
-    """Margins between every label and every other class, reduced."""
+    """Margins between every label and every other class, reduced.
+
+    Args:    reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
+    Shape:   input, target: [batch, classes] or [classes]   returns: [batch] or [], or a scalar when reduced
+    Source:  see `multilabel_margin_loss`
+    """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return _ranking_losses.multilabel_margin_loss(input, target, reduction=self.reduction)
@@ -291,7 +323,10 @@ class MultiLabelMarginLoss(_Loss, torch.nn.MultiLabelMarginLoss):
 class SmoothL1Loss(_Loss, torch.nn.SmoothL1Loss):
     """Squared below beta, linear above, reduced.
 
+    Args:    beta: where the square meets the line, default 1
+             reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    Source:  see `smooth_l1_loss`
     """
 
     def __init__(self, size_average=None, reduce=None, reduction: str = "mean", beta: float = 1.0) -> None:
@@ -305,7 +340,10 @@ class SmoothL1Loss(_Loss, torch.nn.SmoothL1Loss):
 class HuberLoss(_Loss, torch.nn.HuberLoss):
     """Squared below delta, linear above, reduced.
 
+    Args:    delta: where the square meets the line, default 1; reduction: mean (default), sum or none
+    Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
     Raises:  TypeError when delta is no number
+    Source:  see `huber_loss`
     """
 
     __constants__ = ["reduction", "delta"]
@@ -323,7 +361,9 @@ class HuberLoss(_Loss, torch.nn.HuberLoss):
 class SoftMarginLoss(_Loss, torch.nn.SoftMarginLoss):
     """log(1 + exp(-target * input)), reduced.
 
+    Args:    reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: [*]   returns: their shape, or a scalar when reduced
+    Source:  see `soft_margin_loss`
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -333,8 +373,12 @@ class SoftMarginLoss(_Loss, torch.nn.SoftMarginLoss):
 class CrossEntropyLoss(_WeightedLoss, torch.nn.CrossEntropyLoss):
     """-sum over classes of p * weight * log(softmax(input)), reduced; p from indices or probabilities.
 
+    Args:    weight: a factor for each class; ignore_index: a target that counts for nothing, default -100
+             label_smoothing: from 0 (default) to 1
+             reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input: [batch, classes, *] or [classes]   target: [batch, *] or [] integers, or as input
              returns: [batch, *] or [], or a scalar when reduced
+    Source:  see `cross_entropy`
     """
 
     __constants__ = ["ignore_index", "reduction", "label_smoothing"]
@@ -366,7 +410,10 @@ class CrossEntropyLoss(_WeightedLoss, torch.nn.CrossEntropyLoss):
 class MultiLabelSoftMarginLoss(_WeightedLoss, torch.nn.MultiLabelSoftMarginLoss):
     """Binary cross-entropy with logits, averaged over the classes, reduced.
 
+    Args:    weight: a factor for each class
+             reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input, target: [batch, classes]   returns: [batch], or a scalar when reduced
+    Source:  see `multilabel_soft_margin_loss`
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -376,7 +423,14 @@ class MultiLabelSoftMarginLoss(_WeightedLoss, torch.nn.MultiLabelSoftMarginLoss)
 
 
 class CosineEmbeddingLoss(_Loss, torch.nn.CosineEmbeddingLoss):
-    """1 - cos where target is 1, max(0, cos - margin) where it is -1, reduced."""
+    """1 - cos where target is 1, max(0, cos - margin) where it is -1, reduced.
+
+    Args:    margin: default 0
+             reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
+    Shape:   input1, input2: [batch, features] or [features]   target: [batch] or []
+             returns: as target, or a scalar when reduced
+    Source:  see `cosine_embedding_loss`
+    """
 
     __constants__ = ["margin", "reduction"]
 
@@ -393,9 +447,11 @@ class CosineEmbeddingLoss(_Loss, torch.nn.CosineEmbeddingLoss):
 class MarginRankingLoss(_Loss, torch.nn.MarginRankingLoss):
     """max(0, -target * (input1 - input2) + margin), reduced.
 
-    Args:    margin: by how much the one that target (1 or -1) prefers should rank higher
+    Args:    margin: by how much the one that target (1 or -1) prefers should rank higher, default 0
+             reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
     Shape:   input1, input2, target: broadcastable   returns: a scalar, or with reduction none their shape
     Raises:  RuntimeError when the numbers of dimensions differ
+    Source:  see `margin_ranking_loss`
     """
 
     __constants__ = ["margin", "reduction"]
@@ -413,7 +469,12 @@ class MarginRankingLoss(_Loss, torch.nn.MarginRankingLoss):
 class MultiMarginLoss(_WeightedLoss, torch.nn.MultiMarginLoss):
     """Margins between the target and every other class, averaged over the classes, reduced.
 
+    Args:    p: 1 (default) or 2; margin: default 1; weight: a factor for each class
+             reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
+    Shape:   input: [batch, classes] or [classes]   target: [batch] or []
+             returns: as target, or a scalar when reduced
     Raises:  ValueError unless p is 1 or 2 and weight one-dimensional
+    Source:  see `multi_margin_loss`
     """
 
     __constants__ = ["p", "margin", "reduction"]
@@ -446,7 +507,12 @@ class MultiMarginLoss(_WeightedLoss, torch.nn.MultiMarginLoss):
 class TripletMarginLoss(_Loss, torch.nn.TripletMarginLoss):
     """max(0, margin + d(anchor, positive) - d(anchor, negative)), reduced.
 
+    Args:    margin, p, eps, swap: as `triplet_margin_loss`'s
+             reduction: mean (default), sum or none; size_average, reduce: its deprecated forerunners
+    Shape:   anchor, positive, negative: [batch, cols] or [cols]
+             returns: [batch] or [], or a scalar when reduced
     Raises:  ValueError unless margin > 0
+    Source:  see `triplet_margin_loss`
     """
 
     __constants__ = ["margin", "p", "eps", "swap", "reduction"]
@@ -485,7 +551,12 @@ class TripletMarginLoss(_Loss, torch.nn.TripletMarginLoss):
 class TripletMarginWithDistanceLoss(_Loss, torch.nn.TripletMarginWithDistanceLoss):
     """TripletMarginLoss with a distance of one's own (default: PairwiseDistance()).
 
+    Args:    distance_function, margin, swap: as `triplet_margin_with_distance_loss`'s
+             reduction: mean (default), sum or none
+    Shape:   anchor, positive, negative: what distance_function takes
+             returns: what it returns, or a scalar when reduced
     Raises:  ValueError unless margin > 0
+    Source:  see `triplet_margin_with_distance_loss`
     """
 
     __constants__ = ["margin", "swap", "reduction"]

@@ -11,10 +11,10 @@ from torch.nn.init import constant_, xavier_normal_, xavier_uniform_
 from torch.nn.parameter import Parameter
 
 from pynn.construction import init_module
-from pynn.definitions import PUBLIC, defines
+from pynn.definitions import PUBLIC, defines, is_traced
 from pynn.overrides import scripts_as
 
-from ._nested import attend_by_sequence, gives_nan_without_keys, require_fast_path
+from ._nested import attend_by_sequence, gives_nan_without_keys, require_fast_path, why_not_fast_path
 from ._softmax import softmax_of
 from .activation import softmax
 from .attention import scaled_dot_product_attention
@@ -70,9 +70,12 @@ def multi_head_attention_forward(
         out = concat(head_1, ..., head_n) @ Wo.T + bias
 
     Args:    embed_dim_to_check: the width query must have
-             in_proj_weight, in_proj_bias: Wq, Wk, Wv stacked; or else the three q/k/v_proj_weight
+             in_proj_weight, in_proj_bias: Wq, Wk, Wv stacked; or, with use_separate_proj_weight,
+             q_proj_weight, k_proj_weight and v_proj_weight
              bias_k, bias_v: one more, learned key and value
              add_zero_attn: one more key and value, of zeros
+             dropout_p: share of the attention weights set to 0, in training only
+             out_proj_weight, out_proj_bias: Wo and bias
              key_padding_mask, attn_mask: bool (True is hidden) or float (added to the scores)
              need_weights: also return the weights, averaged over heads if average_attn_weights
              static_k, static_v: keys and values already projected, [batch * heads, keys, head_dim]
@@ -80,7 +83,10 @@ def multi_head_attention_forward(
     Shape:   query: [queries, batch, embed_dim]   key, value: [keys, batch, *]   (or without batch)
              key_padding_mask: [batch, keys]   attn_mask: [queries, keys] or [batch * heads, queries, keys]
              returns: [queries, batch, embed_dim], [batch, queries, keys] or [batch, heads, queries, keys]
-    Raises:  AssertionError on widths, lengths or head counts that do not fit, RuntimeError on mask shapes
+    dtype:   floating point, the same for all, returned so; 16 bits: projections and attention compute in
+             float32, and each is rounded
+    Raises:  AssertionError on widths, lengths or head counts that do not fit, RuntimeError on mask shapes and
+             dtypes that do not fit
     Source:  Vaswani et al. 2017, "Attention Is All You Need"; torch.nn.functional
     """
     is_batched = check_dims(query, key, value, key_padding_mask, attn_mask, num_heads)
@@ -335,7 +341,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             key_padding_mask, "key_padding_mask", dtype_of(attn_mask), "attn_mask", query.dtype
         )
         attn_mask = canonical_mask(attn_mask, "attn_mask", None, "", query.dtype, check_other=False)
-        is_batched = query.dim() == 3
+        given, is_batched = (query, key, value), query.dim() == 3
         if self.batch_first and is_batched:
             query, key, value = transpose_batch(query, key, value)
         out, weights = multi_head_attention_forward(
@@ -363,7 +369,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             average_attn_weights=average_attn_weights,
             is_causal=is_causal,
         )
-        out = out.transpose(0, 1) if self.batch_first and is_batched else out
+        if self.batch_first and is_batched:
+            out = out.transpose(0, 1)
+            if not is_traced() and not why_not_fast_path(self, *given):
+                out = out.contiguous()  # as the kernel of torch's fast path answers
         return out, weights if need_weights else None
 
 

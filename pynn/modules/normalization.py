@@ -200,7 +200,8 @@ class _RmsNorm(Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, weight, rank, ctx.eps = inputs
         ctx.shape = x.shape[-rank:]
-        ctx.save_for_backward(x, weight)
+        # only dx needs the weight; one that isn't kept may be overwritten
+        ctx.save_for_backward(x, weight if ctx.needs_input_grad[0] else None)
         ctx.save_for_forward(x, weight)
 
     @staticmethod
@@ -235,10 +236,13 @@ def layer_norm(
 ) -> Tensor:
     """out = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias.
 
+    Args:    eps: added to the variance, default 1e-5
     Shape:   input: [*, *normalized_shape]   weight, bias: normalized_shape   returns: same as input
-    dtype:   computes in float32 for 16-bit inputs; weight and bias may then be float32
-    Raises:  RuntimeError when shapes do not match
-    Source:  Ba et al., Layer normalization, 2016
+    dtype:   floating point, returned as input's; computes in float32 for 16-bit inputs; weight and bias may
+             then be float32
+    Raises:  RuntimeError when shapes or dtypes do not match; NotImplementedError for integers and complex
+             numbers
+    Source:  Ba et al., Layer normalization, 2016; aten/native/layer_norm.cpp
     """
     check_parameter_dtypes("LayerNormKernelImpl", input, weight, bias)
     _check_normalized_shape(input, normalized_shape, weight)
@@ -259,9 +263,10 @@ def rms_norm(
 
     Args:    eps: None takes the machine epsilon of the dtype computed in
     Shape:   input: [*, *normalized_shape]   weight: normalized_shape   returns: same as input
-    dtype:   computes in float32 for 16-bit inputs
-    Raises:  RuntimeError when shapes do not match, ValueError for too few dimensions
-    Source:  Zhang and Sennrich, Root mean square layer normalization, 2019
+    dtype:   floating point or complex, returned as input's; computes in float32 for 16-bit inputs
+    Raises:  RuntimeError when shapes do not match, ValueError for too few dimensions; NotImplementedError for
+             integers
+    Source:  Zhang and Sennrich, Root mean square layer normalization, 2019; aten/native/layer_norm.cpp
     """
     _check_normalized_shape(input, normalized_shape, weight, is_rms=True)
     # contiguous, or channels-last, so that the result is, as in C++
@@ -301,7 +306,11 @@ _shape_t = int | list[int] | Size
 class LayerNorm(torch.nn.LayerNorm):
     """out = (x - mean) / sqrt(var + eps) * weight + bias over the last dimensions.
 
+    Args:    normalized_shape: sizes of the last dimensions, or the last size
+             eps: added to the variance, default 1e-5
+             elementwise_affine: learn weight and, with bias, bias (default)
     Shape:   x: [*, *normalized_shape]   weight, bias: normalized_shape   returns: same as x
+    Source:  see `layer_norm`
     """
 
     __constants__ = ["normalized_shape", "eps", "elementwise_affine"]
@@ -348,7 +357,11 @@ class LayerNorm(torch.nn.LayerNorm):
 class RMSNorm(torch.nn.RMSNorm):
     """out = x / sqrt(mean(x^2) + eps) * weight over the last dimensions.
 
+    Args:    normalized_shape: sizes of the last dimensions, or the last size
+             eps: added to the mean square; None takes the machine epsilon of the dtype computed in
+             elementwise_affine: learn weight (default)
     Shape:   x: [*, *normalized_shape]   weight: normalized_shape   returns: same as x
+    Source:  see `rms_norm`
     """
 
     __constants__ = ["normalized_shape", "eps", "elementwise_affine"]
@@ -389,10 +402,10 @@ class GroupNorm(torch.nn.GroupNorm):
     """out = (x - mean) / sqrt(var + eps) * weight + bias; statistics of each group of channels and sample.
 
     Args:    num_groups: 1 normalises over a whole sample, num_channels each channel for itself
-             bias: learn one, where affine
+             eps: added to the variance, default 1e-5; affine: learn weight and, with bias, bias (default)
     Shape:   x: [batch, num_channels, *]   weight, bias: [num_channels]   returns: same as x
     Raises:  ValueError when num_channels is not divisible by num_groups
-    Source:  Wu and He, Group normalization, 2018
+    Source:  see `group_norm`
     """
 
     __constants__ = ["num_groups", "num_channels", "eps", "affine"]
@@ -461,8 +474,9 @@ class _ResponseNorm:
 class LocalResponseNorm(_ResponseNorm, torch.nn.LocalResponseNorm):
     """out = x / (k + alpha * mean(x^2 over size neighbouring channels))^beta.
 
+    Args:    size, alpha, beta, k: as `local_response_norm`'s
     Shape:   x: [batch, channels, *] with at least 3 dimensions   returns: same as x
-    Source:  Krizhevsky et al., ImageNet classification with deep convolutional neural networks, 2012
+    Source:  see `local_response_norm`
     """
 
     __constants__ = ["size", "alpha", "beta", "k"]
@@ -474,6 +488,7 @@ class LocalResponseNorm(_ResponseNorm, torch.nn.LocalResponseNorm):
 class CrossMapLRN2d(_ResponseNorm, torch.nn.CrossMapLRN2d):
     """out = x * (k + alpha / size * sum(x^2 over size neighbouring channels))^-beta.
 
+    Args:    size: how many channels; alpha: default 1e-4; beta: default 0.75; k: default 1
     Shape:   x: [batch, channels, height, width]   returns: same as x
     Source:  torch/nn/modules/_functions.py. Differs from torch in: see `pynn.modules._response_norm`
     """

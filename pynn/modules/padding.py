@@ -187,10 +187,13 @@ def pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | No
         replicate  0 0 | 0 1 2 3 | 3 3
         circular   2 3 | 0 1 2 3 | 0 1
 
-    Args:    value: of mode constant, default 0
+    Args:    pad: negative numbers cut; the modes other than constant pad the last 1 to 3 dimensions of images
+             value: of mode constant, default 0
     Shape:   input: [*]   returns: the last len(pad) / 2 dimensions grown by left + right
-    Raises:  RuntimeError, NotImplementedError as torch for sizes and modes that do not fit
-    Source:  aten/native/PadNd.cpp
+    dtype:   any, returned as input's; reflect and replicate take neither bool nor 16-bit complex numbers
+    Raises:  RuntimeError for widths that do not fit the sizes, or a value in another mode;
+             NotImplementedError for unknown modes, dimensions and dtypes
+    Source:  aten/native/PadNd.cpp, ReflectionPad.cpp, ReplicationPadding.cpp
     """
     if len(pad) % 2 != 0:
         raise RuntimeError("Padding length must be divisible by 2")
@@ -288,6 +291,7 @@ class CircularPad1d(_CircularPad, torch.nn.CircularPad1d):
     Args:    padding: of every side, or (left, right)
     Shape:   input: [batch, channels, length] or without batch   returns: the same, padded
     Raises:  ValueError for another number of dimensions, RuntimeError when it wraps more than once
+    Source:  see `pad`
     """
 
     dims = 1
@@ -299,6 +303,7 @@ class CircularPad2d(_CircularPad, torch.nn.CircularPad2d):
     Args:    padding: of every side, or (left, right, top, bottom)
     Shape:   input: [batch, channels, height, width] or without batch   returns: the same, padded
     Raises:  ValueError for another number of dimensions, RuntimeError when it wraps more than once
+    Source:  see `pad`
     """
 
     dims = 2
@@ -310,6 +315,7 @@ class CircularPad3d(_CircularPad, torch.nn.CircularPad3d):
     Args:    padding: of every side, or (left, right, top, bottom, front, back)
     Shape:   input: [batch, channels, depth, height, width] or without batch   returns: the same, padded
     Raises:  ValueError for another number of dimensions, RuntimeError when it wraps more than once
+    Source:  see `pad`
     """
 
     dims = 3
@@ -333,7 +339,9 @@ class ConstantPad1d(_ConstantPad, torch.nn.ConstantPad1d):
     """Pad the last dimension with a value.
 
     Args:    padding: of every side, or (left, right); negative cuts
+             value: the constant
     Shape:   input: [*, length]   returns: the same, padded
+    Source:  see `pad`
     """
 
     dims = 1
@@ -343,7 +351,9 @@ class ConstantPad2d(_ConstantPad, torch.nn.ConstantPad2d):
     """Pad the last 2 dimensions with a value.
 
     Args:    padding: of every side, or (left, right, top, bottom); negative cuts
+             value: the constant
     Shape:   input: [*, height, width]   returns: the same, padded
+    Source:  see `pad`
     """
 
     dims = 2
@@ -353,7 +363,9 @@ class ConstantPad3d(_ConstantPad, torch.nn.ConstantPad3d):
     """Pad the last 3 dimensions with a value.
 
     Args:    padding: of every side, or (left, right, top, bottom, front, back); negative cuts
+             value: the constant
     Shape:   input: [*, depth, height, width]   returns: the same, padded
+    Source:  see `pad`
     """
 
     dims = 3
@@ -369,6 +381,7 @@ class ReflectionPad1d(_ReflectionPad, torch.nn.ReflectionPad1d):
     Args:    padding: of every side, or (left, right)
     Shape:   input: [batch, channels, length] or without batch   returns: the same, padded
     Raises:  NotImplementedError for another number of dimensions, RuntimeError for padding >= the size
+    Source:  see `pad`
     """
 
     dims = 1
@@ -380,6 +393,7 @@ class ReflectionPad2d(_ReflectionPad, torch.nn.ReflectionPad2d):
     Args:    padding: of every side, or (left, right, top, bottom)
     Shape:   input: [batch, channels, height, width] or without batch   returns: the same, padded
     Raises:  NotImplementedError for another number of dimensions, RuntimeError for padding >= the size
+    Source:  see `pad`
     """
 
     dims = 2
@@ -391,6 +405,7 @@ class ReflectionPad3d(_ReflectionPad, torch.nn.ReflectionPad3d):
     Args:    padding: of every side, or (left, right, top, bottom, front, back)
     Shape:   input: [batch, channels, depth, height, width] or without batch   returns: the same, padded
     Raises:  NotImplementedError for another number of dimensions, RuntimeError for padding >= the size
+    Source:  see `pad`
     """
 
     dims = 3
@@ -406,6 +421,7 @@ class ReplicationPad1d(_ReplicationPad, torch.nn.ReplicationPad1d):
     Args:    padding: of every side, or (left, right)
     Shape:   input: [batch, channels, length] or without batch   returns: the same, padded
     Raises:  NotImplementedError for another number of dimensions
+    Source:  see `pad`
     """
 
     dims = 1
@@ -417,6 +433,7 @@ class ReplicationPad2d(_ReplicationPad, torch.nn.ReplicationPad2d):
     Args:    padding: of every side, or (left, right, top, bottom)
     Shape:   input: [batch, channels, height, width] or without batch   returns: the same, padded
     Raises:  NotImplementedError for another number of dimensions
+    Source:  see `pad`
     """
 
     dims = 2
@@ -428,6 +445,7 @@ class ReplicationPad3d(_ReplicationPad, torch.nn.ReplicationPad3d):
     Args:    padding: of every side, or (left, right, top, bottom, front, back)
     Shape:   input: [batch, channels, depth, height, width] or without batch   returns: the same, padded
     Raises:  NotImplementedError for another number of dimensions
+    Source:  see `pad`
     """
 
     dims = 3
@@ -446,6 +464,7 @@ class ZeroPad1d(_ZeroPad, ConstantPad1d, torch.nn.ZeroPad1d):
 
     Args:    padding: of every side, or (left, right); negative cuts
     Shape:   input: [*, length]   returns: the same, padded
+    Source:  see `pad`
     """
 
 
@@ -454,6 +473,7 @@ class ZeroPad2d(_ZeroPad, ConstantPad2d, torch.nn.ZeroPad2d):
 
     Args:    padding: of every side, or (left, right, top, bottom); negative cuts
     Shape:   input: [*, height, width]   returns: the same, padded
+    Source:  see `pad`
     """
 
 
@@ -462,4 +482,5 @@ class ZeroPad3d(_ZeroPad, ConstantPad3d, torch.nn.ZeroPad3d):
 
     Args:    padding: of every side, or (left, right, top, bottom, front, back); negative cuts
     Shape:   input: [*, depth, height, width]   returns: the same, padded
+    Source:  see `pad`
     """

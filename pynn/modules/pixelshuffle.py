@@ -17,9 +17,13 @@ aten = torch.ops.aten
 def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
     """out[c, h * r + i, w * r + j] = input[c * r^2 + i * r + j, h, w], r = upscale_factor.
 
+    Args:    upscale_factor: r, at least 1
     Shape:   input: [*, channels * r^2, height, width]   returns: [*, channels, height * r, width * r]
-    Raises:  RuntimeError when r^2 does not divide the channels, ValueError when it is no 64-bit integer
-    Source:  Shi et al., Real-time single image and video super-resolution, 2016
+    dtype:   any but 16-bit complex numbers, returned as input's
+    Raises:  RuntimeError when r^2 does not divide the channels, r is not positive or input has fewer than 3
+             dimensions; ValueError when r^2 is no 64-bit integer; NotImplementedError for 16-bit complex
+             numbers
+    Source:  Shi et al., Real-time single image and video super-resolution, 2016; aten/native/PixelShuffle.cpp
     """
     _check("pixel_shuffle", "upscale_factor", input, upscale_factor)
     r = upscale_factor
@@ -35,20 +39,22 @@ def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
         )
     if input.numel() > 0:
         refuse_complex_half("pixel_shuffle", input)
-    if r == 1:
-        return in_format_of(input, input.clone())  # a copy, as for any other factor
     blocks = input.reshape(*batch, channels // (r * r), r, r, height, width)
     # [*, channels, height, r, width, r]
-    pixels = blocks.movedim((-2, -4, -1, -3), (-4, -3, -2, -1))
-    return in_format_of(input, pixels.reshape(*batch, channels // (r * r), height * r, width * r))
+    pixels = copied(blocks.movedim((-2, -4, -1, -3), (-4, -3, -2, -1)))
+    return in_format_of(input, pixels.view(*batch, channels // (r * r), height * r, width * r))
 
 
 @traced_as(F.pixel_unshuffle)
 def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
-    """The inverse of pixel_shuffle: out[c * r^2 + i * r + j, h, w] = input[c, h * r + i, w * r + j].
+    """The inverse of `pixel_shuffle`: out[c * r^2 + i * r + j, h, w] = input[c, h * r + i, w * r + j].
 
+    Args:    downscale_factor: r, at least 1
     Shape:   input: [*, channels, height * r, width * r]   returns: [*, channels * r^2, height, width]
-    Raises:  RuntimeError when r does not divide height and width
+    dtype:   any but 16-bit complex numbers, returned as input's
+    Raises:  RuntimeError when r does not divide height and width, is not positive or input has fewer than 3
+             dimensions; NotImplementedError for 16-bit complex numbers
+    Source:  Shi et al., Real-time single image and video super-resolution, 2016; aten/native/PixelShuffle.cpp
     """
     _check("pixel_unshuffle", "downscale_factor", input, downscale_factor)
     r = downscale_factor
@@ -61,12 +67,15 @@ def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
             )
     if input.numel() > 0:
         refuse_complex_half("pixel_unshuffle", input)
-    if r == 1:
-        return in_format_of(input, input.clone())  # a copy, as for any other factor
     blocks = input.reshape(*batch, channels, height // r, r, width // r, r)
     # [*, channels, r, r, height, width]
-    pixels = blocks.movedim((-3, -1, -4, -2), (-4, -3, -2, -1))
-    return in_format_of(input, pixels.reshape(*batch, channels * r * r, height // r, width // r))
+    pixels = copied(blocks.movedim((-3, -1, -4, -2), (-4, -3, -2, -1)))
+    return in_format_of(input, pixels.view(*batch, channels * r * r, height // r, width // r))
+
+
+def copied(x: Tensor) -> Tensor:
+    """x in memory of its own, in order: also for factor 1 or a single pixel, where nothing changes places."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _check(function: str, argument: str, input: Tensor, factor: int) -> None:
@@ -84,10 +93,12 @@ defines(aten.pixel_unshuffle.default)(pixel_unshuffle.__wrapped__)
 
 
 class PixelShuffle(torch.nn.PixelShuffle):
-    """[*, channels * r^2, height, width] -> [*, channels, height * r, width * r].
+    """out[c, h * r + i, w * r + j] = x[c * r^2 + i * r + j, h, w], r = upscale_factor.
 
+    Args:    upscale_factor: r, at least 1
+    Shape:   x: [*, channels * r^2, height, width]   returns: [*, channels, height * r, width * r]
     Raises:  RuntimeError when r^2 does not divide the channels
-    Source:  Shi et al., Real-time single image and video super-resolution, 2016
+    Source:  see `pixel_shuffle`
     """
 
     __constants__ = ["upscale_factor"]
@@ -104,10 +115,12 @@ class PixelShuffle(torch.nn.PixelShuffle):
 
 
 class PixelUnshuffle(torch.nn.PixelUnshuffle):
-    """[*, channels, height * r, width * r] -> [*, channels * r^2, height, width].
+    """The inverse of PixelShuffle: out[c * r^2 + i * r + j, h, w] = x[c, h * r + i, w * r + j].
 
+    Args:    downscale_factor: r, at least 1
+    Shape:   x: [*, channels, height * r, width * r]   returns: [*, channels * r^2, height, width]
     Raises:  RuntimeError when r does not divide height and width
-    Source:  Shi et al., Real-time single image and video super-resolution, 2016
+    Source:  see `pixel_unshuffle`
     """
 
     __constants__ = ["downscale_factor"]

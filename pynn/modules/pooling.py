@@ -89,10 +89,12 @@ __all__ = [
 
 
 class MaxPool1d(torch.nn.MaxPool1d):
-    """The largest element of each window; see `pynn.functional.max_pool1d`.
+    """The largest element of each window.
 
-    Args:    return_indices: also return where each maximum was, for MaxUnpool1d
-    Shape:   x: [batch, channels, L] or without batch   returns: the last one by that formula
+    Args:    kernel_size, stride, padding, dilation, ceil_mode: as `max_pool1d`'s
+             return_indices: also return where each maximum was, for MaxUnpool1d
+    Shape:   x: [batch, channels, L] or without batch   returns: the last one as `max_pool1d`
+    Source:  see `max_pool1d`
     """
 
     def forward(self, input: Tensor):
@@ -108,10 +110,12 @@ class MaxPool1d(torch.nn.MaxPool1d):
 
 
 class MaxPool2d(torch.nn.MaxPool2d):
-    """The largest element of each window; see `pynn.functional.max_pool2d`.
+    """The largest element of each window.
 
-    Args:    return_indices: also return where each maximum was, for MaxUnpool2d
-    Shape:   x: [batch, channels, height, width] or without batch   returns: the last two by that formula
+    Args:    kernel_size, stride, padding, dilation, ceil_mode: as `max_pool2d`'s
+             return_indices: also return where each maximum was, for MaxUnpool2d
+    Shape:   x: [batch, channels, height, width] or without batch   returns: the last two as `max_pool2d`
+    Source:  see `max_pool2d`
     """
 
     def forward(self, input: Tensor):
@@ -127,10 +131,13 @@ class MaxPool2d(torch.nn.MaxPool2d):
 
 
 class MaxPool3d(torch.nn.MaxPool3d):
-    """The largest element of each window; see `pynn.functional.max_pool3d`.
+    """The largest element of each window.
 
-    Args:    return_indices: also return where each maximum was, for MaxUnpool3d
-    Shape:   x: [batch, channels, depth, height, width] or without batch   returns: the last three by that formula
+    Args:    kernel_size, stride, padding, dilation, ceil_mode: as `max_pool3d`'s
+             return_indices: also return where each maximum was, for MaxUnpool3d
+    Shape:   x: [batch, channels, depth, height, width] or without batch
+             returns: the last three as `max_pool3d`
+    Source:  see `max_pool3d`
     """
 
     def forward(self, input: Tensor):
@@ -146,9 +153,11 @@ class MaxPool3d(torch.nn.MaxPool3d):
 
 
 class MaxUnpool1d(torch.nn.MaxUnpool1d):
-    """Put elements back where MaxPool1d took them from, 0 elsewhere; see `pynn.functional.max_unpool1d`.
+    """Put elements back where MaxPool1d took them from, 0 elsewhere.
 
-    Shape:   x: [batch, channels, L] or without batch   returns: the last one by that formula
+    Args:    kernel_size, stride, padding: those of the MaxPool1d
+    Shape:   x: [batch, channels, L] or without batch   returns: the last one as `max_unpool1d`
+    Source:  see `max_unpool1d`
     """
 
     def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -156,9 +165,11 @@ class MaxUnpool1d(torch.nn.MaxUnpool1d):
 
 
 class MaxUnpool2d(torch.nn.MaxUnpool2d):
-    """Put elements back where MaxPool2d took them from, 0 elsewhere; see `pynn.functional.max_unpool2d`.
+    """Put elements back where MaxPool2d took them from, 0 elsewhere.
 
-    Shape:   x: [batch, channels, height, width] or without batch   returns: the last two by that formula
+    Args:    kernel_size, stride, padding: those of the MaxPool2d
+    Shape:   x: [batch, channels, height, width] or without batch   returns: the last two as `max_unpool2d`
+    Source:  see `max_unpool2d`
     """
 
     def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -166,9 +177,12 @@ class MaxUnpool2d(torch.nn.MaxUnpool2d):
 
 
 class MaxUnpool3d(torch.nn.MaxUnpool3d):
-    """Put elements back where MaxPool3d took them from, 0 elsewhere; see `pynn.functional.max_unpool3d`.
+    """Put elements back where MaxPool3d took them from, 0 elsewhere.
 
-    Shape:   x: [batch, channels, depth, height, width] or without batch   returns: the last three by that formula
+    Args:    kernel_size, stride, padding: those of the MaxPool3d
+    Shape:   x: [batch, channels, depth, height, width] or without batch
+             returns: the last three as `max_unpool3d`
+    Source:  see `max_unpool3d`
     """
 
     def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -176,9 +190,11 @@ class MaxUnpool3d(torch.nn.MaxUnpool3d):
 
 
 class AvgPool1d(torch.nn.AvgPool1d):
-    """The mean of each window; see `pynn.functional.avg_pool1d`.
+    """The mean of each window.
 
-    Shape:   x: [batch, channels, L] or without batch   returns: the last one by that formula
+    Args:    kernel_size, stride, padding, ceil_mode, count_include_pad: as `avg_pool1d`'s
+    Shape:   x: [batch, channels, L] or without batch   returns: the last one as `avg_pool1d`
+    Source:  see `avg_pool1d`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -193,9 +209,11 @@ class AvgPool1d(torch.nn.AvgPool1d):
 
 
 class AvgPool2d(torch.nn.AvgPool2d):
-    """The mean of each window; see `pynn.functional.avg_pool2d`.
+    """The mean of each window.
 
-    Shape:   x: [batch, channels, height, width] or without batch   returns: the last two by that formula
+    Args:    kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override: as `avg_pool2d`'s
+    Shape:   x: [batch, channels, height, width] or without batch   returns: the last two as `avg_pool2d`
+    Source:  see `avg_pool2d`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -211,9 +229,12 @@ class AvgPool2d(torch.nn.AvgPool2d):
 
 
 class AvgPool3d(torch.nn.AvgPool3d):
-    """The mean of each window; see `pynn.functional.avg_pool3d`.
+    """The mean of each window.
 
-    Shape:   x: [batch, channels, depth, height, width] or without batch   returns: the last three by that formula
+    Args:    kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override: as `avg_pool3d`'s
+    Shape:   x: [batch, channels, depth, height, width] or without batch
+             returns: the last three as `avg_pool3d`
+    Source:  see `avg_pool3d`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -229,10 +250,13 @@ class AvgPool3d(torch.nn.AvgPool3d):
 
 
 class FractionalMaxPool2d(torch.nn.FractionalMaxPool2d):
-    """The largest element of windows at random places; see `pynn.functional.fractional_max_pool2d`.
+    """The largest element of windows at random places.
 
+    Args:    kernel_size, output_size, output_ratio: as `fractional_max_pool2d`'s
+             return_indices: also return where each maximum was (default False)
+    Shape:   x: [batch, channels, height, width] or without batch   returns: the last two output_size
     Raises:  ValueError unless exactly one of output_size and output_ratio is given, or for a ratio outside (0, 1)
-    Shape:   x: [batch, channels, height, width] or without batch   returns: the last two by that formula
+    Source:  see `fractional_max_pool2d`
     """
 
     def forward(self, input: Tensor):
@@ -247,10 +271,13 @@ class FractionalMaxPool2d(torch.nn.FractionalMaxPool2d):
 
 
 class FractionalMaxPool3d(torch.nn.FractionalMaxPool3d):
-    """The largest element of windows at random places; see `pynn.functional.fractional_max_pool3d`.
+    """The largest element of windows at random places.
 
+    Args:    kernel_size, output_size, output_ratio: as `fractional_max_pool3d`'s
+             return_indices: also return where each maximum was (default False)
+    Shape:   x: [batch, channels, depth, height, width] or without batch   returns: the last three output_size
     Raises:  ValueError unless exactly one of output_size and output_ratio is given, or for a ratio outside (0, 1)
-    Shape:   x: [batch, channels, depth, height, width] or without batch   returns: the last three by that formula
+    Source:  see `fractional_max_pool3d`
     """
 
     def forward(self, input: Tensor):
@@ -265,9 +292,11 @@ class FractionalMaxPool3d(torch.nn.FractionalMaxPool3d):
 
 
 class LPPool1d(torch.nn.LPPool1d):
-    """The p-norm of each window; see `pynn.functional.lp_pool1d`.
+    """The p-norm of each window, p = norm_type.
 
-    Shape:   x: [batch, channels, L] or without batch   returns: the last one by that formula
+    Args:    norm_type, kernel_size, stride, ceil_mode: as `lp_pool1d`'s
+    Shape:   x: [batch, channels, L] or without batch   returns: the last one as `lp_pool1d`
+    Source:  see `lp_pool1d`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -275,9 +304,11 @@ class LPPool1d(torch.nn.LPPool1d):
 
 
 class LPPool2d(torch.nn.LPPool2d):
-    """The p-norm of each window; see `pynn.functional.lp_pool2d`.
+    """The p-norm of each window, p = norm_type.
 
-    Shape:   x: [batch, channels, height, width] or without batch   returns: the last two by that formula
+    Args:    norm_type, kernel_size, stride, ceil_mode: as `lp_pool2d`'s
+    Shape:   x: [batch, channels, height, width] or without batch   returns: the last two as `lp_pool2d`
+    Source:  see `lp_pool2d`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -285,9 +316,12 @@ class LPPool2d(torch.nn.LPPool2d):
 
 
 class LPPool3d(torch.nn.LPPool3d):
-    """The p-norm of each window; see `pynn.functional.lp_pool3d`.
+    """The p-norm of each window, p = norm_type.
 
-    Shape:   x: [batch, channels, depth, height, width] or without batch   returns: the last three by that formula
+    Args:    norm_type, kernel_size, stride, ceil_mode: as `lp_pool3d`'s
+    Shape:   x: [batch, channels, depth, height, width] or without batch
+             returns: the last three as `lp_pool3d`
+    Source:  see `lp_pool3d`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -295,12 +329,13 @@ class LPPool3d(torch.nn.LPPool3d):
 
 
 class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):
-    """The largest element of output_size windows that cover the input; see
-    `pynn.functional.adaptive_max_pool1d`.
+    """The largest element of output_size windows that cover the input.
 
-    Args:    output_size: how many windows; return_indices: also return where each maximum was
+    Args:    output_size: how many windows
+             return_indices: also return where each maximum was (default False)
     Shape:   x: [batch, channels, L] or without batch   returns: [batch, channels, output_size]
     Raises:  RuntimeError for an empty input or a negative size
+    Source:  see `adaptive_max_pool1d`
     """
 
     def forward(self, input: Tensor):
@@ -308,10 +343,12 @@ class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):
 
 
 class AdaptiveMaxPool2d(torch.nn.AdaptiveMaxPool2d):
-    """The largest element of output_size windows that cover the input; see
-    `pynn.functional.adaptive_max_pool2d`.
+    """The largest element of output_size windows that cover the input.
 
-    Shape:   x: [batch, channels, height, width] or without batch   returns: the last two by that formula
+    Args:    output_size: one number or two; None keeps the size
+             return_indices: also return where each maximum was (default False)
+    Shape:   x: [batch, channels, height, width] or without batch   returns: the last two output_size
+    Source:  see `adaptive_max_pool2d`
     """
 
     def forward(self, input: Tensor):
@@ -319,10 +356,12 @@ class AdaptiveMaxPool2d(torch.nn.AdaptiveMaxPool2d):
 
 
 class AdaptiveMaxPool3d(torch.nn.AdaptiveMaxPool3d):
-    """The largest element of output_size windows that cover the input; see
-    `pynn.functional.adaptive_max_pool3d`.
+    """The largest element of output_size windows that cover the input.
 
-    Shape:   x: [batch, channels, depth, height, width] or without batch   returns: the last three by that formula
+    Args:    output_size: one number or three; None keeps the size
+             return_indices: also return where each maximum was (default False)
+    Shape:   x: [batch, channels, depth, height, width] or without batch   returns: the last three output_size
+    Source:  see `adaptive_max_pool3d`
     """
 
     def forward(self, input: Tensor):
@@ -330,9 +369,11 @@ class AdaptiveMaxPool3d(torch.nn.AdaptiveMaxPool3d):
 
 
 class AdaptiveAvgPool1d(torch.nn.AdaptiveAvgPool1d):
-    """The mean of output_size windows that cover the input; see `pynn.functional.adaptive_avg_pool1d`.
+    """The mean of output_size windows that cover the input.
 
-    Shape:   x: [batch, channels, L] or without batch   returns: the last one by that formula
+    Args:    output_size: how many windows
+    Shape:   x: [batch, channels, L] or without batch   returns: [batch, channels, output_size]
+    Source:  see `adaptive_avg_pool1d`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -340,9 +381,11 @@ class AdaptiveAvgPool1d(torch.nn.AdaptiveAvgPool1d):
 
 
 class AdaptiveAvgPool2d(torch.nn.AdaptiveAvgPool2d):
-    """The mean of output_size windows that cover the input; see `pynn.functional.adaptive_avg_pool2d`.
+    """The mean of output_size windows that cover the input.
 
-    Shape:   x: [batch, channels, height, width] or without batch   returns: the last two by that formula
+    Args:    output_size: one number or two; None keeps the size
+    Shape:   x: [batch, channels, height, width] or without batch   returns: the last two output_size
+    Source:  see `adaptive_avg_pool2d`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -350,9 +393,11 @@ class AdaptiveAvgPool2d(torch.nn.AdaptiveAvgPool2d):
 
 
 class AdaptiveAvgPool3d(torch.nn.AdaptiveAvgPool3d):
-    """The mean of output_size windows that cover the input; see `pynn.functional.adaptive_avg_pool3d`.
+    """The mean of output_size windows that cover the input.
 
-    Shape:   x: [batch, channels, depth, height, width] or without batch   returns: the last three by that formula
+    Args:    output_size: one number or three; None keeps the size
+    Shape:   x: [batch, channels, depth, height, width] or without batch   returns: the last three output_size
+    Source:  see `adaptive_avg_pool3d`
     """
 
     def forward(self, input: Tensor) -> Tensor:

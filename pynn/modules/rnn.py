@@ -144,6 +144,9 @@ class _Recurrent:
             raise RuntimeError(
                 f"For {adjective} input, hx should also be {wanted}-D but got {hx[0].dim()}-D tensor"
             )
+        if self.mode == "LSTM":
+            first_two = (hx[0], hx[1])
+            hx = pair_of_states(hx if is_batched else first_two, "lstm(): argument 'hx' (position 2)")
         return tuple(hx) if is_batched else tuple(part.unsqueeze(1) for part in hx)
 
     def _weights(self) -> list[Weights]:
@@ -233,6 +236,18 @@ class GRU(_Recurrent, torch_rnn.GRU):
 # ---- cells -----------------------------------------------------------------------------------------------
 
 
+def pair_of_states(hx: Any, argument: str) -> State:
+    """hx, where it is the (h, c) of an LSTM: a tensor that holds both is not taken apart.
+
+    Raises:  TypeError for a tensor; RuntimeError unless there are two
+    """
+    if isinstance(hx, Tensor):
+        raise TypeError(f"{argument} must be tuple of Tensors, not Tensor")
+    if len(hx) != 2:
+        raise RuntimeError(f"{argument.split('(')[0]} expects two hidden states")
+    return tuple(hx)
+
+
 class _Cell:
     """What the cells share: one step, with or without batch."""
 
@@ -240,7 +255,7 @@ class _Cell:
         name = type(self).__name__
         if input.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        for number, value in enumerate(hx or ()):
+        for number, value in enumerate(() if hx is None else hx):
             if value.dim() not in (1, 2):
                 which = f"hx[{number}]" if parts == 2 else "hidden"
                 raise ValueError(f"{name}: Expected {which} to be 1D or 2D, got {value.dim()}D instead")
@@ -249,6 +264,9 @@ class _Cell:
         if hx is None:
             state = tuple(x.new_zeros(x.size(0), self.hidden_size) for _ in range(parts))
         else:
+            if parts == 2:
+                given = hx if is_batched else (hx[0], hx[1])
+                hx = pair_of_states(given, "lstm_cell(): argument 'hx' (position 2)")
             state = tuple(value if is_batched else value.unsqueeze(0) for value in hx)
         self._check_sizes(x, state)
         weights = Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
@@ -281,6 +299,8 @@ class _Cell:
 class RNNCell(_Cell, torch_rnn.RNNCell):
     """h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu of it.
 
+    Args:    input_size, hidden_size: of the weights; bias: learn b_ih and b_hh (default)
+             nonlinearity: tanh (default) or relu
     Shape:   input: [batch, input_size] or [input_size]   hx: the same with hidden_size, default zeros   returns: as hx
     Raises:  ValueError, RuntimeError when sizes do not fit or the nonlinearity is unknown
     Source:  Elman, Finding structure in time, 1990
@@ -297,6 +317,7 @@ class RNNCell(_Cell, torch_rnn.RNNCell):
 class LSTMCell(_Cell, torch_rnn.LSTMCell):
     """One step of an LSTM: c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c').
 
+    Args:    input_size, hidden_size: of the weights; bias: learn b_ih and b_hh (default)
     Shape:   input: [batch, input_size] or [input_size]   hx: (h, c), each with hidden_size, default zeros
              returns: (h', c')
     Raises:  ValueError, RuntimeError when sizes do not fit
@@ -313,6 +334,7 @@ class LSTMCell(_Cell, torch_rnn.LSTMCell):
 class GRUCell(_Cell, torch_rnn.GRUCell):
     """One step of a GRU: h' = (1 - z) n + z h.
 
+    Args:    input_size, hidden_size: of the weights; bias: learn b_ih and b_hh (default)
     Shape:   input: [batch, input_size] or [input_size]   hx: the same with hidden_size, default zeros   returns: as hx
     Raises:  ValueError, RuntimeError when sizes do not fit
     Source:  Cho et al., Learning phrase representations using RNN encoder-decoder, 2014

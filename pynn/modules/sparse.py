@@ -22,12 +22,13 @@ __all__ = [
 class Embedding(torch.nn.Embedding):
     """out[*, :] = weight[x[*], :].
 
-    Args:    padding_idx: a row that starts at 0 and gets no gradient
+    Args:    num_embeddings, embedding_dim: shape of weight
+             padding_idx: a row that starts at 0 and gets no gradient
              max_norm, norm_type: rows in use are scaled in place to at most this norm
-             scale_grad_by_freq, sparse: see `pynn.functional.embedding`
+             scale_grad_by_freq, sparse: as `embedding`'s
     Shape:   x: [*] integers   weight: [num_embeddings, embedding_dim]   returns: [*, embedding_dim]
     Raises:  AssertionError when padding_idx is out of range or _weight has another shape; IndexError for an index
-    Source:  aten/native/Embedding.cpp
+    Source:  see `embedding`
     """
 
     __constants__ = [
@@ -141,12 +142,11 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
 
     Args:    num_embeddings, embedding_dim: shape of weight
              padding_idx: indices that count for nothing; their row starts as 0
-             max_norm, norm_type, scale_grad_by_freq, mode, sparse, include_last_offset: see
-             `pynn.functional.embedding_bag`
+             max_norm, norm_type, scale_grad_by_freq, mode, sparse, include_last_offset: as `embedding_bag`'s
     Shape:   input: [count] with offsets: [bags], or [bags, bag size]   per_sample_weights: as input
              weight: [num_embeddings, embedding_dim]   returns: [bags, embedding_dim]
     Raises:  AssertionError when padding_idx is out of range or _weight has another shape
-    Source:  aten/native/EmbeddingBag.cpp
+    Source:  see `embedding_bag`
     """
 
     __constants__ = [

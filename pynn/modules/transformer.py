@@ -134,7 +134,7 @@ class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
         x = norm2(x + attention(x, memory))                    x = x + attention(norm2(x), memory)
         x = norm3(x + feed_forward(x))                         x = x + feed_forward(norm3(x))
 
-    Args:    as TransformerEncoderLayer
+    Args:    as `TransformerEncoderLayer`'s
     Shape:   tgt: [queries, batch, d_model]   memory: [keys, batch, d_model]   returns: as tgt
              tgt_mask: [queries, queries]   memory_mask: [queries, keys]   (or with batch * nhead in front)
              tgt_key_padding_mask: [batch, queries]   memory_key_padding_mask: [batch, keys]
@@ -332,7 +332,7 @@ class Transformer(torch.nn.Transformer):
 
     Args:    num_encoder_layers, num_decoder_layers: depth of either
              custom_encoder, custom_decoder: modules to use in their place
-             the others: as TransformerEncoderLayer
+             the others: as `TransformerEncoderLayer`'s
     Shape:   src: [keys, batch, d_model]   tgt: [queries, batch, d_model]   returns: as tgt
              masks: as TransformerDecoderLayer, with src_mask [keys, keys]
     Raises:  RuntimeError when the batch sizes or the widths of src and tgt do not fit

@@ -55,7 +55,7 @@ def interpolate(
         area            the mean of x[floor(o * s) : ceil((o + 1) * s)]
         lanczos         6 neighbours by a windowed sinc (with antialias only)
 
-    Args:    size: of the output, or scale_factor, one number or one each
+    Args:    size: of the output, or scale_factor, one number or one each; mode: see above, default nearest
              align_corners: positions are o * (L - 1) / (O - 1): the corners stay
              recompute_scale_factor: s from the sizes, not from scale_factor
              antialias: stretch the filter over all elements that an output stands for (bilinear, bicubic, lanczos)
@@ -235,11 +235,13 @@ def upsample_bilinear(input: Tensor, size: Any = None, scale_factor: Any = None)
 
 
 class Upsample(torch.nn.Upsample):
-    """Resize the spatial dimensions; see `pynn.functional.interpolate` for the modes.
+    """Resize the spatial dimensions.
 
-    Args:    size or scale_factor, one number or one a dimension; mode; align_corners; recompute_scale_factor
+    Args:    size or scale_factor, one number or one a dimension; mode: default nearest
+             align_corners, recompute_scale_factor: as `interpolate`'s
     Shape:   x: [batch, channels, L...]   returns: [batch, channels, O...]
     Raises:  as interpolate
+    Source:  see `interpolate`
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -254,8 +256,18 @@ class Upsample(torch.nn.Upsample):
 
 
 class UpsamplingNearest2d(Upsample, torch.nn.UpsamplingNearest2d):
-    """Upsample with mode nearest. Shape: x: [batch, channels, height, width]   returns: the last two resized"""
+    """Upsample with mode nearest.
+
+    Args:    size or scale_factor: one number or two
+    Shape:   x: [batch, channels, height, width]   returns: the last two resized
+    Source:  see `interpolate`
+    """
 
 
 class UpsamplingBilinear2d(Upsample, torch.nn.UpsamplingBilinear2d):
-    """Upsample with mode bilinear, corners aligned. Shape: x: [batch, channels, height, width]   returns: resized"""
+    """Upsample with mode bilinear, corners aligned.
+
+    Args:    size or scale_factor: one number or two
+    Shape:   x: [batch, channels, height, width]   returns: the last two resized
+    Source:  see `interpolate`
+    """

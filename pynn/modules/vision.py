@@ -100,7 +100,9 @@ def affine_grid(theta: Tensor, size: list[int], align_corners: bool | None = Non
 
     Args:    size: [batch, channels, L...] of the output of grid_sample; align_corners: as there
     Shape:   theta: [batch, dims, dims + 1]   returns: [batch, L..., dims]
-    Raises:  ValueError, NotImplementedError when sizes do not fit
+    dtype:   floating point, returned as theta's; computes in float32 for 16-bit inputs
+    Raises:  ValueError for integers and shapes that do not fit size, NotImplementedError for a size of other
+             than 4 or 5 numbers
     Source:  Jaderberg et al., Spatial transformer networks, 2015; aten/native/AffineGridGenerator.cpp
     """
     if align_corners is None:

@@ -6,7 +6,7 @@ general tensor operations, spectral_norm is the power method, fusion algebra on 
 
 import torch.nn.utils as _torch_utils
 
-from pynn.sharing import share_names, share_submodules
+from pynn.sharing import share_helpers, share_names, share_submodules
 
 share_submodules(__name__, _torch_utils)
 
@@ -15,3 +15,4 @@ from pynn.utils import rnn as rnn  # noqa: E402
 from pynn.utils.weight_norm import remove_weight_norm, weight_norm  # noqa: E402, F401
 
 __all__ = share_names(__name__, _torch_utils)
+share_helpers(parametrizations.__name__, _torch_utils.parametrizations)

@@ -37,9 +37,14 @@ class _WeightNorm(_torch_parametrizations._WeightNorm):
 def weight_norm(module: Module, name: str = "weight", dim: int = 0) -> Module:
     """Parametrize a weight by its magnitude original0 and direction original1; weight = g * v / norm(v).
 
-    Args:    dim: the dimension that keeps a norm for each index; None: one norm of everything
+    Args:    name: of the parameter, default weight
+             dim: the dimension that keeps a norm for each index, default 0; None: one norm of everything
+    Shape:   original1: as the weight
+             original0: the same with 1 in every dimension but dim, or [] for dim None
     Returns: the module; it also loads state_dicts of the older weight_norm (`<name>_g`, `<name>_v`)
-    Source:  Salimans and Kingma, Weight normalization, 2016
+    dtype:   floating point; computes in float32 for 16-bit weights
+    Raises:  ValueError when module has no such parameter; RuntimeError for an uninitialized one
+    Source:  Salimans and Kingma, Weight normalization, 2016; aten/native/WeightNorm.cpp
     """
     parametrize.register_parametrization(module, name, _WeightNorm(dim), unsafe=True)
 

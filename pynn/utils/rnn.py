@@ -118,6 +118,7 @@ def pack_padded_sequence(
              enforce_sorted: the longest comes first already; else they are sorted here, and
              pad_packed_sequence puts them back
     Shape:   input: [time, batch, *]   lengths: [batch]   returns: data [sum(lengths), *] and its batch_sizes
+    dtype:   any, returned as input's; lengths are read as int64
     Raises:  RuntimeError for an empty input, lengths that are not positive, not sorted, not one a sequence
     Source:  aten/native/PackedSequence.cpp; torch too cuts an input that ends before its lengths do
     """
@@ -156,8 +157,10 @@ def pad_packed_sequence(
 
     out[t, b] = the element of sequence b at time t, or padding_value when t >= lengths[b]
 
-    Args:    batch_first: return [batch, time, *]; total_length: of the result, default the longest sequence's
+    Args:    batch_first: return [batch, time, *]; padding_value: default 0
+             total_length: of the result, default the longest sequence's
     Shape:   sequence.data: [sum(lengths), *]   returns: [time, batch, *] and lengths [batch]
+    dtype:   any, returned as that of the data; lengths int64
     Raises:  ValueError when total_length is less than the longest sequence;
              RuntimeError when data does not hold sum(batch_sizes) rows, or batch_sizes is empty or grows
     Source:  aten/native/PackedSequence.cpp
@@ -216,7 +219,8 @@ def pad_sequence(
 
     out[t, b] = sequences[b][t], or padding_value beyond its end (padding_side "left": before its beginning)
 
-    Args:    batch_first: return [batch, time, *]
+    Args:    batch_first: return [batch, time, *]; padding_value: default 0
+             padding_side: right (default) or left
     Shape:   sequences: [length, *] each   returns: [time, batch, *]
     dtype:   that of the first sequence, as are the device and the sizes after the length
     Raises:  RuntimeError for no sequences, another padding_side, or sizes that do not fit the first
@@ -269,8 +273,13 @@ def _check_pad_arguments(sequences: Sequence[Any], batch_first: Any, value: Any,
 def pack_sequence(sequences: list[Tensor], enforce_sorted: bool = True) -> PackedSequence:
     """pack_padded_sequence(pad_sequence(sequences), lengths)
 
+    Args:    enforce_sorted: the longest comes first already (default True)
     Shape:   sequences: [length, *] each, the longest first or enforce_sorted=False
-    Raises:  RuntimeError for no sequences, empty ones, or ones that are not sorted
+             returns: data [sum(lengths), *] and its batch_sizes
+    dtype:   any, returned as that of the first sequence
+    Raises:  RuntimeError for no sequences, empty ones, ones that are not sorted, or sizes that do not fit the
+             first
+    Source:  torch/nn/utils/rnn.py; aten/native/PackedSequence.cpp
     """
     lengths = torch.as_tensor([sequence.size(0) for sequence in sequences])
     return pack_padded_sequence(pad_sequence(sequences), lengths, enforce_sorted=enforce_sorted)
@@ -280,7 +289,11 @@ def pack_sequence(sequences: list[Tensor], enforce_sorted: bool = True) -> Packe
 def unpack_sequence(packed_sequences: PackedSequence) -> list[Tensor]:
     """The list of sequences that pack_sequence was given.
 
-    Shape:   returns: [length, *] each
+    Args:    packed_sequences: what pack_sequence or pack_padded_sequence returned
+    Shape:   packed_sequences.data: [sum(lengths), *]   returns: [length, *] each
+    dtype:   any, returned as that of the data
+    Raises:  RuntimeError when data does not hold sum(batch_sizes) rows, or batch_sizes is empty or grows
+    Source:  torch/nn/utils/rnn.py
     """
     padded, lengths = pad_packed_sequence(packed_sequences, batch_first=True)
     return unpad_sequence(padded, lengths, batch_first=True)

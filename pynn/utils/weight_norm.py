@@ -26,6 +26,9 @@ def all_dims_but(dim: int, v: Tensor) -> list[int]:
 
 def norm_except_dim(v: Tensor, dim: int) -> Tensor:
     """sqrt(sum(v^2)) over all dimensions but dim, kept as size 1; dim -1: over all, a single number."""
+    if dim not in range(-v.dim(), v.dim()):
+        limits = f"[{-v.dim()}, {v.dim() - 1}]"
+        raise IndexError(f"Dimension out of range (expected to be in range of {limits}, but got {dim})")
     values = widen(v)
     squares = values * values
     total = squares.sum() if dim == -1 else squares.sum(all_dims_but(dim, v), keepdim=True)
@@ -133,9 +136,15 @@ def weight_norm(module: T_module, name: str = "weight", dim: int = 0) -> T_modul
 
     Deprecated: `pynn.utils.parametrizations.weight_norm` does the same as a parametrization.
 
-    Args:    dim: the dimension that keeps a norm for each index; None: one norm of everything
+    Args:    name: of the parameter, default weight
+             dim: the dimension that keeps a norm for each index, default 0; None: one norm of everything
+    Shape:   <name>_v: as the weight
+             <name>_g: the same with 1 in every dimension but dim, or [] for dim None
     Returns: the module, whose weight is recomputed before every forward
-    Raises:  RuntimeError when name has one already; ValueError for an uninitialized parameter
+    dtype:   floating point; computes in float32 for 16-bit weights
+    Raises:  RuntimeError when name has one already; ValueError for an uninitialized parameter; AttributeError
+             when module has no such parameter
+    Source:  Salimans and Kingma, Weight normalization, 2016; aten/native/WeightNorm.cpp
     """
     WeightNorm.apply(module, name, dim)
     return module
@@ -144,7 +153,11 @@ def weight_norm(module: T_module, name: str = "weight", dim: int = 0) -> T_modul
 def remove_weight_norm(module: T_module, name: str = "weight") -> T_module:
     """Undo weight_norm: the weight, as it is now, is a parameter again.
 
+    Args:    name: of the parameter, default weight
+    Shape:   <name>: as <name>_v   returns: module
+    dtype:   that of <name>_v
     Raises:  ValueError when there is no such hook
+    Source:  torch/nn/utils/weight_norm.py
     """
     for key, hook in module._forward_pre_hooks.items():
         if isinstance(hook, _TorchWeightNorm) and hook.name == name:
