@@ -1,5 +1,6 @@
 """pynn in the hands of code that knows torch.nn only: subclasses of tensors and layers, tracers, pickles."""
 
+import io
 import pickle
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.utils import source_matcher_utils
 from torch.overrides import TorchFunctionMode
+from torch.package import PackageExporter, PackageImporter
 from torch.testing._internal.common_modules import module_db
 
 import pynn
@@ -324,14 +326,20 @@ def test_fx_refuses_a_function_of_cpp_while_it_has_torchs_name():
     assert "conv2d" in torch.fx.symbolic_trace(pynn.functional.conv2d).code
 
 
+@pytest.mark.parametrize("pre_dispatch", [False, True])
 @pytest.mark.parametrize("has_gradient", [False, True])
-def test_make_fx_records_the_operations_of_torchs_layers(has_gradient):
-    """test_make_fx_model_double_param and test_decomposition_interpreter of test_proxy_tensor.py."""
+def test_make_fx_records_the_operations_of_torchs_layers(has_gradient, pre_dispatch):
+    """test_make_fx_model_double_param and test_decomposition_interpreter of test_proxy_tensor.py,
+    test_aot_export_predispatch_composite_implicit_linear of test_aotdispatch.py.
+    """
     graphs = []
     for nn in (torch.nn, pynn):
         model = network(nn).requires_grad_(has_gradient)
-        graphs.append(make_fx(model)(torch.randn(2, 2, 6)))
-    assert [node.target for node in graphs[0].graph.nodes] == [node.target for node in graphs[1].graph.nodes]
+        graphs.append(make_fx(model, pre_dispatch=pre_dispatch)(torch.randn(2, 2, 6)))
+    with pynn.install():  # the functions' names are pynn's then
+        graphs.append(make_fx(model, pre_dispatch=pre_dispatch)(torch.randn(2, 2, 6)))
+    targets = [[node.target for node in graph.graph.nodes] for graph in graphs]
+    assert targets[0] == targets[1] == targets[2]
 
 
 def test_modes_are_told_poolings_arguments_as_they_are():
@@ -476,3 +484,38 @@ def test_a_warning_names_the_callers_line():
     assert [(w.category, str(w.message), w.filename) for w in found] == [
         (w.category, str(w.message), w.filename) for w in expected
     ]
+
+
+@pytest.mark.parametrize("take", [lambda model: model, torch.fx.symbolic_trace])
+def test_packages_need_no_word_about_pynn(take):
+    """torch.package saves a model of torch.nn's layers without being told of torch."""
+    with pynn.install():
+        model = take(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU()))
+        file = io.BytesIO()
+        with PackageExporter(file) as exporter:
+            exporter.save_pickle("model", "model.pkl", model)
+        file.seek(0)
+        again = PackageImporter(file).load_pickle("model", "model.pkl")
+    assert [type(layer) for layer in list(again.modules())[1:]] == [pynn.Linear, pynn.ReLU]
+    x = torch.randn(4, 3)
+    assert torch.equal(again(x), model(x))
+
+
+def test_dynamo_notes_the_lines_that_call_layers():
+    """test_compile_with_functionalization of dynamo/test_subclasses.py, whose text shows where lines change."""
+    noted = []
+    for nn in (torch.nn, pynn):
+        graphs = []
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+
+        def step(x, nn=nn, model=model):
+            y = x.add_(1.0) + nn.functional.relu_(x)
+            return model(nn.functional.softmax(y, -1))
+
+        def backend(graph, inputs, graphs=graphs):
+            graphs.append(graph)
+            return graph.forward
+
+        torch.compile(step, backend=backend, fullgraph=True)(torch.randn(2, 3))
+        noted.append([node.stack_trace for node in graphs[0].graph.nodes if node.op != "output"])
+    assert noted[0] == noted[1]

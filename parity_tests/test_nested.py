@@ -110,3 +110,114 @@ def test_masks_with_nested_tensors_are_refused(masks):
     for layer in layers():
         with torch.no_grad(), pytest.raises(AssertionError, match="does not support NestedTensor"):
             layer(x, x, x, **masks)
+
+
+# ---- functions, as test_nestedtensor.py asks for them ----------------------------------------------------
+
+C = torch.nn.functional
+TABLE, BIAS, WEIGHT = torch.randn(9, WIDTH), torch.randn(6), torch.randn(6, WIDTH)
+KEYS = torch.nested.nested_tensor([torch.randn(length, WIDTH) for length in (2, 4, 4)])
+INDICES = torch.nested.nested_tensor([torch.randint(9, (length,)) for length in LENGTHS])
+EMPTY = torch.nested.nested_tensor([])
+
+
+def transposed(x):
+    return x.transpose(1, 2)
+
+
+FUNCTIONS = {
+    "relu": lambda f, x: f.relu(x),
+    "relu_": lambda f, x: f.relu_(x.clone()),
+    "gelu": lambda f, x: f.gelu(x),
+    "gelu tanh": lambda f, x: f.gelu(x, approximate="tanh"),
+    "silu": lambda f, x: f.silu(x),
+    "silu in place": lambda f, x: f.silu(x.clone(), inplace=True),
+    "softsign": lambda f, x: f.softsign(x),
+    "tanh": lambda f, x: f.tanh(x),
+    "tanhshrink": lambda f, x: f.tanhshrink(x),
+    "dropout": lambda f, x: f.dropout(x, 0.3),
+    "dropout, nothing": lambda f, x: f.dropout(x, 0.3, training=False),
+    "dropout, transposed": lambda f, x: f.dropout(transposed(x.detach()), 0.3),
+    "softmax": lambda f, x: f.softmax(x, -1),
+    "softmax along sequences": lambda f, x: f.softmax(x, 1, dtype=torch.float64),
+    "softmax, transposed": lambda f, x: f.softmax(transposed(x.detach()), 1),
+    "softmin": lambda f, x: f.softmin(x, 2),
+    "linear": lambda f, x: f.linear(x, WEIGHT, BIAS),
+    "linear without bias": lambda f, x: f.linear(x, WEIGHT),
+    "layer_norm": lambda f, x: f.layer_norm(x, [WIDTH], TABLE[0], TABLE[1]),
+    "embedding": lambda f, x: f.embedding(INDICES, TABLE, 1),
+    "attention": lambda f, x: f.scaled_dot_product_attention(x, KEYS, KEYS, scale=0.5),
+    "nothing: relu": lambda f, x: f.relu(EMPTY),
+    "nothing: softmax": lambda f, x: f.softmax(EMPTY, 1),
+    "nothing: dropout": lambda f, x: f.dropout(EMPTY),
+    "one after another": lambda f, x: f.relu(f.silu(f.gelu(x)), inplace=True),
+}
+GRADIENT_IS_OURS_ALONE = ("tanh", "tanhshrink")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_of_nested_tensors(name):
+    """Values, and the gradient if x has one."""
+    results, parts = [], [torch.randn(length, WIDTH) for length in LENGTHS]
+    for functions in (C, pynn.functional):
+        torch.manual_seed(0)
+        x = torch.nested.nested_tensor(parts, requires_grad=name not in GRADIENT_IS_OURS_ALONE)
+        out = FUNCTIONS[name](functions, x)
+        assert out.is_nested and out.layout == torch.strided
+        results.append([out, *(torch.autograd.grad(out, x, out.detach()) if out.requires_grad else ())])
+    assert len(results[0]) == len(results[1])
+    for cpp, own in zip(*results, strict=True):
+        assert cpp.size(0) == own.size(0)
+        for one, other in zip(own.unbind(), cpp.unbind(), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", GRADIENT_IS_OURS_ALONE)
+def test_gradients_that_torch_lacks(name):
+    parts = [torch.randn(length, WIDTH, requires_grad=True) for length in LENGTHS]
+    out = getattr(pynn.functional, name)(torch.nested.as_nested_tensor(parts))
+    found = torch.autograd.grad(out, parts, torch.ones_like(out))
+    expected = [torch.autograd.grad(getattr(C, name)(part).sum(), part)[0] for part in parts]
+    torch.testing.assert_close(list(found), expected)
+
+
+def test_parameters_have_gradients_beside_nested_tensors():
+    """test_nested_tensor_linear_backward; of an embedding torch has none."""
+    weight, table = WEIGHT.clone().requires_grad_(), TABLE.clone().requires_grad_()
+    out = pynn.functional.linear(pynn.functional.embedding(INDICES, table), weight)
+    grads = torch.autograd.grad(out, (weight, table), torch.ones_like(out))
+    rows = torch.cat(INDICES.unbind())
+    dense = C.linear(C.embedding(rows, table), weight)
+    torch.testing.assert_close(grads, torch.autograd.grad(dense.sum(), (weight, table)))
+
+
+REFUSED = {
+    "relu": lambda f, x: f.relu(transposed(x)),
+    "softmax": lambda f, x: f.softmax(x, -3),
+    "softmax by default": lambda f, x: f.softmax(x),
+    "softmax out of range": lambda f, x: f.softmax(x, 3),
+    "linear of vectors": lambda f, x: f.linear(INDICES, WEIGHT),
+    "linear, transposed": lambda f, x: f.linear(transposed(x), WEIGHT),
+    "linear, wider": lambda f, x: f.linear(x, WEIGHT[:, 1:]),
+    "linear, unequal": lambda f, x: f.linear(transposed(x).contiguous(), WEIGHT),
+    "linear, nested weight": lambda f, x: f.linear(x, x),
+    "layer_norm": lambda f, x: f.layer_norm(x, [WIDTH + 1], torch.ones(WIDTH + 1), torch.ones(WIDTH + 1)),
+    "layer_norm, irregular": lambda f, x: f.layer_norm(
+        x, [5, WIDTH], torch.ones(5, WIDTH), torch.ones(5, WIDTH)
+    ),
+    "attention, causal": lambda f, x: f.scaled_dot_product_attention(x, x, x, is_causal=True),
+    "attention, mask": lambda f, x: f.scaled_dot_product_attention(x, x, x, attn_mask=torch.zeros(5, 5)),
+    "attention, transposed": lambda f, x: f.scaled_dot_product_attention(*[transposed(x)] * 3),
+    "attention, dense": lambda f, x: f.scaled_dot_product_attention(x, *[torch.randn(3, 5, WIDTH)] * 2),
+    "dropout": lambda f, x: f.dropout(x, 1.1),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_nested_tensors_are_refused_in_torchs_words(name):
+    errors = []
+    for functions in (C, pynn.functional):
+        with pytest.raises((RuntimeError, IndexError, ValueError)) as caught:
+            REFUSED[name](functions, nested())
+        errors.append((caught.type, str(caught.value).partition("instead last dimension equals")[0]))
+    assert errors[0] == errors[1]

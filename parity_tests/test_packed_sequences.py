@@ -14,6 +14,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import rnn as theirs
 
+import pynn
 from parity_tests.elementary import is_elementary
 from parity_tests.test_purity import Recorder
 from pynn.utils import rnn as ours
@@ -238,6 +239,15 @@ def test_graph_is_the_one_torch_records(name):
     """make_fx sees torch's operation, not the indices of one batch."""
     graphs = [make_fx(functools.partial(OPERATIONS[name], m))(argument(name)).code for m in BOTH]
     assert graphs[0] == graphs[1]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_graph_while_installed(name):
+    """TestJit.test_export_lstm of test_jit.py: torch's function is called, not its name, which pynn's has."""
+    expected = make_fx(functools.partial(OPERATIONS[name], theirs))(argument(name)).code
+    with pynn.install():
+        graph = make_fx(functools.partial(OPERATIONS[name], torch.nn.utils.rnn))(argument(name))
+    assert graph.code == expected
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -18,6 +18,8 @@ import torch.ao.nn.quantized as nnq
 from torch import Tensor
 from torch.ao import quantization as ao
 from torch.ao.pruning import WeightNormSparsifier
+from torch.ao.pruning._experimental.data_sparsifier import DataNormSparsifier
+from torch.ao.pruning._experimental.data_sparsifier.quantization_utils import post_training_sparse_quantize
 from torch.ao.pruning._experimental.pruner import SaliencyPruner
 from torch.ao.quantization import quantize_fx
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
@@ -366,6 +368,28 @@ def test_layers_are_pruned_as_torchs_are(way: str) -> None:
     expected = pruned(built("torch", build))
     with installed(way):
         assert_same(pruned(built(way, build)), expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_embeddings_are_sparsified_as_torchs_are(way: str) -> None:
+    """test_data_sparsifier.py, test_data_scheduler.py."""
+
+    def sparsified(model: Any) -> list[Any]:
+        config = {"sparsity_level": 0.5, "sparse_block_shape": (1, 4), "zeros_per_block": 4}
+        sparsifier = DataNormSparsifier(**config)
+        for name, layer in model.named_children():
+            sparsifier.add_data(name=name, data=layer)
+        sparsifier.step()
+        masks = [sparsifier.get_mask(name) for name, _ in model.named_children()]
+        post_training_sparse_quantize(model, DataNormSparsifier, sparsify_first=True, **config)
+        return [*masks, types_in(model)]
+
+    def build(nn: Any) -> Any:
+        return nn.Sequential(nn.Embedding(8, 4), nn.EmbeddingBag(8, 4))
+
+    expected = sparsified(built("torch", build))
+    with installed(way):
+        assert_same(sparsified(built(way, build)), expected)
 
 
 GETTERS = [

@@ -1,5 +1,6 @@
 """What torch's own test files (test_nn.py, nn/test_*.py) found with pynn installed; each test names its origin."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -382,3 +383,74 @@ def test_aot_autograd_runs_what_it_records():
 
     aot_function(function, nop)(torch.randn(3, requires_grad=True))
     assert len(runs) > 1 and all(run == runs[0] for run in runs)
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_passes_of_fx_that_look_for_exact_classes(is_installed):
+    """test_fetch of test_fx_experimental.py, and its like: what a pass finds, and whose layers it leaves."""
+    from torch.fx.experimental.graph_gradual_typechecker import GraphTypeChecker, Refine
+    from torch.fx.experimental.optimization import fuse, optimize_for_inference
+    from torch.fx.passes.param_fetch import lift_lowering_attrs_to_nodes
+    from torch.fx.tensor_type import Dyn, TensorType
+
+    def found(nn):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.ReLU()).eval()
+        graph = torch.fx.symbolic_trace(model)
+        classes = [type(layer) for layer in graph.modules()]
+        lift_lowering_attrs_to_nodes(graph)
+        lifted = [node.attrs_for_lowering["name"] for node in graph.graph.nodes if node.op == "call_module"]
+        next(iter(graph.graph.nodes)).type = TensorType((1, 3, 8, Dyn))
+        GraphTypeChecker({}, graph).type_check()
+        Refine(graph).refine()
+        types = [str(node.type) for node in graph.graph.nodes]
+        assert [type(layer) for layer in graph.modules()] == classes
+        fused, optimised = fuse(model), optimize_for_inference(model)
+        assert {type(layer) for layer in list(fused.modules())[1:]} == {nn.Conv2d, nn.ReLU}
+        return lifted, types, [type(layer).__name__ for layer in optimised.modules()]
+
+    expected = found(torch.nn)
+    with pynn.install() if is_installed else contextlib.nullcontext():
+        assert found(torch.nn if is_installed else pynn) == expected
+
+
+SPARSE = {
+    "coo": lambda x: x.to_sparse(),
+    "coo, twice the same place": lambda x: torch.sparse_coo_tensor([[0, 0, 1], [2, 2, 1]], [1.0, -3.0, 2.0]),
+    "coo of rows": lambda x: x.to_sparse(1),
+    "csr": lambda x: x.to_sparse_csr(),
+    "csc": lambda x: x.to_sparse_csc(),
+    "bsr": lambda x: x.to_sparse_bsr((2, 2)),
+    "bsc": lambda x: x.to_sparse_bsc((2, 2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse ")
+@pytest.mark.parametrize("name", SPARSE)
+def test_relu_of_sparse_tensors(name):
+    """TestSparseCSR.test_sparse_csr_unary_out of test_sparse_csr.py and its like."""
+    x = torch.randn(4, 6) * (torch.rand(4, 6) > 0.5)
+    for call in (lambda f, x: f.relu(x), lambda f, x: f.relu(x, inplace=True), lambda f, x: f.relu_(x)):
+        outcomes = []
+        for functions in (C, F):
+            try:
+                outcomes.append(call(functions, SPARSE[name](x)))
+            except RuntimeError as error:
+                outcomes.append(str(error))
+        if isinstance(outcomes[0], str):
+            assert outcomes[0] == outcomes[1]
+        else:
+            cpp, own = outcomes
+            assert own.layout == cpp.layout and own.sparse_dim() == cpp.sparse_dim()
+            assert torch.equal(own.to_dense(), cpp.to_dense())
+    leaf = x.clone().requires_grad_()
+    if "twice" not in name:
+        F.relu(SPARSE[name](leaf)).to_dense().sum().backward()
+        assert torch.equal(leaf.grad, (x > 0).float())
+
+
+def test_embedding_in_a_sparse_table():
+    """Which torch looks up in for a list of indices, not for a matrix of them."""
+    table, indices = torch.randn(5, 3).to_sparse(), torch.tensor([4, 0, 4])
+    cpp, own = both(lambda functions: functions.embedding(indices, table))
+    assert own.layout == cpp.layout == torch.sparse_coo and torch.equal(own.to_dense(), cpp.to_dense())

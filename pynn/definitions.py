@@ -29,6 +29,7 @@ from pynn.constant_gradients import with_graph_to_inputs
 from pynn.dtype_names import type_name
 from pynn.first_argument import refusal_of_others
 from pynn.mkldnn import of_dense_copies
+from pynn.nested import ANSWERS, is_nested
 from pynn.overrides import call_override, has_override, scripts_as
 
 DEFINITIONS: dict[OpOverload, Callable[..., Any]] = {}
@@ -42,6 +43,7 @@ _dispatch_mode = torch._C._get_dispatch_mode
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 _is_dispatched_to = torch._C._dispatch_tls_is_dispatch_key_included
 _PYTHON_DISPATCHER = torch._C.DispatchKey.PythonDispatcher
+_pre_dispatch_modes = torch._ops.mode_stack_state_for_pre_dispatch()
 
 WIDER = {**dict.fromkeys(NARROW_DTYPES, torch.float32), torch.complex32: torch.complex64}
 """What 16-bit numbers are computed in."""
@@ -66,9 +68,16 @@ def is_traced() -> bool:
     """
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return True
+    if _pre_dispatch_modes.get(0) is not None:  # make_fx(pre_dispatch=True)
+        return True
     if not torch._C._len_torch_dispatch_stack():
         return False
     return _dispatch_mode(_PROXY) is not None or _is_dispatched_to(_PYTHON_DISPATCHER)
+
+
+def is_distributed(x: Tensor) -> bool:
+    """Whether x is a DTensor, in whichever module of torch.distributed that is."""
+    return type(x).__module__ == "torch.distributed.tensor"
 
 
 def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | None = None) -> Callable:
@@ -77,7 +86,9 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
     has_kernel says for which arguments torch's function can run at all; for others the definition is traced.
 
     A tensor subclass with __torch_function__ and torch.fx are told torch's function too: see pynn.overrides.
-    A quantised tensor goes there as well: the definitions are of numbers, not of integers with a scale.
+    A quantised tensor goes there as well: the definitions are of numbers, not of integers with a scale. So does a
+    distributed one: how it is sharded, and what that sends, is decided op by op, in a table that has ATen's.
+    Of a nested tensor, the definition is of what it holds: see pynn.nested.
 
     The graph then holds the ATen operation that Inductor, ONNX export and this project's own compiler know.
     The decorated function keeps its name, signature and documentation; `__wrapped__` is the definition and
@@ -87,6 +98,7 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
     def decorate(definition: Callable) -> Callable:
         refuse_others = refusal_of_others(definition, torch_function)
         checked_kinds = check_of_kinds(definition, torch_function)
+        of_nested = ANSWERS.get(definition.__name__)
 
         @functools.wraps(definition)
         def function(*args: Any, **kwargs: Any) -> Any:
@@ -98,8 +110,10 @@ def traced_as(torch_function: Callable, *, has_kernel: Callable[..., bool] | Non
             if args and isinstance(args[0], Tensor):
                 if args[0].is_mkldnn:
                     return of_dense_copies(function, args, kwargs)
-                if args[0].is_quantized:
+                if args[0].is_quantized or is_distributed(args[0]):
                     return torch_function(*args, **kwargs)
+                if of_nested is not None and is_nested(args[0]):
+                    return of_nested(function, *args, **kwargs)
             if refuse_others is not None and not (args and isinstance(args[0], Tensor)):
                 refuse_others(args, kwargs)
             if checked_kinds is not None and (len(args) > 1 or kwargs):

@@ -63,7 +63,10 @@ def _rename_functions(module: Module, names: dict[Any, Any]) -> None:
 
 
 def modules_in(value: Any) -> Iterator[Module]:
-    """The modules in lists, dictionaries and torch.ao's objects; none of a model before its __init__ was called."""
+    """The modules in lists, dictionaries and the objects of torch.ao and of torch.fx's passes.
+
+    None of a model before its __init__ was called.
+    """
     if isinstance(value, Module):
         if "_modules" in vars(value):
             yield from value.modules()
@@ -73,7 +76,9 @@ def modules_in(value: Any) -> Iterator[Module]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from modules_in(item)
-    elif any(cls.__module__.startswith("torch.ao.") for cls in type(value).__mro__):
+    elif any(
+        cls.__module__.startswith(("torch.ao.", "torch.fx.experimental.")) for cls in type(value).__mro__
+    ):
         yield from modules_in(getattr(value, "__dict__", {}))
 
 

@@ -4,7 +4,7 @@ torch.ao computes with layers of its own, and finds what to replace by the exact
 `type(m) is nn.Conv2d`, in some two hundred places that ask nobody. So its public functions see torch.nn only.
 For the time of a call each pynn layer of the model has torch's class, a class or function named in an argument is
 torch's, and while pynn is installed the names of torch.nn hold torch's own. Afterwards each layer has its class
-again, and float layers that the call made are pynn's, where the model's are.
+again, and float layers that the call made are pynn's, where the model's are. Four passes of torch.fx are as exact.
 """
 
 import functools
@@ -41,6 +41,9 @@ FUNCTIONS_OF = {
     "torch.ao.ns._numeric_suite_fx",
     "torch.ao.ns.fx.graph_matcher",
     "torch.ao.ns.fx.mappings",
+    "torch.ao.pruning._experimental.data_sparsifier.quantization_utils",
+    "torch.fx.experimental.optimization",
+    "torch.fx.passes.param_fetch",
 }
 """Modules whose functions take models or classes of layers from the user, or tell them classes.
 
@@ -56,7 +59,20 @@ METHODS = {
         "get_qconfig_info",
     },
     "torch.ao.pruning.": {"prepare", "prune", "make_config_from_model", "squash_mask"},
+    "torch.ao.pruning._experimental.data_sparsifier.base_data_sparsifier": {"_extract_weight", "add_data"},
     "torch.ao.pruning._experimental.pruner.base_structured_sparsifier": {"__init__"},
+    "torch.fx.experimental.graph_gradual_typechecker": {
+        "infer_symbolic_relations",
+        "refine",
+        "refine_node",
+        "symbolic_relations",
+        "type_check",
+        "type_check_node",
+    },
+    "torch.fx.experimental.migrate_gradual_types.constraint_generator": {
+        "generate_constraints",
+        "generate_constraints_node",
+    },
 }
 """The same of classes, by how the name of their module begins: layers made of others, and what looks at a model."""
 
@@ -73,10 +89,15 @@ writes into the table that it is given."""
 _outermost = threading.local()
 
 
+def is_exact(module: str) -> bool:
+    """Whether a module of this name finds layers by their exact class."""
+    return module.startswith("torch.ao.") or module in FUNCTIONS_OF or module in METHODS
+
+
 def teach_torch_ao() -> None:
     """Wrap its functions, those of modules imported later too; a second call changes nothing."""
     if not any(isinstance(finder, _LaterModules) for finder in sys.meta_path):
-        _open_doors([module for name, module in sys.modules.items() if name.startswith("torch.ao.")])
+        _open_doors([module for name, module in sys.modules.items() if is_exact(name)])
         sys.meta_path.insert(0, _LaterModules())
 
 
@@ -84,7 +105,7 @@ class _LaterModules(AroundImport):
     """Tables that a module of torch.ao makes when it is imported hold torch's own classes, installed or not."""
 
     def wants(self, fullname: str) -> bool:
-        return fullname.startswith("torch.ao.")
+        return is_exact(fullname)
 
     def around(self, module: ModuleType, run: Callable[[], None]) -> None:
         with torchs_names():
@@ -93,7 +114,7 @@ class _LaterModules(AroundImport):
 
 
 def _open_doors(modules: Sequence[ModuleType]) -> None:
-    """Wrap what users call in these modules of torch.ao."""
+    """Wrap what users call in these modules."""
     functions = {}
     for module in modules:
         for name, value in vars(module).items():
@@ -121,9 +142,9 @@ def _open_methods(cls: type, names: set[str]) -> None:
 
 
 def _replace(functions: dict[Callable, Callable]) -> None:
-    """Put the wrapped functions under every name that torch.ao and torch.quantization have for them."""
+    """Put the wrapped functions under every name that torch.ao, torch.quantization and these passes have for them."""
     for module_name, module in list(sys.modules.items()):
-        if module_name.startswith(("torch.ao.", "torch.quantization")):
+        if is_exact(module_name) or module_name.startswith("torch.quantization"):
             for name, value in vars(module).items():
                 if isinstance(value, FunctionType) and value in functions:
                     setattr(module, name, functions[value])

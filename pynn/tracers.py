@@ -1,8 +1,9 @@
-"""torch.jit.script, torch.fx and Dynamo treat pynn's layers as the torch.nn layers that they stand for.
+"""TorchScript, torch.fx, Dynamo and torch.package treat pynn's layers as the torch.nn layers that they stand for.
 
 They decide by where a class or a function comes from: TorchScript compiles the text of its methods, torch.fx keeps a
-layer whole, or says that it made a node, if its module's name begins with torch.nn, and Dynamo compiles the frames of
-all files but some. None asks anyone, so `import pynn` wraps a few functions of each.
+layer whole, or says that it made a node, if its module's name begins with torch.nn, Dynamo compiles the frames of
+all files but some, and notes the lines of these, and torch.package leaves torch alone out of what it packs. None asks
+anyone, so `import pynn` wraps a few functions of each.
 """
 
 import functools
@@ -18,12 +19,15 @@ import torch.jit._recursive
 import torch.jit._script
 from torch.fx.passes.utils import source_matcher_utils
 from torch.nn import Module, Sequential
+from torch.package import PackageExporter
 
 from pynn.convert import convert, with_new_bases
 from pynn.counterparts import class_pairs, function_pairs, torchs_objects
 from pynn.install import torchs_names
 from pynn.overrides import is_installed
 from pynn.sharing import AroundImport
+
+OWN_FOLDER = Path(__file__).parent.as_posix() + "/"
 
 
 def teach_tracers() -> None:
@@ -33,6 +37,7 @@ def teach_tracers() -> None:
     wrap(torch.fx.Tracer, "is_leaf_module", keeping_layers)
     wrap(torch.fx.Tracer, "trace", _tracing_torchs_functions)
     wrap(source_matcher_utils, "get_source_partitions", _by_layers)
+    wrap(PackageExporter, "_can_implicitly_extern", _without_pynn)
     for name, teach in LATER.items():
         if name in sys.modules:
             teach(sys.modules[name])
@@ -164,6 +169,16 @@ def _as_noted_of_torchs(meta: dict[str, Any]) -> dict[str, Any]:
     return {"nn_module_stack": {**layers, key: (path, original)}} if original else {}
 
 
+def _without_pynn(can_implicitly_extern: Callable) -> Callable:
+    """A package holds neither torch's source nor pynn's: whoever loads it has both."""
+
+    @functools.wraps(can_implicitly_extern)
+    def can(self: PackageExporter, module_name: str) -> bool:
+        return module_name.partition(".")[0] == "pynn" or can_implicitly_extern(self, module_name)
+
+    return can
+
+
 def _write_torchs_sources(serializer: ModuleType) -> None:
     wrap(serializer.GraphModuleSerializer, "serialize_operator", _by_torchs_name)
 
@@ -192,11 +207,9 @@ def _leave_own_frames_alone(trace_rules: ModuleType) -> None:
 
 
 def _and_pynns(is_inlined_when_called: Callable) -> Callable:
-    folder = Path(__file__).parent.as_posix() + "/"
-
     @functools.wraps(is_inlined_when_called)
     def is_inlined(filename: str) -> bool:
-        return filename.startswith(folder) or is_inlined_when_called(filename)
+        return filename.startswith(OWN_FOLDER) or is_inlined_when_called(filename)
 
     return is_inlined
 
@@ -220,7 +233,30 @@ def _is_forward_with_hooks(frame: Any) -> bool:
     return torch._dynamo.utils.nnmodule_has_hooks(layer, check_forward_hooks=True)
 
 
+def _note_the_lines_that_call(symbolic_convert: ModuleType) -> None:
+    wrap(symbolic_convert.InstructionTranslatorBase, "is_co_filename_from_nn_modules", _or_from_pynn)
+
+
+def _or_from_pynn(is_from_torchs_layers: Callable) -> Callable:
+    """Lines of pynn are left out of a node's stack trace as those of torch.nn are: the line that calls is noted.
+
+    Where only layers call each other, pynn's lines are all there is to note.
+    """
+
+    @functools.wraps(is_from_torchs_layers)
+    def is_from_layers(frame: Any) -> bool:
+        if not frame.f_code.co_filename.startswith(OWN_FOLDER):
+            return is_from_torchs_layers(frame)
+        while (frame := getattr(frame, "parent", None)) is not None:
+            if not is_from_torchs_layers(frame) and not frame.f_code.co_filename.startswith(OWN_FOLDER):
+                return True
+        return False
+
+    return is_from_layers
+
+
 LATER = {
+    "torch._dynamo.symbolic_convert": _note_the_lines_that_call,
     "torch._dynamo.trace_rules": _leave_own_frames_alone,
     "torch._export.serde.serialize": _write_torchs_sources,
 }

@@ -39,8 +39,10 @@ def embedding_forward(
     sparse: bool = False,
 ) -> Tensor:
     """out[*, :] = weight[indices[*], :]."""
-    # [*, embedding_dim]
-    return weight.index_select(0, indices.reshape(-1)).view(*indices.shape, weight.size(1))
+    rows = weight.index_select(0, indices.reshape(-1))
+    if indices.dim() == 1:  # all that a sparse weight can be asked for
+        return rows
+    return rows.view(*indices.shape, weight.size(1))  # [*, embedding_dim]
 
 
 @defines(aten.embedding_dense_backward.default)

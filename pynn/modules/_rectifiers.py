@@ -24,7 +24,8 @@ from pynn.definitions import (
     type_name,
 )
 from pynn.out import takes_out
-from pynn.sparse_values import is_sparse, of_values
+
+from ._sparse_values import of_values
 
 __all__ = [
     "hardshrink",
@@ -240,8 +241,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """
     if input.dtype == torch.bool:
         raise RuntimeError("Boolean inputs not supported for relu")
-    if is_sparse(input):
-        return of_values(_relu, input, "relu_" if inplace else None)
+    if input.layout != torch.strided:
+        return of_values(_relu, input, inplace)
     return apply_in_place(_relu, input) if inplace else _relu(input)
 
 

@@ -9,7 +9,8 @@ Both ways are one copy of rows: `collect` takes the cells that hold an element, 
 cells and padding into the others. Each is the gradient of the other.
 """
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Number, Real
 from typing import Any
 
@@ -30,6 +31,17 @@ __all__ = [
     "unpack_sequence",
     "unpad_sequence",
 ]
+
+
+def _traced_as_torchs(definition: Callable) -> Callable:
+    """Under a tracer, call torch's function of this name: the object, as install() gives the name to pynn's."""
+    torchs = getattr(torch_rnn, definition.__name__)
+
+    @functools.wraps(definition)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return (torchs if is_traced() else definition)(*args, **kwargs)
+
+    return function
 
 
 # ---- padded and packed, when it is known which cells hold an element --------------------------------------
@@ -94,6 +106,7 @@ def _check_lengths(lengths: Tensor, batch: int) -> None:
 # ---- packing ---------------------------------------------------------------------------------------------
 
 
+@_traced_as_torchs
 def pack_padded_sequence(
     input: Tensor, lengths: Tensor | list[int], batch_first: bool = False, enforce_sorted: bool = True
 ) -> PackedSequence:
@@ -109,8 +122,6 @@ def pack_padded_sequence(
     Raises:  RuntimeError for an empty input, lengths that are not positive, not sorted, not one a sequence
     Source:  aten/native/PackedSequence.cpp; torch too cuts an input that ends before its lengths do
     """
-    if is_traced():
-        return torch_rnn.pack_padded_sequence(input, lengths, batch_first, enforce_sorted)
     if isinstance(lengths, Tensor):
         lengths = lengths.to(torch.int64)
     else:
@@ -135,6 +146,7 @@ def pack_padded_sequence(
     return PackedSequence(data, running.sum(1), order, None)
 
 
+@_traced_as_torchs
 def pad_packed_sequence(
     sequence: PackedSequence,
     batch_first: bool = False,
@@ -153,8 +165,6 @@ def pad_packed_sequence(
              RuntimeError when data does not hold sum(batch_sizes) rows, or batch_sizes is empty or grows
     Source:  aten/native/PackedSequence.cpp
     """
-    if is_traced():
-        return torch_rnn.pad_packed_sequence(sequence, batch_first, padding_value, total_length)
     data, batch_sizes, unsorted_indices = sequence.data, sequence.batch_sizes, sequence.unsorted_indices
     time = batch_sizes.size(0)
     if total_length is not None and total_length < time:
@@ -198,6 +208,7 @@ def _check_batch_sizes(data: Tensor, batch_sizes: Tensor) -> None:
 # ---- lists of sequences ----------------------------------------------------------------------------------
 
 
+@_traced_as_torchs
 def pad_sequence(
     sequences: Tensor | list[Tensor],
     batch_first: bool = False,
@@ -215,8 +226,6 @@ def pad_sequence(
     Raises:  RuntimeError for no sequences, another padding_side, or sizes that do not fit the first
     Source:  aten/native/PackedSequence.cpp
     """
-    if is_traced():
-        return torch_rnn.pad_sequence(sequences, batch_first, padding_value, padding_side)
     if not isinstance(sequences, Iterable):
         raise RuntimeError(
             f"pad_sequence: Expected iterable for input sequences, but got arg of type: {type(sequences)}"
@@ -260,6 +269,7 @@ def _check_pad_arguments(sequences: Sequence[Any], batch_first: Any, value: Any,
         raise RuntimeError("pad_sequence: the first sequence must have a dimension of time, but is a number")
 
 
+@_traced_as_torchs
 def pack_sequence(sequences: list[Tensor], enforce_sorted: bool = True) -> PackedSequence:
     """pack_padded_sequence(pad_sequence(sequences), lengths)
 
@@ -271,12 +281,11 @@ def pack_sequence(sequences: list[Tensor], enforce_sorted: bool = True) -> Packe
              first
     Source:  torch/nn/utils/rnn.py; aten/native/PackedSequence.cpp
     """
-    if is_traced():
-        return torch_rnn.pack_sequence(sequences, enforce_sorted)
     lengths = torch.as_tensor([sequence.size(0) for sequence in sequences])
     return pack_padded_sequence(pad_sequence(sequences), lengths, enforce_sorted=enforce_sorted)
 
 
+@_traced_as_torchs
 def unpack_sequence(packed_sequences: PackedSequence) -> list[Tensor]:
     """The list of sequences that pack_sequence was given.
 
@@ -286,8 +295,6 @@ def unpack_sequence(packed_sequences: PackedSequence) -> list[Tensor]:
     Raises:  RuntimeError when data does not hold sum(batch_sizes) rows, or batch_sizes is empty or grows
     Source:  torch/nn/utils/rnn.py
     """
-    if is_traced():
-        return torch_rnn.unpack_sequence(packed_sequences)
     padded, lengths = pad_packed_sequence(packed_sequences, batch_first=True)
     return unpad_sequence(padded, lengths, batch_first=True)
 
