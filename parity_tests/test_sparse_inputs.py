@@ -92,3 +92,10 @@ def test_no_gradient_in_none_out(name: str) -> None:
     for functions in (C, F):
         out = Forgetful.apply(getattr(functions, name)(x))
         assert torch.autograd.grad(out.sum(), x, allow_unused=True) == (None,)
+
+
+def test_embedding_in_a_sparse_table() -> None:
+    """Which torch looks up in for a list of indices, not for a matrix of them."""
+    table, indices = torch.randn(5, 3).to_sparse(), torch.tensor([4, 0, 4])
+    cpp, own = C.embedding(indices, table), F.embedding(indices, table)
+    assert own.layout == cpp.layout == torch.sparse_coo and torch.equal(own.to_dense(), cpp.to_dense())

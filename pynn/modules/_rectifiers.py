@@ -23,9 +23,8 @@ from pynn.definitions import (
     traced_as,
     type_name,
 )
+from pynn.modules._sparse_values import of_values
 from pynn.out import takes_out
-
-from ._sparse_values import of_values
 
 __all__ = [
     "hardshrink",

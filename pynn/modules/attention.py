@@ -10,8 +10,8 @@ from pynn.constant_gradients import nothing_of
 from pynn.definitions import defines, is_traced, traced_as, widen
 from pynn.dtype_names import cpp_name
 from pynn.memory_format import laid_out_like
+from pynn.modules._softmax import SoftmaxFunction
 
-from ._softmax import SoftmaxFunction
 from .dropout import dropout
 
 __all__ = ["scaled_dot_product_attention"]

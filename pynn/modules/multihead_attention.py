@@ -12,10 +12,15 @@ from torch.nn.parameter import Parameter
 
 from pynn.construction import init_module
 from pynn.definitions import PUBLIC, defines, is_traced
+from pynn.modules._nested import (
+    attend_by_sequence,
+    gives_nan_without_keys,
+    require_fast_path,
+    why_not_fast_path,
+)
+from pynn.modules._softmax import softmax_of
 from pynn.overrides import scripts_as
 
-from ._nested import attend_by_sequence, gives_nan_without_keys, require_fast_path, why_not_fast_path
-from ._softmax import softmax_of
 from .activation import softmax
 from .attention import scaled_dot_product_attention
 from .attention_masks import (

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.init import xavier_uniform_
 
 from pynn.construction import init_module
+from pynn.modules._nested import gives_zeros_for_padding, layer_gives_nan_without_keys, sequence_by_sequence
 
-from ._nested import gives_zeros_for_padding, layer_gives_nan_without_keys, sequence_by_sequence
 from .activation import relu
 from .attention_masks import canonical_mask, dtype_of
 from .container import ModuleList

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from pynn.definitions import defines, is_traced
+from pynn.modules._rectifiers import relu_forward
+from pynn.modules._smooth_activations import gelu_forward
 
-from ._rectifiers import relu_forward
-from ._smooth_activations import gelu_forward
 from .activation import gelu, relu
 from .attention import causal_mask
 from .linear import linear
