@@ -412,3 +412,21 @@ def test_passes_of_fx_that_look_for_exact_classes(is_installed):
     expected = found(torch.nn)
     with pynn.install() if is_installed else contextlib.nullcontext():
         assert found(torch.nn if is_installed else pynn) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plugin", [[], ["-p", "parity_tests.installed"]], ids=["torch", "pynn"])
+def test_files_of_tests_run_with_pynn_in_place_of_torch(plugin, tmp_path):
+    """The README's command for torch's own files."""
+    answer = tmp_path / "answer"
+    (tmp_path / "test_theirs.py").write_text(f"""
+from torch import nn
+from torch.nn.functional import gelu
+
+def test_names():
+    open({str(answer)!r}, "w").write(nn.Linear.__module__ + " " + gelu.__module__)
+""")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, "test_theirs.py"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    layer, function = answer.read_text().split()
+    assert (layer.partition(".")[0] == "pynn") == (function.partition(".")[0] == "pynn") == bool(plugin)
