@@ -1,4 +1,4 @@
-"""Keeping torch's own Python decompositions away from operations that are ours
+"""Keeping torch's own Python decompositions away from operations that are ours.
 
 torch registers some of them (every mode of interpolation) as Python kernels of the operation itself, at its
 Autograd and CompositeImplicitAutograd keys. These run while a graph is traced, before any table is asked.
