@@ -137,7 +137,7 @@ def row_blocks(x: Tensor) -> list[tuple[int, int]]:
     rows, cols = x.shape
     ends = [0]
     while ends[-1] < rows:
-        step = 2 * BLOCK // (cols * (rows - ends[-1]))
+        step = 4 * BLOCK // (cols * (rows - ends[-1]))
         ends.append(min(ends[-1] + max(step, 1), rows))
     return list(itertools.pairwise(ends))
 
