@@ -360,4 +360,5 @@ def test_norm_of_a_weight_over_dimensions_that_it_has_not(package: str, dim: int
 def test_attention_of_no_fractions(dtype: torch.dtype, causal: bool) -> None:
     x = torch.ones(1, 2, 3, 4, dtype=dtype)
     assert_same("scaled_dot_product_attention", x, x, x, is_causal=causal)
-    assert_same("scaled_dot_product_attention", x[:, :, :0], x, x, is_causal=causal)
+    if not IS_OLDER:  # which looks at the dtype first
+        assert_same("scaled_dot_product_attention", x[:, :, :0], x, x, is_causal=causal)
