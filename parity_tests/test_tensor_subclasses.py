@@ -99,6 +99,7 @@ DISTRIBUTED: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
+@pytest.mark.skipif(IS_OLDER, reason="torch 2.11 can't place most of these, or does it wrong")
 @pytest.mark.parametrize("name", DISTRIBUTED)
 def test_distributed_tensors_are_placed_as_torch_places_them(name: str, mesh: DeviceMesh) -> None:
     """distributed/tensor/test_convolution_ops.py, test_embedding_ops.py and others; gradients as well."""
