@@ -13,6 +13,7 @@ from torch.testing._internal import composite_compliance as compliance
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import pynn.functional as F
+from parity_tests.torch_version import IS_OLDER
 
 
 def rrelu(x: torch.Tensor) -> torch.Tensor:
