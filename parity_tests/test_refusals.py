@@ -355,6 +355,24 @@ def test_norm_of_a_weight_over_dimensions_that_it_has_not(package: str, dim: int
     assert expected[0] is IndexError and found == expected
 
 
+class OfNoDimensions(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(-2.0))
+
+
+@pytest.mark.parametrize("dim", [None, -1, 0])
+def test_norm_of_a_weight_of_no_dimensions(dim: int | None) -> None:
+    norms = (
+        importlib.import_module(f"{nn}.utils.parametrizations").weight_norm for nn in ("torch.nn", "pynn")
+    )
+    expected, found = (outcome(norm, OfNoDimensions(), dim=dim) for norm in norms)
+    if isinstance(expected, torch.nn.Module):
+        assert found.weight == expected.weight == -2
+    else:
+        assert found == expected
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64], ids=str)
 def test_attention_of_no_fractions(dtype: torch.dtype, causal: bool) -> None:

@@ -43,7 +43,8 @@ def weight_norm(module: Module, name: str = "weight", dim: int = 0) -> Module:
              original0: the same with 1 in every dimension but dim, or [] for dim None
     Returns: the module; it also loads state_dicts of the older weight_norm (`<name>_g`, `<name>_v`)
     dtype:   floating point; computes in float32 for 16-bit weights
-    Raises:  ValueError when module has no such parameter; RuntimeError for an uninitialized one
+    Raises:  ValueError when module has no such parameter; RuntimeError for an uninitialized one; IndexError
+             when the weight has no such dimension
     Source:  Salimans and Kingma, Weight normalization, 2016; aten/native/WeightNorm.cpp
     """
     parametrize.register_parametrization(module, name, _WeightNorm(dim), unsafe=True)

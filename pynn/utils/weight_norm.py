@@ -26,9 +26,8 @@ def all_dims_but(dim: int, v: Tensor) -> list[int]:
 
 def norm_except_dim(v: Tensor, dim: int) -> Tensor:
     """sqrt(sum(v^2)) over all dimensions but dim, kept as size 1; dim -1: over all, a single number."""
-    if dim not in range(-v.dim(), v.dim()):
-        limits = f"[{-v.dim()}, {v.dim() - 1}]"
-        raise IndexError(f"Dimension out of range (expected to be in range of {limits}, but got {dim})")
+    if dim != -1:
+        v.size(dim)  # raises IndexError where v has no such dimension
     values = widen(v)
     squares = values * values
     total = squares.sum() if dim == -1 else squares.sum(all_dims_but(dim, v), keepdim=True)
@@ -143,7 +142,7 @@ def weight_norm(module: T_module, name: str = "weight", dim: int = 0) -> T_modul
     Returns: the module, whose weight is recomputed before every forward
     dtype:   floating point; computes in float32 for 16-bit weights
     Raises:  RuntimeError when name has one already; ValueError for an uninitialized parameter; AttributeError
-             when module has no such parameter
+             when module has no such parameter; IndexError when the weight has no such dimension
     Source:  Salimans and Kingma, Weight normalization, 2016; aten/native/WeightNorm.cpp
     """
     WeightNorm.apply(module, name, dim)
