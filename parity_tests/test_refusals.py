@@ -363,12 +363,13 @@ class OfNoDimensions(torch.nn.Module):
 
 @pytest.mark.parametrize("dim", [None, -1, 0])
 def test_norm_of_a_weight_of_no_dimensions(dim: int | None) -> None:
+    """torch takes the module for None and -1, and then can't compute the weight."""
     norms = (
         importlib.import_module(f"{nn}.utils.parametrizations").weight_norm for nn in ("torch.nn", "pynn")
     )
     expected, found = (outcome(norm, OfNoDimensions(), dim=dim) for norm in norms)
     if isinstance(expected, torch.nn.Module):
-        assert found.weight == expected.weight == -2
+        assert found.weight == -2
     else:
         assert found == expected
 
